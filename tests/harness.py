@@ -1,0 +1,184 @@
+"""How the tests run trio, and what must be true when a run ends.
+
+Most tests here are differential: they run once on stock trio (``"epoll"``, plain
+``trio.run``), which is the reference, and once on the ring (``"io_uring"``).
+The helpers below are all that such a test needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import socket as stdlib_socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import trio
+
+try:
+    import uring_trio
+except ImportError as exc:  # the extension was not built; conftest.py says what follows
+    IMPORT_ERROR: ImportError | None = exc
+else:
+    IMPORT_ERROR = None
+
+T = TypeVar("T")
+
+EPOLL = "epoll"
+RING = "io_uring"
+
+# A cqe that is still owed (an orphaned poll, say) comes within microseconds. The
+# bound is only there so that a lost one fails the test instead of hanging it.
+BOOKS_TIMEOUT_S = 2.0
+FDS_TIMEOUT_S = 2.0
+
+# trio's entry queue always has one task in wait_readable, so on the ring one poll.
+INTERNAL_READERS = 1
+
+
+class BooksError(AssertionError):
+    """A run ended with something still in the kernel, leased or waiting."""
+
+
+def ring_denied() -> str | None:
+    """Why no test can run on the ring here, or None."""
+    if IMPORT_ERROR is not None:
+        return f"uring_trio cannot be imported: {IMPORT_ERROR}"
+    report = uring_trio.probe()
+    if report.backend == RING:
+        return None
+    return f"no io_uring here: {report.reason} ({report.remedy})"
+
+
+def run(backend: str, async_fn: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+    """Run ``async_fn`` on ``backend``; fail if it ran elsewhere or its books do not balance."""
+
+    async def audited() -> T:
+        assert io_statistics().backend == backend
+        result = await async_fn(*args)
+        await assert_books_balance()
+        return result
+
+    return run_raw(backend, audited, **kwargs)
+
+
+def run_raw(backend: str, async_fn: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+    """Run without the audit, for tests that break the run on purpose."""
+    if backend == EPOLL:
+        return trio.run(async_fn, *args, **kwargs)
+    return uring_trio.run(async_fn, *args, backend=backend, **kwargs)  # type: ignore[no-any-return]
+
+
+def start_guest_run(backend: str, async_fn: Callable[..., Awaitable[Any]], **kwargs: Any) -> None:
+    if backend == EPOLL:
+        trio.lowlevel.start_guest_run(async_fn, **kwargs)
+    else:
+        uring_trio.start_guest_run(async_fn, backend=backend, **kwargs)
+
+
+def io_statistics() -> Any:
+    return trio.lowlevel.current_statistics().io_statistics
+
+
+def io_manager() -> Any:
+    """The manager of the current run: private, and the very thing under test."""
+    return trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
+
+
+async def assert_books_balance() -> None:
+    """Nothing in flight, no lease out, no waiter; gives late cqes time to arrive."""
+    deadline = time.monotonic() + BOOKS_TIMEOUT_S
+    while problems := unbalanced():
+        if time.monotonic() > deadline:
+            raise BooksError(f"{problems} in {io_statistics()}")
+        await trio.lowlevel.checkpoint()
+
+
+def unbalanced() -> list[str]:
+    """What is still open in the current run, apart from trio's own waiting reader."""
+    statistics = io_statistics()
+    limits = {"tasks_waiting_read": INTERNAL_READERS, "tasks_waiting_write": 0}
+    if statistics.backend == RING:
+        limits |= {"in_flight": INTERNAL_READERS, "leases_out": 0, "stale_cqes": 0}
+    return [name for name, limit in limits.items() if getattr(statistics, name) > limit]
+
+
+def open_fds() -> dict[int, str]:
+    """This process's file descriptors and what they are, without the one used to look."""
+    fds = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            fds[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return fds
+
+
+@contextlib.contextmanager
+def no_new_fds() -> Iterator[None]:
+    """Fail if there are more file descriptors at the end than at the start."""
+    before = open_fds()
+    yield
+    deadline = time.monotonic() + FDS_TIMEOUT_S
+    while len(after := open_fds()) > len(before):
+        gc.collect()
+        if time.monotonic() > deadline:
+            new = {fd: what for fd, what in after.items() if before.get(fd) != what}
+            raise AssertionError(f"file descriptors left open: {new}")
+        time.sleep(0.005)
+
+
+def fill(sock: stdlib_socket.socket) -> int:
+    """Send until the kernel takes no more; the number of bytes that it took."""
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += sock.send(b"x" * 65536)
+    return sent
+
+
+def drain(sock: stdlib_socket.socket) -> bytes:
+    """Receive all that is there."""
+    chunks = []
+    with contextlib.suppress(BlockingIOError):
+        while chunk := sock.recv(1 << 20):
+            chunks.append(chunk)
+    return b"".join(chunks)
+
+
+@contextlib.contextmanager
+def nonblocking_pair(
+    type_: int = stdlib_socket.SOCK_STREAM,
+) -> Iterator[tuple[stdlib_socket.socket, stdlib_socket.socket]]:
+    """Two connected stdlib UNIX sockets, for tests of readiness."""
+    a, b = stdlib_socket.socketpair(stdlib_socket.AF_UNIX, type_)
+    with a, b:
+        a.setblocking(False)
+        b.setblocking(False)
+        yield a, b
+
+
+async def tcp_pair() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+    """Two connected trio TCP sockets over loopback: the connecting and the accepted one."""
+    with trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = trio.socket.socket()
+        await client.connect(listener.getsockname())
+        server, _ = await listener.accept()
+    return client, server
+
+
+async def stream_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two connected SocketStreams over loopback TCP."""
+    client, server = await tcp_pair()
+    return trio.SocketStream(client), trio.SocketStream(server)
+
+
+async def expect_exception(error: type[BaseException], fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
+    """For nurseries: ``fn(*args)`` must raise ``error``."""
+    try:
+        await fn(*args)
+    except error:
+        return
+    raise AssertionError(f"{fn} did not raise {error.__name__}")
