@@ -1,0 +1,31 @@
+"""What cffi builds: the extension ``uring_trio._engine`` out of the C in this folder.
+
+setuptools runs this file from the project's root, and wants paths relative to it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cffi import FFI
+
+CSRC = Path("csrc")
+
+# Each part declares what Python may call in a file of its own, and its C header has
+# the same name. cffi lets the C compiler compare the two.
+PARTS = ("engine", "loadgen")
+
+ffibuilder = FFI()
+for part in PARTS:
+    ffibuilder.cdef((CSRC / f"{part}.cdef.h").read_text(encoding="utf-8"))
+
+ffibuilder.set_source(
+    "uring_trio._engine",
+    "".join(f'#include "{part}.h"\n' for part in PARTS),
+    sources=[str(path) for path in sorted(CSRC.glob("*.c"))],
+    include_dirs=[str(CSRC)],
+    # Listed so that an edit rebuilds, and so that the sdist carries them.
+    depends=["csrc/build_ffi.py", *(str(path) for path in sorted(CSRC.glob("*.h")))],
+    # gnu11, not c11: syscall(2) and sched_setaffinity(2) are extensions.
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
+)
