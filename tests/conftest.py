@@ -1,9 +1,9 @@
-"""Every async test runs on stock trio and on the ring, and ends with its books balanced.
+"""Differential tests, and the books that every test must balance.
 
-An async test without a marker of pytest-trio or anyio is run by this file, with
-``harness.run``, once for each backend. ``@pytest.mark.ring_only`` and
-``@pytest.mark.stock_only`` leave one of them out. A sync test that wants the same
-takes ``backend`` as an argument.
+A module with ``pytestmark = pytest.mark.differential`` has each of its async tests run
+by pytest-trio once on stock trio, the reference, and once on the ring, through
+``harness.run``. A sync test gets the same by taking ``backend`` as an argument.
+``@pytest.mark.ring_only`` and ``@pytest.mark.stock_only`` leave one of the two out.
 
 Where io_uring is denied, the tests on the ring are skipped and say why; with
 ``URING_TRIO_REQUIRE=1`` in the environment they fail instead.
@@ -14,33 +14,34 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import harness
 import pytest
 
-TEST_TIMEOUT_S = 30  # the slowest takes 5 s on two busy cores
-FOREIGN_MARKERS = ("trio", "anyio", "asyncio")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "ring_only: promised by the ring alone, so not run on epoll")
-    config.addinivalue_line("markers", "stock_only: about the reference alone, so not run on the ring")
+    for line in (
+        "differential: its async tests run on stock trio and on the ring",
+        "ring_only: promised by the ring alone, so not run on epoll",
+        "stock_only: about the reference alone, so not run on the ring",
+    ):
+        config.addinivalue_line("markers", line)
 
 
-def is_ours(function: Any, markers: list[pytest.Mark]) -> bool:
-    foreign = any(mark.name in FOREIGN_MARKERS for mark in markers)
-    return inspect.iscoroutinefunction(inspect.unwrap(function)) and not foreign
+def is_differential(collector: Any, function: Any) -> bool:
+    markers = [*collector.iter_markers(), *getattr(function, "pytestmark", [])]
+    wanted = any(mark.name == "differential" for mark in markers)
+    return wanted and inspect.iscoroutinefunction(function)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> None:
-    # An async test need not name `backend` to be run on both.
-    if collector.funcnamefilter(name) and inspect.iscoroutinefunction(obj):
-        markers = [*collector.iter_markers(), *getattr(obj, "pytestmark", [])]
-        if is_ours(obj, markers):
-            pytest.mark.usefixtures("backend")(obj)
+    # So that a differential test need not name `backend` to be run on both.
+    if collector.funcnamefilter(name) and is_differential(collector, obj):
+        pytest.mark.usefixtures("backend")(obj)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -56,8 +57,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
+        if item.get_closest_marker("differential") is None or not isinstance(item, pytest.Function):
+            continue
+        if inspect.iscoroutinefunction(item.obj):
+            run = functools.partial(harness.run, item.callspec.params["backend"])
+            # First, because pytest-trio takes the first marker that names a run.
+            item.add_marker(pytest.mark.trio(run=run), append=False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -70,17 +75,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("URING_TRIO_REQUIRE") == "1":
         pytest.fail(f"URING_TRIO_REQUIRE is 1, but {reason}", pytrace=False)
     pytest.skip(reason)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    if not is_ours(pyfuncitem.obj, list(pyfuncitem.iter_markers())):
-        return None
-    names = pyfuncitem._fixtureinfo.argnames
-    arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    backend = pyfuncitem.funcargs["backend"]
-    harness.run(backend, functools.partial(pyfuncitem.obj, **arguments))
-    return True
 
 
 @pytest.fixture(autouse=True)
