@@ -1,0 +1,48 @@
+# make demo    set up, build, and compare an echo server on the ring with stock trio
+# make test    set up, build, and run every test; what .ci/run calls
+# make bench   the comparison with stock trio, asyncio and uvloop; ARGS="--rounds 1" and so on
+# make matrix  trio's own suite on the oldest and newest trio and on each Python at hand
+# make build   the wheel, in dist/
+# make clean   remove all that these made
+#
+# PYTHON names the interpreter, VENV the environment: make test PYTHON=python3.13 VENV=.venv313
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+
+.PHONY: demo test bench matrix build clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m uring_trio demo $(ARGS)
+
+test: $(VENV)/test.stamp
+	$(BIN)/python tests/run_all.py $(ARGS)
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+
+matrix: $(VENV)/test.stamp
+	$(BIN)/python tests/trio_suite/matrix.py $(ARGS)
+
+build: $(BIN)/python
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) .matrix build dist src/*.egg-info src/uring_trio/*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	$(MAKE) -C csrc/tests clean
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each extra: the package is installed again, and its C rebuilt, after an
+# edit to what it is built from, and only then.
+$(VENV)/%.stamp: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
