@@ -60,7 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("differential") is None or not isinstance(item, pytest.Function):
             continue
         if inspect.iscoroutinefunction(item.obj):
-            run = functools.partial(harness.run, item.callspec.params["backend"])
+            backend = str(item.callspec.params["backend"])
+            run = functools.partial(harness.run, backend)
             # First, because pytest-trio takes the first marker that names a run.
             item.add_marker(pytest.mark.trio(run=run), append=False)
 

@@ -12,10 +12,12 @@ import gc
 import os
 import socket as stdlib_socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
 
 try:
     import uring_trio
@@ -175,7 +177,9 @@ async def stream_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
     return trio.SocketStream(client), trio.SocketStream(server)
 
 
-async def expect_exception(error: type[BaseException], fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
+async def expect_exception(
+    error: type[BaseException], fn: Callable[..., Awaitable[Any]], *args: Any
+) -> None:
     """For nurseries: ``fn(*args)`` must raise ``error``."""
     try:
         await fn(*args)
