@@ -1,0 +1,197 @@
+"""The load generator against a plain threaded echo server, and against bad servers.
+
+It must report truly, and end on time whatever the server does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from uring_trio._loadgen import LoadOptions, LoadReport, generate_load, measure_load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+# Long enough for hundreds of round trips, short enough for a unit test.
+SECONDS = 0.2
+# The drain that follows the window ends after 2 s at the latest, see loadgen.c.
+DRAIN_LIMIT_S = 2.0
+# What a loaded machine may add to a bound.
+GRACE_S = 2.0
+
+
+def echo(conn: socket.socket) -> None:
+    while data := conn.recv(65536):
+        conn.sendall(data)
+
+
+def serve_connections(listener: socket.socket, handle: Callable[[socket.socket], None]) -> None:
+    """Accept until the listener is shut down; handle each connection in a thread."""
+    threads, conns = [], []
+    with contextlib.suppress(OSError):
+        while True:
+            conn, _ = listener.accept()
+            conns.append(conn)
+            threads.append(threading.Thread(target=handle_one, args=(conn, handle)))
+            threads[-1].start()
+    for conn in conns:
+        with contextlib.suppress(OSError):
+            conn.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join()
+
+
+def handle_one(conn: socket.socket, handle: Callable[[socket.socket], None]) -> None:
+    with conn, contextlib.suppress(OSError):
+        handle(conn)
+
+
+@contextlib.contextmanager
+def server(handle: Callable[[socket.socket], None] = echo) -> Iterator[int]:
+    """A server on a free port of 127.0.0.1, gone with all its threads at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        acceptor = threading.Thread(target=serve_connections, args=(listener, handle))
+        acceptor.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            acceptor.join()
+
+
+def load(port: int, **options: Any) -> LoadReport:
+    return generate_load(LoadOptions(port=port, seconds=SECONDS, **options))
+
+
+@pytest.mark.parametrize(
+    ("connections", "message_bytes"),
+    [(1, 1), (1, 64), (8, 1024), (2, 100_000), (2, 262_144), (1, 1 << 20)],
+)
+def test_messages_come_back_whole_and_are_counted(connections: int, message_bytes: int) -> None:
+    with server() as port:
+        report = load(port, connections=connections, message_bytes=message_bytes)
+    assert report.errors == 0
+    assert report.messages > 0
+    assert report.bytes == report.messages * message_bytes
+    assert report.messages_per_second > 0
+
+
+def test_times_are_in_order_and_the_window_is_as_long_as_asked() -> None:
+    with server() as port:
+        report = load(port, connections=2)
+    assert 0 < report.p50_ns <= report.p99_ns <= report.max_ns * 1.01
+    assert SECONDS * 1e9 <= report.elapsed_ns < (SECONDS + GRACE_S) * 1e9
+    assert 0 < report.load_cpu_ns <= report.elapsed_ns * 1.1
+
+
+def test_warm_up_is_not_counted() -> None:
+    with server() as port:
+        report = load(port, warmup_seconds=0.1)
+    assert SECONDS * 1e9 <= report.elapsed_ns < (SECONDS + 0.1) * 1e9
+    assert report.messages > 0
+
+
+def test_server_cpu_is_that_of_the_process_asked_for() -> None:
+    with server() as port:
+        before = time.process_time_ns()
+        report = load(port, connections=2, server_pid=os.getpid())
+        spent = time.process_time_ns() - before
+        assert load(port).server_cpu_ns == 0
+    # The server is in this process here, and so is the load.
+    assert report.load_cpu_ns < report.server_cpu_ns <= spent
+    assert report.server_cpu_us_per_message > 0
+
+
+def test_changed_bytes_are_a_mismatch_and_end_the_connection() -> None:
+    def spoil(conn: socket.socket) -> None:
+        while data := conn.recv(65536):
+            conn.sendall(data[:-1] + bytes([data[-1] ^ 1]))
+
+    with server(spoil) as port:
+        report = load(port, connections=3)
+    assert (report.mismatches, report.messages, report.stalled) == (3, 0, 0)
+
+
+def test_a_repeated_reply_is_a_mismatch() -> None:
+    def stale(conn: socket.socket) -> None:
+        first = conn.recv(65536)
+        conn.sendall(first)
+        while conn.recv(65536):
+            conn.sendall(first)
+
+    with server(stale) as port:
+        report = load(port, connections=1)
+    assert (report.mismatches, report.messages) == (1, 1)
+
+
+def test_a_byte_too_many_is_a_mismatch() -> None:
+    def generous(conn: socket.socket) -> None:
+        while data := conn.recv(65536):
+            conn.sendall(data + b"!")
+
+    with server(generous) as port:
+        assert load(port).mismatches == 1
+
+
+def test_a_closed_connection_is_a_disconnect() -> None:
+    def leave(conn: socket.socket) -> None:
+        conn.sendall(conn.recv(65536))
+
+    with server(leave) as port:
+        report = load(port, connections=2)
+    assert (report.disconnects, report.messages) == (2, 2)
+
+
+def test_a_silent_server_is_a_stall_and_does_not_hang_the_load() -> None:
+    def swallow(conn: socket.socket) -> None:
+        while conn.recv(65536):
+            pass
+
+    started = time.monotonic()
+    with server(swallow) as port:
+        report = load(port, connections=2)
+    assert (report.stalled, report.messages) == (2, 0)
+    assert time.monotonic() - started < SECONDS + DRAIN_LIMIT_S + GRACE_S
+    # No message means no figures, and no division by zero.
+    assert (report.p50_ns, report.p99_ns, report.messages_per_second) == (0, 0, 0.0)
+    assert math.isnan(report.server_cpu_us_per_message)
+
+
+def test_nobody_listening_raises_with_the_stage() -> None:
+    with server() as port:
+        pass
+    with pytest.raises(ConnectionRefusedError, match="connect: "):
+        load(port)
+
+
+@pytest.mark.parametrize("wrong", [{"connections": 0}, {"message_bytes": 0}, {"cpu": 1 << 20}])
+def test_options_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+    with server() as port, pytest.raises(OSError, match="Invalid argument"):
+        load(port, **wrong)
+
+
+def test_a_process_of_its_own_reports_the_same_things() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    with server() as port:
+        report = measure_load(LoadOptions(port=port, connections=2, seconds=SECONDS, cpu=cpu))
+    assert report.errors == 0
+    assert report.messages > 0
+    assert cpu in os.sched_getaffinity(0)
+    assert set(dataclasses.asdict(report)) >= {"messages", "p50_ns", "server_cpu_ns"}
+
+
+def test_a_process_of_its_own_raises_what_the_call_would() -> None:
+    with server() as port:
+        pass
+    with pytest.raises(ConnectionRefusedError):
+        measure_load(LoadOptions(port=port, seconds=SECONDS))
