@@ -11,17 +11,18 @@ from cffi import FFI
 
 CSRC = Path("csrc")
 
-# Each part declares what Python may call in a file of its own, and its C header has
-# the same name. cffi lets the C compiler compare the two.
-PARTS = ("engine", "loadgen")
+# What Python may call, and the C headers that declare the same. cffi lets the C
+# compiler compare the two.
+DECLARATIONS = ("engine.cdef.h", "loadgen.cdef.h")
+HEADERS = ("prep.h", "probe.h", "loadgen.h")
 
 ffibuilder = FFI()
-for part in PARTS:
-    ffibuilder.cdef((CSRC / f"{part}.cdef.h").read_text(encoding="utf-8"))
+for name in DECLARATIONS:
+    ffibuilder.cdef((CSRC / name).read_text(encoding="utf-8"))
 
 ffibuilder.set_source(
     "uring_trio._engine",
-    "".join(f'#include "{part}.h"\n' for part in PARTS),
+    "".join(f'#include "{name}"\n' for name in HEADERS),
     sources=[str(path) for path in sorted(CSRC.glob("*.c"))],
     include_dirs=[str(CSRC)],
     # Listed so that an edit rebuilds, and so that the sdist carries them.

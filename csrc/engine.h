@@ -1,0 +1,103 @@
+/*
+ * The engine: operations in, flat records out. One engine is one ring.
+ *
+ * Everything runs on the thread that opened the engine: there is no function here
+ * that another thread may call. See engine.c for the theory.
+ */
+#ifndef UT_ENGINE_H
+#define UT_ENGINE_H
+
+#include "bufring.h"
+#include "op.h"
+#include "ring.h"
+
+/* What Python reads for each cqe that belongs to an operation. 16 bytes, read in
+ * one sweep (struct.iter_unpack: 52 ns a record, against 184 for cdata fields). */
+struct ut_record {
+    uint32_t slot;
+    int32_t res;
+    uint32_t flags;  /* IORING_CQE_F_*; the slot lives on if F_MORE is set */
+    uint32_t offset; /* with F_BUFFER: where in the pool the data is */
+};
+_Static_assert(sizeof(struct ut_record) == 16, "Python reads 16-byte records");
+
+#define UT_GROUPS 3
+
+struct ut_statistics {
+    uint64_t enters;
+    uint64_t cqes;
+    uint64_t stale_cqes;
+    uint32_t queued;    /* operations that the kernel does not know yet */
+    uint32_t in_flight; /* operations submitted whose last cqe was not seen */
+    uint32_t leases_out;
+    uint32_t unread_cqes; /* in the CQ */
+    uint64_t operations[UT_OPCODES];
+};
+
+struct ut_engine {
+    struct ut_ring ring;
+    struct ut_bufring groups[UT_GROUPS];
+    struct ut_op_table ops;
+    char *pool;
+    size_t pool_size;
+
+    /* Tokens to be submitted, oldest first. UT_TOKEN_CANCEL marks an async
+     * cancel of the token's operation. An entry whose operation was dropped
+     * meanwhile is recognized by its generation and passed over. */
+    uint64_t *queue;
+    size_t queue_length, queue_capacity;
+
+    struct ut_record *records;
+    unsigned record_count, record_capacity;
+    unsigned fork_count;
+    uint32_t in_flight, queued;
+    uint64_t enters, cqes, stale_cqes;
+    uint64_t operations[UT_OPCODES];
+};
+
+struct ut_group_config {
+    unsigned entries;     /* a power of two */
+    uint32_t buffer_size; /* bytes, a multiple of 4096 */
+};
+
+struct ut_config {
+    unsigned sq_entries, cq_entries;
+    unsigned sq_entries_min; /* halved on -ENOMEM down to this */
+    struct ut_group_config groups[UT_GROUPS];
+};
+
+/* NULL on failure, with -errno in `*error` and the step in `*stage`. */
+struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, const struct ut_config *config,
+                                 int *error, const char **stage);
+
+/* Closes the ring. If operations are still in flight, or `leak` is set, the
+ * memory that the kernel may still write to is given up on purpose; the answer
+ * says whether that happened. In a forked child only the ring's fd is closed. */
+int ut_engine_close(struct ut_engine *engine, int leak);
+
+/* Ends the last batch (its buffers go home, its slots become free), submits what
+ * is queued, waits for a cqe at most `timeout_ns` (0: not at all; < 0: for ever)
+ * and drains. Returns cqes seen << 32 | records, 0 only if the time is over and
+ * nothing came; -EINTR to have signal handlers run, then call again with the
+ * time that is left; -EOWNERDEAD in a forked child; else -errno of enter. */
+int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns);
+
+/* Submits what is queued and runs task work, without waiting or draining: so
+ * that the kernel lets go of a file before it is closed. Returns 0 or -errno. */
+int ut_engine_flush(struct ut_engine *engine);
+
+/* Asks for the operation's end. 0: it was only queued, is dropped, and no cqe
+ * will come. 1: an async cancel is queued, the operation's last cqe decides.
+ * -EALREADY: asked before, or its last cqe is already in the batch. */
+int ut_engine_cancel(struct ut_engine *engine, uint32_t slot);
+
+/* Signals the eventfd whenever deferred work is waiting for an enter. */
+int ut_engine_register_eventfd(struct ut_engine *engine, int event_fd);
+
+void ut_engine_statistics(const struct ut_engine *engine, struct ut_statistics *out);
+
+/* For prep.c: a queued operation with an empty sqe, its slot in `*slot`.
+ * Returns 0, -ENOMEM or -EOWNERDEAD. */
+int ut_engine_new_op(struct ut_engine *engine, struct io_uring_sqe **sqe, uint32_t *slot);
+
+#endif

@@ -1,0 +1,125 @@
+#include "prep.h"
+
+#include <errno.h>
+
+static int prep(struct ut_engine *engine, struct io_uring_sqe **sqe, uint8_t opcode, int fd,
+                const void *address, uint32_t length)
+{
+    uint32_t slot;
+    int error = ut_engine_new_op(engine, sqe, &slot);
+    if (error < 0)
+        return error;
+    (*sqe)->opcode = opcode;
+    (*sqe)->fd = fd;
+    (*sqe)->addr = (uint64_t)(uintptr_t)address;
+    (*sqe)->len = length;
+    return (int)slot;
+}
+
+int ut_prep_recv(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int poll_first)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_RECV, fd, NULL, size);
+    if (slot >= 0) {
+        sqe->flags = IOSQE_BUFFER_SELECT;
+        sqe->buf_group = (uint16_t)group;
+        sqe->ioprio = poll_first ? IORING_RECVSEND_POLL_FIRST : 0;
+    }
+    return slot;
+}
+
+int ut_prep_recv_into(struct ut_engine *engine, int fd, void *memory, uint32_t size, int flags,
+                      int poll_first)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_RECV, fd, memory, size);
+    if (slot >= 0) {
+        sqe->op_flags = (uint32_t)flags;
+        sqe->ioprio = poll_first ? IORING_RECVSEND_POLL_FIRST : 0;
+    }
+    return slot;
+}
+
+int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t size, int flags)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_SEND, fd, data, size);
+    if (slot >= 0)
+        sqe->op_flags = (uint32_t)flags;
+    return slot;
+}
+
+int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_READ, fd, NULL, size);
+    if (slot >= 0) {
+        sqe->flags = IOSQE_BUFFER_SELECT;
+        sqe->buf_group = (uint16_t)group;
+        sqe->off = UINT64_MAX; /* the file's own position */
+    }
+    return slot;
+}
+
+int ut_prep_write(struct ut_engine *engine, int fd, const char *data, uint32_t size)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_WRITE, fd, data, size);
+    if (slot >= 0)
+        sqe->off = UINT64_MAX;
+    return slot;
+}
+
+int ut_prep_recvmsg(struct ut_engine *engine, int fd, struct ut_message *message, int flags,
+                    int poll_first)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_RECVMSG, fd, &message->header, 1);
+    if (slot >= 0) {
+        sqe->op_flags = (uint32_t)flags;
+        sqe->ioprio = poll_first ? IORING_RECVSEND_POLL_FIRST : 0;
+    }
+    return slot;
+}
+
+int ut_prep_sendmsg(struct ut_engine *engine, int fd, struct ut_message *message, int flags)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_SENDMSG, fd, &message->header, 1);
+    if (slot >= 0)
+        sqe->op_flags = (uint32_t)flags;
+    return slot;
+}
+
+int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message, int flags)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_ACCEPT, fd, &message->name, 0);
+    if (slot >= 0) {
+        sqe->off = (uint64_t)(uintptr_t)&message->name_length;
+        sqe->op_flags = (uint32_t)flags;
+    }
+    return slot;
+}
+
+int ut_prep_connect(struct ut_engine *engine, int fd, struct ut_message *message)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_CONNECT, fd, &message->name, 0);
+    if (slot >= 0)
+        sqe->off = message->name_length;
+    return slot;
+}
+
+int ut_prep_poll(struct ut_engine *engine, int fd, uint32_t events, int multishot)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_POLL_ADD, fd, NULL, multishot ? IORING_POLL_ADD_MULTI : 0);
+    if (slot >= 0) {
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        events = events << 16 | events >> 16; /* poll32_events is word-reversed there */
+#endif
+        sqe->op_flags = events;
+    }
+    return slot;
+}

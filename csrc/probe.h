@@ -1,0 +1,23 @@
+/*
+ * What this kernel can do, found out by doing it.
+ */
+#ifndef UT_PROBE_H
+#define UT_PROBE_H
+
+#include "kernel.h"
+
+struct ut_probe {
+    int error;         /* 0, or -errno of the step that failed */
+    const char *stage; /* that step, or the last one */
+    unsigned setup_flags, features;
+    unsigned sq_entries, cq_entries;
+    uint8_t opcodes[256]; /* 1 where the kernel has it */
+    unsigned opcode_count;
+};
+
+/* Makes a small ring, receives over a socket pair into a provided buffer with
+ * POLL_FIRST, cancels a second receive, and takes all down again. Never sleeps
+ * for more than `timeout_ns`. */
+void ut_probe_run(const struct ut_kernel *kernel, int64_t timeout_ns, struct ut_probe *out);
+
+#endif
