@@ -1,0 +1,310 @@
+"""Which backend a run gets here, and why.
+
+Three things decide. *Demand*: the argument, else the environment variable, else what
+``install()`` was asked for. *Trio*: an unknown release, where a private name is missing,
+gets no ring. *The kernel*: tried by doing, once for each process.
+
+Where the demand is epoll the kernel is not tried at all: a seccomp filter may kill the
+process at the first io_uring call, and then even asking is fatal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import platform
+import sys
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import trio
+
+from uring_trio import _kernel, _trio_private
+from uring_trio._errors import UringUnavailable
+from uring_trio._remedies import (
+    Failure,
+    explain,
+    extension_missing,
+    in_kib,
+    process_limits,
+    trio_unknown,
+)
+
+if TYPE_CHECKING:
+    from uring_trio._kernel import KernelProbe
+
+Backend = Literal["auto", "io_uring", "epoll"]
+
+BACKENDS: tuple[Backend, ...] = ("auto", "io_uring", "epoll")
+ENVIRONMENT_VARIABLE = "URING_TRIO_BACKEND"
+
+# trio's own manager, for the words of a report.
+STOCK_BACKENDS = {"linux": "epoll", "win32": "windows"}  # elsewhere kqueue
+
+# Under it the second or third ring of a user may fail where the first was made.
+MEMLOCK_SMALL_BYTES = 1 << 20
+
+logger = logging.getLogger("uring_trio")
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """Which backend runs get here, and why.
+
+    Attributes:
+      backend: ``"io_uring"``, or trio's own, ``"epoll"``. Inside a run, that run's;
+        outside, what a run with ``backend="auto"`` would get.
+      reason: why it is not the ring; None on the ring.
+      remedy: what to do about it; None on the ring.
+      kernel: system and release.
+      setup_flags: the flags that rings are made with.
+      features: what the kernel says of its rings, and what was seen to work.
+      opcodes: the operations that the kernel knows.
+      limits: sizes of a ring in entries, and this process's limits.
+      trio_version: the version of trio.
+      problems: everything found that stands in the way, now or later.
+    """
+
+    backend: str
+    reason: str | None
+    remedy: str | None
+    kernel: str
+    setup_flags: tuple[str, ...]
+    features: tuple[str, ...]
+    opcodes: tuple[str, ...]
+    limits: dict[str, int]
+    trio_version: str
+    problems: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data, ready for JSON."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run was asked to be on, and why it is not on the ring, if that is known already."""
+
+    demand: Backend
+    failure: Failure | None
+
+
+class ProcessState:
+    """What is known in this process; a forked child begins anew."""
+
+    def __init__(self) -> None:
+        self.kernel_probe: KernelProbe | None = None
+        self.warned: set[str] = set()  # causes
+
+
+_state = ProcessState()
+
+# What install() was asked for, here because probe() must tell of it. A forked child keeps it.
+_installed_demand: Backend | None = None
+
+# IO manager of a run that was started through us -> why it is not a ring (None: it is one).
+_runs: weakref.WeakKeyDictionary[Any, Failure | None] = weakref.WeakKeyDictionary()
+
+
+def _forget_in_child() -> None:
+    global _state
+    _state = ProcessState()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def probe(refresh: bool = False) -> ProbeReport:
+    """Tell which backend a run gets here, and why.
+
+    The kernel is asked once in a process, and again after a fork. With the environment
+    variable ``URING_TRIO_BACKEND=epoll`` it is not asked at all.
+
+    Args:
+      refresh: ask the kernel again, because a limit or a sysctl was changed.
+
+    Raises:
+      ValueError: the environment variable has a value that is none of the three.
+    """
+    if refresh:
+        _state.kernel_probe = None
+    running = running_backend()
+    if running == "io_uring":
+        return _report(running, None, kernel_probe())
+    choice = choose("auto", failing=False)
+    kernel = None if choice.demand == "epoll" else kernel_probe()
+    if running is not None:
+        return _report(running, _failure_of_this_run(), kernel)
+    if choice.failure is not None:
+        return _report(stock_backend(), choice.failure, kernel)
+    return _report("io_uring", None, kernel)
+
+
+def choose(backend: str, *, failing: bool = True) -> Choice:
+    """Decide what a run that was asked to be on *backend* will try.
+
+    Args:
+      backend: the argument of ``run`` and the others.
+      failing: raise where the ring is demanded and cannot be had.
+
+    Raises:
+      UringUnavailable: the ring is demanded, and cannot be had.
+      ValueError: *backend* or the environment variable is none of the three.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    environment = backend_from_environment()
+    demand: Backend = backend
+    failure: Failure | None
+    if environment == "epoll":
+        failure = Failure(
+            "environment",
+            f"the environment variable {ENVIRONMENT_VARIABLE} is 'epoll'",
+            f"unset {ENVIRONMENT_VARIABLE}, or set it to 'auto'",
+        )
+        if demand == "io_uring" and failing:
+            raise UringUnavailable(failure.reason, failure.remedy)
+        return Choice("epoll", failure)
+    if demand == "auto":
+        demand = environment or _installed_demand or "auto"
+    if demand == "epoll":
+        failure = Failure("asked for", "epoll was asked for", "ask for backend='auto'")
+        return Choice("epoll", failure)
+    failure = ring_failure()
+    if failure is not None and demand == "io_uring" and failing:
+        raise UringUnavailable(failure.reason, failure.remedy)
+    return Choice(demand, failure)
+
+
+def backend_from_environment() -> Backend | None:
+    """The environment variable's value; None where it is not set, empty or ``auto``."""
+    value = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    for backend in BACKENDS:
+        if value == backend:
+            return None if backend == "auto" else backend
+    if value:
+        raise ValueError(
+            f"the environment variable {ENVIRONMENT_VARIABLE} must be one of "
+            f"{', '.join(BACKENDS)}, not {value!r}"
+        )
+    return None
+
+
+def ring_failure() -> Failure | None:
+    """Why no run in this process can have a ring, or None."""
+    return trio_failure() or kernel_failure()
+
+
+def trio_failure() -> Failure | None:
+    """Why this trio cannot be hooked, or None. Asks nothing of the kernel."""
+    if not _kernel.extension_available():
+        return extension_missing()
+    missing = _trio_private.missing_names()
+    return trio_unknown(missing, trio.__version__) if missing else None
+
+
+def kernel_failure() -> Failure | None:
+    """Why this kernel gives no ring, or None."""
+    found = kernel_probe()
+    return explain(found.error, found.stage) if found.error else None
+
+
+def kernel_probe() -> KernelProbe:
+    """What the kernel can do; made once in a process."""
+    state = _state
+    if state.kernel_probe is None:
+        state.kernel_probe = _kernel.probe_kernel()
+    return state.kernel_probe
+
+
+def warn_once(failure: Failure) -> None:
+    """Log that a run falls back, once for each process and cause."""
+    if failure.cause in _state.warned:
+        return
+    _state.warned.add(failure.cause)
+    logger.warning(
+        "no io_uring, this runs on %s: %s. Remedy: %s",
+        stock_backend(),
+        failure.reason,
+        failure.remedy,
+    )
+
+
+def remember_demand(demand: Backend | None) -> None:
+    """Note what ``install()`` was asked for; None: it is no more."""
+    global _installed_demand
+    _installed_demand = demand
+
+
+def installed_demand() -> Backend | None:
+    return _installed_demand
+
+
+def remember_run(io_manager: Any, failure: Failure | None) -> None:
+    """Note why the run on *io_manager* has no ring; None: it has one."""
+    _runs[io_manager] = failure
+
+
+def stock_backend() -> str:
+    """The name of trio's own manager on this platform."""
+    return STOCK_BACKENDS.get(sys.platform, "kqueue")
+
+
+def running_backend() -> str | None:
+    """The backend of the run that the caller is in, or None outside of any."""
+    try:
+        statistics = trio.lowlevel.current_statistics()
+    except RuntimeError:
+        return None
+    return str(statistics.io_statistics.backend)
+
+
+def _failure_of_this_run() -> Failure:
+    """Why the run that the caller is in is not on the ring."""
+    trio_unusable = trio_failure()
+    if trio_unusable is not None:
+        return trio_unusable
+    failure = _runs.get(_trio_private.current_runner().io_manager)
+    return failure or Failure(
+        "plain trio.run",
+        "this run was started by trio.run while uring_trio was not installed",
+        "start it with uring_trio.run, or call uring_trio.install() before it",
+    )
+
+
+def _report(backend: str, failure: Failure | None, kernel: KernelProbe | None) -> ProbeReport:
+    return ProbeReport(
+        backend=backend,
+        reason=failure.reason if failure else None,
+        remedy=failure.remedy if failure else None,
+        kernel=f"{platform.system()} {platform.release()}",
+        setup_flags=kernel.setup_flags if kernel else (),
+        features=kernel.features if kernel else (),
+        opcodes=kernel.opcodes if kernel else (),
+        limits={**(kernel.limits if kernel else {}), **process_limits()},
+        trio_version=trio.__version__,
+        problems=tuple(_problems(failure, kernel)),
+    )
+
+
+def _problems(failure: Failure | None, kernel: KernelProbe | None) -> list[str]:
+    """All that stands in the way, each once; the reason of the fallback first."""
+    found = [failure.reason] if failure else []
+    unusable = trio_failure()
+    if unusable:
+        found.append(unusable.reason)
+    if kernel is not None and kernel.error:
+        found.append(explain(kernel.error, kernel.stage).reason)
+    memlock = process_limits().get("memlock_bytes", -1)
+    if kernel is not None and 0 <= memlock < MEMLOCK_SMALL_BYTES and os.geteuid():
+        found.append(
+            f"RLIMIT_MEMLOCK is {in_kib(memlock)}: later rings of this user may fail, "
+            "and their runs fall back"
+        )
+    return list(dict.fromkeys(found))
