@@ -1,0 +1,281 @@
+"""Puts our manager, sockets and streams in trio's places, and takes them out again.
+
+What is exchanged, and for how long
+-----------------------------------
+*The manager* of one run (``uring_trio.run``) is swapped by an instrument, before anything
+is registered with trio's own. ``install()`` rebinds the class that trio calls for each
+run: to a Python class, because trio's tests set attributes on it, and one whose ``__new__``
+hands out trio's own manager where this run gets no ring.
+
+*Sockets and stream methods* are process-wide, since a class has one set of methods. They
+ask at each call which manager the current run has, so on epoll they do what trio's do.
+They stay as long as they have a user: ``install()`` is one, each run on the ring another.
+A user is an object in a table and not a count: adding it and removing it are single steps
+that can be repeated, so neither a KeyboardInterrupt nor a manager that was dropped without
+``close()`` leaves the books wrong.
+
+Only what is trio's own is replaced, and only what is ours is taken out: a method or class
+that somebody else has put there stays.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from uring_trio import _streams, _trio_private
+from uring_trio._errors import UringUnavailable
+from uring_trio._io_manager import IOStatistics, UringIOManager
+from uring_trio._probe import Choice, choose, logger, remember_run, stock_backend, warn_once
+from uring_trio._remedies import Failure, explain
+from uring_trio._sockets import UringSocket
+
+
+@dataclass
+class Run:
+    """A run that came past here, for those who count."""
+
+    backend: str
+    demand: str  # what it was asked to be on
+    failure: Failure | None  # why it is not on the ring
+    statistics: IOStatistics | None = None  # of the ring, once it is closed
+
+
+Methods = dict[type, dict[str, Callable[..., Any]]]
+
+# Called with each run as it starts, on its thread. They must not raise.
+observers: list[Callable[[Run], None]] = []
+
+
+class _Thread(threading.local):
+    # An entrance is about to swap this run's manager, so trio may begin with its own.
+    entrance_waiting = False
+
+
+_thread = _Thread()
+
+# user -> the weak reference that removes it with its manager; None for install().
+_users: dict[object, weakref.ref[UringIOManager] | None] = {}
+_INSTALL = object()
+
+# Re-entrant, because a manager may be closed by the garbage collector, at any allocation.
+_lock = threading.RLock()
+
+
+def _let_go_in_child() -> None:
+    """The parent's runs are none of a forked child's, and its locks may be held for ever."""
+    global _lock
+    _lock = threading.RLock()
+    for user in [user for user in _users if user is not _INSTALL]:
+        del _users[user]
+    _settle()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+class InstalledIOManager(UringIOManager):
+    """What trio makes for each run while ``install()`` is in force."""
+
+    def __new__(cls) -> Any:
+        """This run's manager: a ring, or trio's own where it gets none."""
+        if _thread.entrance_waiting:
+            return _trio_private.stock_io_manager()
+        choice = choose("auto")
+        manager, failure = _open_ring(choice, lambda: UringIOManager.__new__(cls))
+        if manager is not None:
+            _announce(manager, choice, None)
+            return manager
+        stock = _trio_private.stock_io_manager()
+        _announce(stock, choice, failure)
+        return stock
+
+    def __init__(self) -> None:
+        """Nothing: the ring was opened where it was decided, and only once."""
+
+
+class Entrance(trio.abc.Instrument):
+    """Brings the ring into one run: an instrument that is gone before the first task step.
+
+    The ring is opened before trio is called, because trio swallows what an instrument
+    raises. For the same reason ``check`` must be called afterwards.
+    """
+
+    def __init__(self, choice: Choice) -> None:
+        self._choice = choice
+        self._failure = choice.failure
+        self._manager: UringIOManager | None = None
+        self._error: BaseException | None = None
+        self._entered = False
+
+    def open(self) -> None:
+        """Open the ring, unless epoll is decided; on the thread that will run it.
+
+        Raises:
+          UringUnavailable: the ring is demanded, and cannot be had.
+        """
+        self._manager, self._failure = _open_ring(
+            self._choice, lambda: UringIOManager.__new__(UringIOManager)
+        )
+        _thread.entrance_waiting = True
+
+    def before_run(self) -> None:
+        """Called by trio when the run exists and nothing is registered with its manager."""
+        _thread.entrance_waiting = False
+        try:
+            self._swap()
+        except BaseException as exc:  # noqa: BLE001  trio would swallow it
+            self._error = exc
+        trio.lowlevel.remove_instrument(self)
+
+    def _swap(self) -> None:
+        runner = _trio_private.current_runner()
+        if self._manager is not None:
+            old = runner.io_manager
+            runner.io_manager = self._manager
+            self._manager = None  # the run's now, and closed with it
+            old.close()
+        self._entered = True
+        _announce(runner.io_manager, self._choice, self._failure)
+
+    def close(self) -> None:
+        """Close what did not get into a run: trio refused to start it."""
+        _thread.entrance_waiting = False
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.close()
+
+    def check(self) -> None:
+        """See whether the run that trio has started, or finished, is on what it should be.
+
+        Raises:
+          UringUnavailable: the ring is demanded, and the run was not on it.
+        """
+        if self._entered:
+            return
+        reason = f"trio {trio.__version__} did not let the ring into the run: {self._error!r}"
+        if self._choice.demand == "io_uring":
+            remedy = "please report this; backend='epoll' does without"
+            raise UringUnavailable(reason, remedy) from self._error
+        logger.error("this runs on %s: %s", stock_backend(), reason, exc_info=self._error)
+
+
+def install(choice: Choice) -> None:
+    """Have trio make its managers through us from now on.
+
+    Raises:
+      RuntimeError: somebody else has replaced trio's manager already.
+    """
+    bound = _trio_private.bound_io_manager()
+    if bound not in (_trio_private.stock_io_manager, InstalledIOManager):
+        raise RuntimeError(f"trio's IO manager is replaced already, by {bound!r}")
+    with _lock:
+        _trio_private.bind_io_manager(InstalledIOManager)
+        if choice.failure is None:
+            # Also for sockets that are made before the first run.
+            _users[_INSTALL] = None
+        _settle()
+
+
+def uninstall() -> None:
+    """Put trio's own manager back; runs under way keep theirs, and what they use."""
+    with _lock:
+        if _trio_private.bound_io_manager() is InstalledIOManager:
+            _trio_private.bind_io_manager(_trio_private.stock_io_manager)
+        _users.pop(_INSTALL, None)
+        _settle()
+
+
+def is_installed() -> bool:
+    return _trio_private.bound_io_manager() is InstalledIOManager
+
+
+def _open_ring(
+    choice: Choice, allocate: Callable[[], UringIOManager]
+) -> tuple[UringIOManager | None, Failure | None]:
+    """A manager with its ring and its place among the users, or why there is none."""
+    failure = choice.failure
+    if failure is None:
+        manager = allocate()
+        try:
+            UringIOManager.__init__(manager)
+        except OSError as exc:
+            failure = explain(exc.errno or 0, "a ring for this run")
+            if choice.demand == "io_uring":
+                raise UringUnavailable(failure.reason, failure.remedy) from exc
+        else:
+            _add_user(manager)
+            return manager, None
+    if choice.demand != "epoll":
+        warn_once(failure)
+    return None, failure
+
+
+def _add_user(manager: UringIOManager) -> None:
+    """Keep sockets and streams in place until *manager* is closed, or gone."""
+    user = object()
+    alive = weakref.ref(manager, lambda _: _remove_user(user))
+    manager.on_close = lambda: _remove_user(user)
+    with _lock:
+        _users[user] = alive
+        _settle()
+
+
+def _remove_user(user: object) -> None:
+    with _lock:
+        if _users.pop(user, None) is not None:
+            _settle()
+
+
+def _announce(manager: Any, choice: Choice, failure: Failure | None) -> None:
+    """A run starts on *manager*."""
+    remember_run(manager, failure)
+    if not observers:
+        return
+    run = Run("io_uring" if failure is None else stock_backend(), choice.demand, failure)
+    if isinstance(manager, UringIOManager):
+        _note_statistics_at_close(manager, run)
+    for observer in observers:
+        observer(run)
+
+
+def _note_statistics_at_close(manager: UringIOManager, run: Run) -> None:
+    alive = weakref.ref(manager)
+    on_close = manager.on_close
+
+    def closed() -> None:
+        closing = alive()
+        if closing is not None:
+            run.statistics = closing.statistics()
+        if on_close is not None:
+            on_close()
+
+    manager.on_close = closed
+
+
+def _settle() -> None:
+    """Make sockets and streams ours if anybody uses them, else trio's."""
+    if _users:
+        _exchange_socket_type(_trio_private.stock_socket_type, UringSocket)
+        _exchange_methods(_streams.ORIGINALS, _streams.REPLACEMENTS)
+    else:
+        _exchange_socket_type(UringSocket, _trio_private.stock_socket_type)
+        _exchange_methods(_streams.REPLACEMENTS, _streams.ORIGINALS)
+
+
+def _exchange_socket_type(there: type, wanted: type) -> None:
+    if _trio_private.bound_socket_type() is there:
+        _trio_private.bind_socket_type(wanted)
+
+
+def _exchange_methods(there: Methods, wanted: Methods) -> None:
+    for cls, functions in wanted.items():
+        for name, function in functions.items():
+            if getattr(cls, name) is there[cls][name]:
+                setattr(cls, name, function)

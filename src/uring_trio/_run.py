@@ -1,0 +1,178 @@
+"""``run`` and ``install``: trio's own entry points, with a choice of backend.
+
+Nothing here touches trio before its release is known to have what the hooks need:
+``_hooks`` is imported only then, so that an unknown trio is a reason to fall back and
+not an ImportError.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from uring_trio import _probe
+from uring_trio._probe import Backend, ProbeReport, probe
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+    from types import ModuleType
+
+T = TypeVar("T")
+
+# As they were at import, so that `trio.run = uring_trio.run` does not go round in circles.
+_trio_run = trio.run
+_trio_start_guest_run = trio.lowlevel.start_guest_run
+
+_install_lock = threading.Lock()
+
+
+def run(
+    async_fn: Callable[..., Awaitable[T]],
+    *args: Any,
+    backend: Backend = "auto",
+    instruments: Iterable[trio.abc.Instrument] = (),
+    **options: Any,
+) -> T:
+    """Run ``await async_fn(*args)`` in trio, on io_uring; only this run, in any thread.
+
+    Takes all that ``trio.run`` takes.
+
+    Args:
+      async_fn: the main task.
+      *args: its arguments.
+      backend: ``"auto"`` falls back to trio's own manager where there is no ring, and logs
+        why; ``"io_uring"`` raises instead; ``"epoll"`` does not try.
+      instruments: as in ``trio.run``.
+      **options: as in ``trio.run``.
+
+    Returns:
+      What *async_fn* returned.
+
+    Raises:
+      UringUnavailable: the ring is demanded, and cannot be had.
+      ValueError: *backend*, or the environment variable, is none of the three.
+    """
+    __tracebackhide__ = True
+    choice = _probe.choose(backend)
+    hooks = _hooks_of_known_trio()
+    if hooks is None:
+        _warn_of_fallback(choice)
+        return _trio_run(async_fn, *args, instruments=list(instruments), **options)
+    entrance = hooks.Entrance(choice)
+    try:
+        entrance.open()
+        result = _trio_run(async_fn, *args, instruments=[entrance, *instruments], **options)
+    finally:
+        entrance.close()
+    entrance.check()
+    return result
+
+
+def start_guest_run(
+    async_fn: Callable[..., Awaitable[Any]],
+    *args: Any,
+    backend: Backend = "auto",
+    instruments: Iterable[trio.abc.Instrument] = (),
+    **options: Any,
+) -> None:
+    """Start a guest run on io_uring; otherwise as ``trio.lowlevel.start_guest_run``.
+
+    To be called on the host loop's thread: the ring is made here, and belongs to it.
+
+    Args:
+      async_fn: the main task.
+      *args: its arguments.
+      backend: as in ``run``.
+      instruments: as in ``trio.run``.
+      **options: as in ``trio.lowlevel.start_guest_run``.
+
+    Raises:
+      UringUnavailable: the ring is demanded, and cannot be had.
+      ValueError: *backend*, or the environment variable, is none of the three.
+    """
+    choice = _probe.choose(backend)
+    hooks = _hooks_of_known_trio()
+    if hooks is None:
+        _warn_of_fallback(choice)
+        _trio_start_guest_run(async_fn, *args, instruments=list(instruments), **options)
+        return
+    entrance = hooks.Entrance(choice)
+    try:
+        entrance.open()
+        _trio_start_guest_run(async_fn, *args, instruments=[entrance, *instruments], **options)
+    finally:
+        entrance.close()
+    entrance.check()
+
+
+def install(*, backend: Backend = "auto") -> ProbeReport:
+    """Put trio on io_uring for all runs that start later, in every thread.
+
+    To be undone with ``uninstall``. A second call with the same *backend* does nothing.
+
+    Args:
+      backend: as in ``run``. With ``"auto"`` each run falls back by itself.
+
+    Returns:
+      What ``probe()`` says from now on.
+
+    Raises:
+      RuntimeError: installed already with another backend, or somebody else has replaced
+        trio's manager.
+      UringUnavailable: the ring is demanded, and cannot be had.
+      ValueError: *backend*, or the environment variable, is none of the three.
+    """
+    with _install_lock:
+        installed = _probe.installed_demand()
+        if installed is None:
+            choice = _probe.choose(backend)
+            hooks = _hooks_of_known_trio()
+            if hooks is not None:
+                hooks.install(choice)
+            _probe.remember_demand(backend)
+            _warn_of_fallback(choice)
+        elif installed != backend:
+            raise RuntimeError(
+                f"uring_trio is installed already with backend={installed!r}; "
+                "call uring_trio.uninstall() first"
+            )
+    return probe()
+
+
+def uninstall() -> None:
+    """Put trio back as it was; runs under way keep their manager until they end."""
+    with _install_lock:
+        if _probe.installed_demand() is None:
+            return
+        hooks = _hooks_of_known_trio()
+        if hooks is not None:
+            hooks.uninstall()
+        _probe.remember_demand(None)
+
+
+def _hooks_of_known_trio() -> ModuleType | None:
+    """The module that hooks trio, or None where this trio or platform cannot be hooked."""
+    if _probe.trio_failure() is not None:
+        return None
+    from uring_trio import _hooks
+
+    return _hooks
+
+
+def _warn_of_fallback(choice: _probe.Choice) -> None:
+    if choice.failure is not None and choice.demand != "epoll":
+        _probe.warn_once(choice.failure)
+
+
+def _signature_with_backend(trios: Callable[..., Any]) -> inspect.Signature:
+    """The signature of trio's function plus *backend*: what help() and editors show."""
+    signature = inspect.signature(trios)
+    backend = inspect.signature(run).parameters["backend"]
+    return signature.replace(parameters=[*signature.parameters.values(), backend])
+
+
+start_guest_run.__signature__ = _signature_with_backend(_trio_start_guest_run)  # type: ignore[attr-defined]
+run.__signature__ = _signature_with_backend(_trio_run)  # type: ignore[attr-defined]
