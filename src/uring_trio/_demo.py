@@ -1,0 +1,321 @@
+"""``python -m uring_trio demo``: an echo server on the ring beside the same on stock trio.
+
+Each server runs in a process of its own on one core, under load over loopback from the
+C generator on another. Both take turns, so that a machine that changes its speed changes
+it for both. Where the ring cannot be had, the demo says why and measures stock alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import statistics
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from uring_trio import _kernel
+from uring_trio._loadgen import (
+    LoadOptions,
+    LoadReport,
+    ServerProcess,
+    cores_for_server_and_load,
+    measure_load,
+)
+from uring_trio._probe import ProbeReport, probe
+from uring_trio._run import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+RING = "io_uring"
+STOCK = "stock"
+
+# 3 loads x 2 servers x 2 rounds of (0.2 + 1.0) s, and some 0.5 s to start each pair of
+# processes: 20 s, of the 30 s that people are willing to look at a demo.
+ROUNDS = 2
+WARMUP_S = 0.2
+SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many connections, each with messages of one size."""
+
+    connections: int
+    message_bytes: int
+
+    def __str__(self) -> str:
+        size = self.message_bytes
+        text = f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
+        return f"{self.connections} x {text}"
+
+
+LOADS = (Load(64, 64), Load(1, 64), Load(8, 100 * 1024))
+
+
+# The server, in its own process.
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """Send back what comes, until the client leaves."""
+    with contextlib.suppress(trio.BrokenResourceError):
+        while data := await stream.receive_some():
+            await stream.send_all(data)
+
+
+async def serve() -> None:
+    """Listen on a free port, print it, and echo until the process ends."""
+    async with trio.open_nursery() as nursery:
+        server = functools.partial(trio.serve_tcp, echo, 0, host="127.0.0.1")
+        listeners: list[trio.SocketListener] = await nursery.start(server)
+        print(listeners[0].socket.getsockname()[1], flush=True)
+
+
+def end_with_parent() -> None:
+    """End this process when its input does: the demo is over, or was killed."""
+    sys.stdin.read()
+    os._exit(0)
+
+
+def run_server(name: str) -> None:
+    """Be the server *name*, ``RING`` or ``STOCK``."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if name == RING:
+        run(serve, backend="io_uring")
+    else:
+        trio.run(serve)
+
+
+# The measurement.
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is shown of one server under one load: medians over the rounds."""
+
+    cpu_us: float
+    per_second: float
+    p50_us: float
+    p99_us: float
+    errors: int
+
+    @classmethod
+    def of(cls, reports: list[LoadReport]) -> Figures:
+        """The medians of *reports*."""
+
+        def median(key: Callable[[LoadReport], float]) -> float:
+            return statistics.median(map(key, reports))
+
+        return cls(
+            cpu_us=median(lambda report: report.server_cpu_us_per_message),
+            per_second=median(lambda report: report.messages_per_second),
+            p50_us=median(lambda report: report.p50_ns / 1000),
+            p99_us=median(lambda report: report.p99_ns / 1000),
+            errors=sum(report.errors for report in reports),
+        )
+
+
+class Display(Protocol):
+    """Where the demo shows what it does; with rich, or plain."""
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+
+    def steps(self, names: Sequence[str]) -> Iterator[str]:
+        """Hand out *names* one by one, and show how far it is."""
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table whose first two columns are words, and all others numbers."""
+
+
+class PlainDisplay:
+    """Lines of text."""
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+        print(text, flush=True)
+
+    def steps(self, names: Sequence[str]) -> Iterator[str]:
+        """A line for each name."""
+        for number, name in enumerate(names, 1):
+            self.say(f"[{number:2}/{len(names)}] {name}")
+            yield name
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns padded with spaces."""
+        lines = [header, *rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        self.say(f"\n{title}\n")
+        for line in lines:
+            words = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+            numbers = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+            self.say("  ".join([*words, *numbers]).rstrip())
+
+
+class RichDisplay:
+    """A progress bar and a drawn table."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+        self._console.print(text, markup=False)
+
+    def steps(self, names: Sequence[str]) -> Iterator[str]:
+        """A bar, with the name of what is running behind it."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            bar = progress.add_task("", total=len(names))
+            for name in names:
+                progress.update(bar, description=name)
+                yield name
+                progress.advance(bar)
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table with rules."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, name in enumerate(header):
+            table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+
+def make_display(plain: bool) -> Display:
+    """A display with rich where it is installed, unless *plain* is wanted."""
+    if not plain:
+        with contextlib.suppress(ImportError):
+            return RichDisplay()
+    return PlainDisplay()
+
+
+def measure_once(name: str, load: Load, seconds: float) -> LoadReport:
+    """Start the server *name*, load it, and stop it."""
+    server_core, load_core = cores_for_server_and_load()
+    command = [sys.executable, "-m", "uring_trio._demo", "--serve", name]
+    with ServerProcess(command, cpu=server_core) as server:
+        return measure_load(
+            LoadOptions(
+                port=server.port,
+                connections=load.connections,
+                message_bytes=load.message_bytes,
+                seconds=seconds,
+                warmup_seconds=WARMUP_S,
+                cpu=load_core,
+                server_pid=server.pid,
+            )
+        )
+
+
+def measure_all(
+    display: Display, names: Sequence[str], seconds: float
+) -> dict[tuple[Load, str], Figures]:
+    """Every load on every server, the servers taking turns."""
+    plan = [
+        (load, name)
+        for load in LOADS
+        for turn in range(ROUNDS)
+        for name in (names if turn % 2 == 0 else reversed(names))
+    ]
+    reports: dict[tuple[Load, str], list[LoadReport]] = {}
+    steps = display.steps([f"{name}: {load}" for load, name in plan])
+    for (load, name), _ in zip(plan, steps, strict=True):
+        reports.setdefault((load, name), []).append(measure_once(name, load, seconds))
+    return {key: Figures.of(values) for key, values in reports.items()}
+
+
+# What is told.
+
+
+def rows_of(figures: dict[tuple[Load, str], Figures]) -> list[list[str]]:
+    """The table: a row for each load and server, the ring's with its share of stock's CPU."""
+    rows = []
+    for (load, name), found in sorted(figures.items(), key=lambda item: LOADS.index(item[0][0])):
+        stock = figures[load, STOCK]
+        share = f"{found.cpu_us / stock.cpu_us:.2f}" if name == RING else ""
+        rows.append(
+            [
+                str(load),
+                name,
+                f"{found.cpu_us:.1f}",
+                share,
+                f"{found.per_second:,.0f}",
+                f"{found.p50_us:,.0f}",
+                f"{found.p99_us:,.0f}",
+            ]
+        )
+    return rows
+
+
+# 80 columns, also with rich's padding.
+HEADER = ["load", "trio on", "CPU us/msg", "of stock", "msgs/s", "p50 us", "p99 us"]
+
+
+def explain_backend(display: Display, report: ProbeReport) -> None:
+    """Say what the comparison is about, or why there is none."""
+    display.say(f"Linux {os.uname().release}, trio {report.trio_version}")
+    if report.backend == RING:
+        display.say("An echo server on trio with io_uring, and the same on stock trio (epoll).")
+        return
+    display.say(f"io_uring cannot be used here: {report.reason}")
+    if report.remedy:
+        display.say(f"What helps: {report.remedy}")
+    display.say("So this shows stock trio alone, which is what programs get here.")
+
+
+def demo(display: Display, seconds: float) -> int:
+    """Measure, and show the table."""
+    if not _kernel.extension_available():
+        display.say("The C extension is not there; it holds the load generator, and the ring.")
+        display.say("It is built on Linux when the package is installed, with a C compiler.")
+        return 1
+    report = probe()
+    explain_backend(display, report)
+    names = [RING, STOCK] if report.backend == RING else [STOCK]
+    if len(set(cores_for_server_and_load())) == 1:
+        display.say("There is one core only: server and load take time from each other.")
+    figures = measure_all(display, names, seconds)
+    title = f"TCP echo over loopback, median of {ROUNDS} rounds of {seconds:g} s"
+    display.table(title, HEADER, rows_of(figures))
+    display.say("CPU is user + system of the whole server process.")
+    errors = sum(found.errors for found in figures.values())
+    if errors:
+        display.say(f"{errors} connections broke or stalled: do not trust these figures.")
+    return 1 if errors else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m uring_trio demo",
+        description="Compare an echo server on io_uring with the same on stock trio.",
+    )
+    parser.add_argument("--plain", action="store_true", help="plain lines, also where rich is")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each measurement")
+    parser.add_argument("--serve", choices=(RING, STOCK), help=argparse.SUPPRESS)
+    arguments: Any = parser.parse_args(argv)
+    if arguments.serve:
+        run_server(arguments.serve)
+        return 0
+    try:
+        return demo(make_display(arguments.plain), arguments.seconds)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
