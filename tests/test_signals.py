@@ -1,0 +1,276 @@
+"""Signals during I/O: EINTR, handlers while blocked, KeyboardInterrupt at any point."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket as stdlib_socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import harness
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from types import FrameType
+
+STORM_INTERVAL_S = 0.001
+KI_POINTS = 120  # more than one round of the scenario has lines in our modules
+STORM_RUNS = 15
+
+
+@contextlib.contextmanager
+def alarms(interval_s: float) -> Iterator[list[float]]:
+    """SIGALRM every ``interval_s``; the times at which its handler ran."""
+    times: list[float] = []
+    previous = signal.signal(signal.SIGALRM, lambda *_: times.append(time.perf_counter()))
+    signal.setitimer(signal.ITIMER_REAL, interval_s, interval_s)
+    try:
+        yield times
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[tuple[stdlib_socket.socket, stdlib_socket.socket]]:
+    """Two TCP sockets that are closed for certain, wherever an interrupt comes."""
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+        a = stdlib_socket.create_connection(listener.getsockname())
+        b, _ = listener.accept()
+    with a, b:
+        yield a, b
+
+
+def run_echo(backend: str, count: int, run: Callable[..., Any] = harness.run) -> None:
+    with connected() as (a, b):
+        run(backend, echo_rounds, a, b, count)
+
+
+async def echo_rounds(a: stdlib_socket.socket, b: stdlib_socket.socket, count: int) -> None:
+    """Traffic through every layer: sockets, streams and readiness."""
+    left = trio.SocketStream(trio.socket.from_stdlib_socket(a))
+    right = trio.SocketStream(trio.socket.from_stdlib_socket(b))
+
+    async def echo() -> None:
+        async for chunk in right:
+            await right.send_all(chunk)
+
+    async with left, right, trio.open_nursery() as nursery:
+        nursery.start_soon(echo)
+        for i in range(count):
+            message = b"%d," % i * 50
+            await left.send_all(message)
+            received = b""
+            while len(received) < len(message):
+                received += await left.socket.recv(100)
+            assert received == message
+            await left.wait_send_all_might_not_block()
+        nursery.cancel_scope.cancel()
+
+
+def test_signals_during_traffic(backend: str) -> None:
+    with alarms(STORM_INTERVAL_S) as times:
+        run_echo(backend, 300)
+    assert len(times) > 5
+
+
+def test_interrupted_waits_keep_their_timeout(backend: str) -> None:
+    async def main() -> None:
+        for _ in range(3):
+            start = time.perf_counter()
+            await trio.sleep(0.2)
+            assert 0.199 <= time.perf_counter() - start < 1
+
+    with alarms(STORM_INTERVAL_S) as times:
+        harness.run(backend, main)
+    assert len(times) > 100
+
+
+def test_a_handler_runs_at_once_while_trio_is_blocked(backend: str) -> None:
+    async def main() -> None:
+        start = time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with trio.move_on_after(0.5):
+            await trio.sleep_forever()
+        assert 0.05 <= times[0] - start < 0.4
+
+    with alarms(100) as times:
+        harness.run(backend, main)
+
+
+def test_a_handler_can_wake_trio(backend: str) -> None:
+    async def main() -> None:
+        woken = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        signal.signal(signal.SIGALRM, lambda *_: token.run_sync_soon(woken.set))
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with trio.fail_after(10):
+            await woken.wait()
+
+    with alarms(100):
+        harness.run(backend, main)
+
+
+def test_open_signal_receiver(backend: str) -> None:
+    async def main() -> None:
+        with trio.open_signal_receiver(signal.SIGALRM) as received, trio.fail_after(10):
+            for _ in range(10):
+                signal.raise_signal(signal.SIGALRM)
+                assert await received.__anext__() == signal.SIGALRM
+
+    with alarms(100):
+        harness.run(backend, main)
+
+
+def test_keyboard_interrupt_wakes_a_blocked_run(backend: str) -> None:
+    unwound: list[str] = []
+
+    async def receiver(sock: trio.socket.SocketType) -> None:
+        try:
+            await sock.recv(1)
+        finally:
+            unwound.append("receiver")
+
+    async def main() -> None:
+        a, b = trio.socket.socketpair()
+        with a, b:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receiver, a)
+                await wait_all_tasks_blocked()
+                threading.Timer(0.02, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
+                await trio.sleep(10)
+
+    main_thread = threading.main_thread().ident
+    start = time.perf_counter()
+    assert interrupted(backend, main)
+    assert time.perf_counter() - start < 5
+    assert unwound == ["receiver"]
+
+
+class InterruptAt:
+    """A trace function that sends SIGINT at the nth line run in the modules under test."""
+
+    def __init__(self, point: int, modules: tuple[str, ...]) -> None:
+        self.point = point
+        self.lines = 0
+        self._modules = modules
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.endswith(self._modules):
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.point:
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        previous = sys.gettrace()
+        sys.settrace(self)
+        try:
+            yield
+        finally:
+            sys.settrace(previous)
+
+
+MODULES_UNDER_TEST = {
+    harness.EPOLL: ("trio/_socket.py", "trio/_highlevel_socket.py"),
+    harness.RING: ("uring_trio/_sockets.py", "uring_trio/_streams.py", "uring_trio/_io_manager.py"),
+}
+
+
+def is_keyboard_interrupt(exc: BaseException) -> bool:
+    """A KeyboardInterrupt, alone or in a group with what it broke on its way."""
+    parts = getattr(exc, "exceptions", ())
+    return isinstance(exc, KeyboardInterrupt) or any(map(is_keyboard_interrupt, parts))
+
+
+def interrupted(backend: str, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> bool:
+    """Run; whether it ended with KeyboardInterrupt. Every other error is passed on."""
+    try:
+        harness.run_raw(backend, async_fn, *args)
+    except BaseException as exc:
+        if not is_keyboard_interrupt(exc):
+            raise
+        return True
+    return False
+
+
+@pytest.mark.timeout(120)
+def test_keyboard_interrupt_at_any_line(backend: str) -> None:
+    for point in range(1, KI_POINTS):
+        trace = InterruptAt(point, MODULES_UNDER_TEST[backend])
+
+        async def traced(*args: Any, trace: InterruptAt = trace) -> None:
+            with trace.installed():
+                await echo_rounds(*args)
+
+        with harness.no_new_fds(), connected() as (a, b):
+            assert interrupted(backend, traced, a, b, 3), (point, trace.lines)
+    run_echo(backend, 3)
+
+
+STORM_SCRIPT = """
+import contextlib, faulthandler, random, signal, sys, threading, time
+faulthandler.enable()
+sys.path[:0] = [{tests!r}]
+import harness, trio
+from test_signals import connected, echo_rounds, interrupted, run_echo
+
+def storm(stop, main_thread):
+    while not stop.wait(random.uniform(0.001, 0.01)):
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+async def forever(pairs):
+    async with trio.open_nursery() as nursery:
+        for a, b in pairs:
+            nursery.start_soon(echo_rounds, a, b, 10**9)
+
+rounds = set()
+fds = len(harness.open_fds())
+for i in range({runs}):
+    stop = threading.Event()
+    thread = threading.Thread(target=storm, args=(stop, threading.get_ident()))
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(connected()) for _ in range(8)]
+        try:
+            try:
+                thread.start()
+                assert interrupted({backend!r}, forever, pairs)
+                rounds.add(i)
+            finally:
+                # Whatever else arrives, the storm must be over before the next round.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                stop.set()
+                thread.join()
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+        except KeyboardInterrupt:  # a late one, between the run and SIG_IGN
+            rounds.add(i)
+run_echo({backend!r}, 20)
+print("interrupted", len(rounds), "leaked", max(0, len(harness.open_fds()) - fds))
+"""
+
+
+@pytest.mark.timeout(120)
+def test_storm_of_keyboard_interrupts(backend: str) -> None:
+    script = STORM_SCRIPT.format(tests=str(Path(__file__).parent), runs=STORM_RUNS, backend=backend)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"interrupted {STORM_RUNS} leaked 0\n", done.stderr
+    assert "internal error" not in done.stderr, done.stderr
