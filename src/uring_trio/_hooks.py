@@ -161,7 +161,7 @@ class Entrance(trio.abc.Instrument):
             return
         reason = f"trio {trio.__version__} did not let the ring into the run: {self._error!r}"
         if self._choice.demand == "io_uring":
-            remedy = "please report this; backend='epoll' does without"
+            remedy = "Please report this; backend='epoll' does without."
             raise UringUnavailable(reason, remedy) from self._error
         logger.error("this runs on %s: %s", stock_backend(), reason, exc_info=self._error)
 
@@ -206,7 +206,8 @@ def _open_ring(
         try:
             UringIOManager.__init__(manager)
         except OSError as exc:
-            failure = explain(exc.errno or 0, "a ring for this run")
+            # The text names the step that failed before its colon.
+            failure = explain(exc.errno or 0, (exc.strerror or "").partition(":")[0])
             if choice.demand == "io_uring":
                 raise UringUnavailable(failure.reason, failure.remedy) from exc
         else:

@@ -166,7 +166,7 @@ def choose(backend: str, *, failing: bool = True) -> Choice:
         failure = Failure(
             "environment",
             f"the environment variable {ENVIRONMENT_VARIABLE} is 'epoll'",
-            f"unset {ENVIRONMENT_VARIABLE}, or set it to 'auto'",
+            f"Unset {ENVIRONMENT_VARIABLE}, or set it to 'auto'.",
         )
         if demand == "io_uring" and failing:
             raise UringUnavailable(failure.reason, failure.remedy)
@@ -174,7 +174,7 @@ def choose(backend: str, *, failing: bool = True) -> Choice:
     if demand == "auto":
         demand = environment or _installed_demand or "auto"
     if demand == "epoll":
-        failure = Failure("asked for", "epoll was asked for", "ask for backend='auto'")
+        failure = Failure("asked for", "epoll was asked for", "Ask for backend='auto'.")
         return Choice("epoll", failure)
     failure = ring_failure()
     if failure is not None and demand == "io_uring" and failing:
@@ -229,7 +229,7 @@ def warn_once(failure: Failure) -> None:
         return
     _state.warned.add(failure.cause)
     logger.warning(
-        "no io_uring, this runs on %s: %s. Remedy: %s",
+        "no io_uring, this runs on %s: %s. %s",
         stock_backend(),
         failure.reason,
         failure.remedy,
@@ -274,7 +274,7 @@ def _failure_of_this_run() -> Failure:
     return failure or Failure(
         "plain trio.run",
         "this run was started by trio.run while uring_trio was not installed",
-        "start it with uring_trio.run, or call uring_trio.install() before it",
+        "Start it with uring_trio.run, or call uring_trio.install() before it.",
     )
 
 

@@ -52,13 +52,13 @@ def extension_missing() -> Failure:
         return Failure(
             "not Linux",
             f"io_uring is part of Linux, and this is {sys.platform}",
-            "none here: trio's own manager serves this platform",
+            "None here: trio's own manager serves this platform.",
         )
     return Failure(
         "no extension",
         "the C extension uring_trio._engine was not built or cannot be loaded",
-        "install uring_trio again with a C compiler and Python's headers, and read the "
-        "build's messages",
+        "Install uring_trio again with a C compiler and Python's headers, and read the "
+        "build's messages.",
     )
 
 
@@ -67,7 +67,7 @@ def trio_unknown(missing: list[str], version: str) -> Failure:
     return Failure(
         "unknown trio",
         f"trio {version} lacks the private names {', '.join(missing)}",
-        "use a trio release that this release of uring_trio was tested on, or a newer uring_trio",
+        "Use a trio release that this release of uring_trio was tested on, or a newer uring_trio.",
     )
 
 
@@ -79,21 +79,21 @@ def permission_denied() -> tuple[str, str, str]:
         return (
             "disabled by sysctl",
             f"the administrator has switched io_uring off ({read})",
-            "sysctl -w kernel.io_uring_disabled=0",
+            "Run sysctl -w kernel.io_uring_disabled=0.",
         )
     if disabled == "1":
         group = read_sysctl("io_uring_group")
         return (
             "restricted by sysctl",
             f"io_uring is kept for CAP_SYS_ADMIN and for group {group} ({read})",
-            "sysctl -w kernel.io_uring_disabled=0, or kernel.io_uring_group of a group of yours",
+            "Run sysctl -w kernel.io_uring_disabled=0, or set kernel.io_uring_group to a group of yours.",
         )
     if filtered not in ("0", "unknown"):
         return "seccomp", f"a seccomp filter denies it, as containers do ({read})", allow_syscalls()
     return (
         "denied",
         f"a security module such as SELinux or AppArmor probably denies it ({read})",
-        "look for a denial of io_uring in the audit log (dmesg, ausearch) and allow it",
+        "Look for a denial of io_uring in the audit log (dmesg, ausearch), and allow it.",
     )
 
 
@@ -105,7 +105,7 @@ def no_such_syscall() -> tuple[str, str, str]:
     return (
         "no such syscall",
         f"{reason} (kernel {platform.release()}, Seccomp is {filtered})",
-        f"use {KERNEL_MINIMUM} or newer, built with CONFIG_IO_URING; in a container {allow_syscalls()}",
+        f"Use {KERNEL_MINIMUM} or newer, built with CONFIG_IO_URING. {allow_syscalls()}",
     )
 
 
@@ -117,8 +117,8 @@ def too_little_memory() -> tuple[str, str, str]:
         f"(RLIMIT_MEMLOCK is {in_kib(soft)}, at most {in_kib(hard)})"
     )
     remedy = (
-        f"ulimit -l {advice} (KiB), LimitMEMLOCK={advice}K in a systemd unit, or "
-        f"--ulimit memlock={MEMLOCK_ADVICE_BYTES} for a container"
+        f"Raise it: ulimit -l {advice} (KiB), LimitMEMLOCK={advice}K in a systemd unit, or "
+        f"--ulimit memlock={MEMLOCK_ADVICE_BYTES} for a container."
     )
     return "RLIMIT_MEMLOCK", reason, remedy
 
@@ -128,7 +128,7 @@ def not_supported() -> tuple[str, str, str]:
         "this kernel is too old for what is asked, or a sandbox refuses it "
         f"(kernel {platform.release()}, Seccomp is {seccomp_mode()})"
     )
-    remedy = f"use {KERNEL_MINIMUM} or newer; in a sandbox {allow_syscalls()}"
+    remedy = f"Use {KERNEL_MINIMUM} or newer. {allow_syscalls()}"
     return "not supported", reason, remedy
 
 
@@ -137,7 +137,7 @@ def too_many_files() -> tuple[str, str, str]:
     return (
         "RLIMIT_NOFILE",
         f"a ring needs file descriptors, and there is none left (RLIMIT_NOFILE is {soft})",
-        "close files, or raise the limit: ulimit -n",
+        "Close files, or raise the limit with ulimit -n.",
     )
 
 
@@ -145,7 +145,7 @@ def unknown() -> tuple[str, str, str]:
     return (
         "unexpected error",
         f"io_uring does not work as it should (kernel {platform.release()})",
-        f"use {KERNEL_MINIMUM} or newer; if this is one, please report it",
+        f"Use {KERNEL_MINIMUM} or newer. If this is one, please report it.",
     )
 
 
@@ -162,7 +162,7 @@ CAUSES = {
 
 
 def allow_syscalls() -> str:
-    return f"let the seccomp profile allow {SYSCALLS}"
+    return f"In a container, let the seccomp profile allow {SYSCALLS}."
 
 
 def read_sysctl(name: str) -> str | None:
