@@ -1,0 +1,1 @@
+"""How the ring compares with stock trio, asyncio and uvloop; see README.md here."""
