@@ -1,0 +1,108 @@
+"""The wheel: one for every CPython from 3.10, complete, made without network.
+
+Off Linux there is a wheel too, without the extension, and it runs on trio's own manager.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "csrc", "src")
+
+# setup.py as it would run elsewhere. What setuptools itself imports by platform must be
+# imported before.
+ELSEWHERE = """
+import runpy, sys
+import setuptools.build_meta, setuptools.command.bdist_wheel, urllib.request
+sys.platform = "darwin"
+sys.argv = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", sys.argv[1]]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+RUN_WITHOUT_EXTENSION = """
+import pathlib, sys
+import trio, uring_trio
+assert pathlib.Path(uring_trio.__file__).is_relative_to(sys.argv[1]), uring_trio.__file__
+report = uring_trio.probe()
+assert report.backend != "io_uring" and report.reason and report.remedy, report
+async def main():
+    await trio.sleep(0)
+    return "ran"
+assert uring_trio.run(main) == "ran"
+try:
+    uring_trio.run(main, backend="io_uring")
+except uring_trio.UringUnavailable:
+    pass
+else:
+    raise AssertionError("a demand for the ring must fail")
+"""
+
+
+def run_python(*arguments: str, cwd: Path, **environment: str) -> None:
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of what the package is built from, with nothing built."""
+    root = tmp_path / "project"
+    root.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", "tests")
+            shutil.copytree(ROOT / name, root / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, root / name)
+    return root
+
+
+def only_wheel(folder: Path) -> Path:
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the extension is Linux's")
+@pytest.mark.timeout(180)  # compiles all of csrc
+def test_wheel_is_complete_and_its_tag_says_abi3(project: Path, tmp_path: Path) -> None:
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
+    run_python("-m", "pip", "wheel", *options, "--wheel-dir", str(tmp_path), ".", cwd=project)
+    wheel = only_wheel(tmp_path)
+    names = set(zipfile.ZipFile(wheel).namelist())
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        assert "-abi3-" not in wheel.name
+    else:
+        assert "-cp310-abi3-linux" in wheel.name
+        assert "uring_trio/_engine.abi3.so" in names
+    modules = {f"uring_trio/{path.name}" for path in (ROOT / "src/uring_trio").glob("*.py")}
+    assert names >= modules | {"uring_trio/py.typed"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"uring_trio"}
+
+
+def test_off_linux_it_installs_without_the_extension_and_runs(
+    project: Path, tmp_path: Path
+) -> None:
+    run_python("-c", ELSEWHERE, str(tmp_path), cwd=project)
+    wheel = only_wheel(tmp_path)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    assert not list(installed.rglob("*.so"))
+    run_python("-c", RUN_WITHOUT_EXTENSION, str(installed), cwd=tmp_path, PYTHONPATH=str(installed))
