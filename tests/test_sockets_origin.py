@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any
@@ -126,9 +127,8 @@ async def test_open_tcp_stream_and_serve_tcp() -> None:
             await stream.send_all(chunk.upper())
 
     async with trio.open_nursery() as nursery:
-        serve = trio.serve_tcp
-        (server, *_) = await nursery.start(
-            lambda task_status: serve(handler, 0, host="127.0.0.1", task_status=task_status)
+        (server,) = await nursery.start(
+            functools.partial(trio.serve_tcp, handler, 0, host="127.0.0.1")
         )
         port = server.socket.getsockname()[1]
         async with await trio.open_tcp_stream("127.0.0.1", port) as client:
