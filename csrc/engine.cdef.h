@@ -3,7 +3,7 @@
 typedef int... socklen_t;
 struct sockaddr_storage { ...; };
 struct ut_kernel { ...; };
-extern const struct ut_kernel ut_kernel_real;
+const struct ut_kernel *ut_kernel_get_real(void);
 
 struct ut_record { uint32_t slot; int32_t res; uint32_t flags; uint32_t offset; };
 

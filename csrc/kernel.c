@@ -94,6 +94,11 @@ const struct ut_kernel ut_kernel_real = {
     .now_ns = real_now_ns,
 };
 
+const struct ut_kernel *ut_kernel_get_real(void)
+{
+    return &ut_kernel_real;
+}
+
 unsigned ut_fork_count;
 
 static void after_fork_in_child(void)

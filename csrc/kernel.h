@@ -31,6 +31,7 @@ struct ut_kernel {
 };
 
 extern const struct ut_kernel ut_kernel_real;
+const struct ut_kernel *ut_kernel_get_real(void); /* its address, for cffi */
 
 /*
  * How often this process is a fork of the one that loaded the library. A ring

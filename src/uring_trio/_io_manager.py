@@ -1,0 +1,443 @@
+"""trio's IO manager on a ring.
+
+What trio asks, and how it is answered
+======================================
+
+trio's loop calls ``get_events(timeout)`` and hands what it returned to
+``process_events``; in between, and in guest mode on another thread, anything may happen.
+
+- *One enter a tick.* Operations are queued as tasks ask for them; ``get_events`` submits
+  them and waits, in one system call. It returns a number that only ``process_events``
+  understands: cqes seen << 32 | records of the batch. It is falsy if, and only if, the time
+  is over and no cqe at all was seen: `trio.testing.wait_all_tasks_blocked` and mock clocks
+  take a falsy answer for "nothing is going on".
+- *Never raising.* What escapes from ``get_events`` leaves `trio.run` raw, with no task
+  unwound. So an error is kept, the answer is truthy, and ``process_events`` raises it,
+  which trio turns into a clean `trio.TrioInternalError`.
+- *Signals.* The kernel's -EINTR comes back to Python, whose handlers then run, and the wait
+  goes on with the time that is left (PEP 475).
+- *Guest mode.* Only the thread that made the ring may enter it. The host thread polls with
+  ``get_events(0)``; the helper thread only watches an eventfd, which the kernel signals when
+  work is waiting (the ring's own fd does not wake a blocked poll under DEFER_TASKRUN), and
+  which ``force_wakeup`` writes. The enter follows in ``process_events``, on the host. What
+  the host's callbacks cancel while the helper sleeps is submitted at once.
+- *After the end.* Abort functions and ``notify_closing`` may be called after ``close``, when
+  coroutines of a crashed or abandoned run are collected, and in a forked child. Then they
+  touch nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import math
+import os
+import select
+import stat
+import weakref
+from dataclasses import dataclass
+from threading import get_ident
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import trio
+from outcome import Error
+
+from uring_trio._kernel import EINTR, Ring
+from uring_trio._operations import BUSY, CLOSED, POLLIN, POLLOUT, Endpoint, Operation, Poll
+from uring_trio._trio_private import WaitTaskRescheduled, make_waker, park, run_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uring_trio._operations import Direction
+
+# The answer of get_events in a helper thread: the host must enter.
+HOST_MUST_ENTER = -1
+# Truthy, and no record: something happened that needs no record to be told.
+NOTHING_TO_READ = 1 << 32
+COUNT_MASK = (1 << 32) - 1
+
+# How long closing waits for operations that were cancelled. They take microseconds; one
+# that does not end (a broken driver) must not hang the interpreter's exit.
+CLOSE_TIMEOUT_S = 1.0
+
+# Memory that the kernel may write to after its ring was closed: given up on purpose.
+_leaked: list[Any] = []
+_managers: weakref.WeakSet[UringIOManager] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class IOStatistics:
+    """What `trio.lowlevel.current_statistics` shows as ``io_statistics``.
+
+    Attributes:
+      backend: ``"io_uring"``.
+      tasks_waiting_read, tasks_waiting_write: tasks that sleep on I/O, by direction. trio's
+        own wakeup socket is always one that reads.
+      in_flight: operations that the kernel has not finished.
+      leases_out: receive buffers in our hands.
+      enters: calls of io_uring_enter so far.
+      stale_cqes: completions that belonged to no operation; anything but 0 is a bug.
+      operations: operations submitted so far, by opcode.
+      stock_calls: calls of socket and stream methods that went trio's own way, by reason.
+    """
+
+    backend: str
+    tasks_waiting_read: int
+    tasks_waiting_write: int
+    in_flight: int
+    leases_out: int
+    enters: int
+    stale_cqes: int
+    operations: dict[str, int]
+    stock_calls: dict[str, int]
+
+
+class UringIOManager:
+    """trio's IO manager on a ring; made, used and closed by trio.
+
+    Raises:
+      OSError: this run's ring could not be made.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.on_close: Callable[[], None] | None = None
+        self.ops: list[Any] = [None] * 256  # by slot; grows
+        self.pollers: dict[int, Poll] = {}  # by fd * 2 + direction
+        self.contended: list[tuple[Direction, Operation]] = []
+        self.tick = 0  # waits so far: an operation of this tick is not submitted yet
+        self.stock_calls: dict[str, int] = {}
+        self.leaked = False
+        self._endpoints: dict[int, list[weakref.ref[Endpoint]]] = {}
+        self._thread = get_ident()
+        self._batch = 0  # what get_events has returned and nobody has processed
+        self._error: Exception | None = None
+        self._runner: Any = None
+        self._event_fd = -1
+        self._last_statistics: IOStatistics | None = None
+        self.wake: Callable[[Any, Any], None] = self._wake_before_run
+        self.ring = Ring()
+        _managers.add(self)
+
+    # ---- the loop ---------------------------------------------------------------------
+
+    def get_events(self, timeout: float) -> int:
+        """Submit, wait at most *timeout* seconds, and say what came."""
+        if get_ident() != self._thread:
+            return self._watch_eventfd(timeout)
+        if self._batch:
+            return self._batch
+        if self._runner is not None and self._runner.is_guest and self._event_fd < 0:
+            self._prepare_guest()
+        if timeout <= 0 or self.contended or self._error is not None:
+            timeout_ns = 0
+        else:
+            timeout_ns = math.ceil(timeout * 1e9)
+        self._batch = self._wait(timeout_ns)
+        return self._batch
+
+    def _wait(self, timeout_ns: int) -> int:
+        self.tick += 1
+        wait = self.ring.wait
+        if not timeout_ns:
+            answer: int = wait(0)
+        else:
+            end = monotonic() + timeout_ns / 1e9
+            # Python runs signal handlers between these calls.
+            while (answer := wait(timeout_ns)) == EINTR:
+                timeout_ns = max(0, math.ceil((end - monotonic()) * 1e9))
+        if answer < 0 and answer != EINTR:
+            self._error = self.ring.error(answer)
+        if answer <= 0 and (answer < 0 or self.contended or self._error is not None):
+            return NOTHING_TO_READ
+        return answer
+
+    def process_events(self, events: Any) -> None:
+        """Wake the tasks whose operations are over."""
+        if self._runner is None:
+            self._bind(run_context.runner)
+        if events == HOST_MUST_ENTER:
+            self._clear_eventfd()
+            self._batch = events = self._wait(0)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        contended, self.contended = self.contended, []
+        if events:
+            self._batch = 0
+            ops = self.ops
+            for slot, res, flags, offset in self.ring.records(events & COUNT_MASK):
+                ops[slot].complete(res, flags, offset)
+        for direction, operation in contended:
+            direction.find_busy(operation)
+
+    def _bind(self, runner: Any) -> None:
+        self._runner = runner
+        self.wake = make_waker(runner)
+
+    def _wake_before_run(self, task: Any, value: Any) -> None:
+        self._bind(task._runner)
+        self.wake(task, value)
+
+    # ---- guest mode -------------------------------------------------------------------
+
+    def _prepare_guest(self) -> None:
+        event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self.ring.register_eventfd(event_fd)
+        except OSError as exc:
+            os.close(event_fd)
+            self._error = exc
+            return
+        self._event_fd = event_fd
+
+    def _watch_eventfd(self, timeout: float) -> int:
+        """In the helper thread: sleep until the host has a reason to enter."""
+        if self._event_fd < 0:
+            return NOTHING_TO_READ  # the host could not prepare; it has the error
+        watcher = select.poll()
+        watcher.register(self._event_fd, select.POLLIN)
+        return HOST_MUST_ENTER if watcher.poll(math.ceil(timeout * 1000)) else 0
+
+    def _clear_eventfd(self) -> None:
+        try:
+            os.eventfd_read(self._event_fd)
+        except BlockingIOError:
+            pass  # nothing in it: force_wakeup raced with the timeout
+
+    def force_wakeup(self) -> None:
+        """Guest mode: have the helper thread return."""
+        if self._event_fd >= 0:
+            os.eventfd_write(self._event_fd, 1)
+
+    def after_abort(self) -> None:
+        """A cancel was queued: nobody else submits it while a guest's helper sleeps."""
+        if self._event_fd >= 0:
+            self.ring.flush()
+            self.force_wakeup()
+
+    # ---- readiness --------------------------------------------------------------------
+
+    async def wait_readable(self, fd: Any) -> None:
+        """Sleep until *fd* is readable; see `trio.lowlevel.wait_readable`."""
+        await self._wait_ready(fd, POLLIN)
+
+    async def wait_writable(self, fd: Any) -> None:
+        """Sleep until *fd* is writable; see `trio.lowlevel.wait_writable`."""
+        await self._wait_ready(fd, POLLOUT)
+
+    async def _wait_ready(self, fd: Any, events: int) -> None:
+        if not isinstance(fd, int):
+            fd = fd.fileno()
+        key = fd * 2 + (events == POLLOUT)
+        if key in self.pollers:
+            raise trio.BusyResourceError(BUSY)
+        mode = os.fstat(fd).st_mode  # EBADF comes from here
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            # As epoll does. POLL_ADD would find a file on disk always ready.
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        poll = Poll(self, fd, key, events, run_context.task)
+        self.pollers[key] = poll
+        value: Any = await park(WaitTaskRescheduled(poll.abort))
+        if value is not None:
+            value.unwrap()
+
+    # ---- operations -------------------------------------------------------------------
+
+    def start(self, operation: Any, slot: int) -> int:
+        """Enter an operation's slot, as the preparing function gave it."""
+        if slot < 0:
+            raise self.ring.error(slot)
+        if slot >= len(self.ops):
+            self.ops.extend([None] * len(self.ops))
+        self.ops[slot] = operation
+        return slot
+
+    def open_endpoint(
+        self, owner: Any, fileno: Callable[[], int], *, is_socket: bool
+    ) -> Endpoint:
+        """The endpoint of the open file that *owner* holds; *fileno* gives -1 once closed.
+
+        Two trio sockets around one stdlib socket share it, so that their operations stand
+        in one line.
+        """
+        fd = fileno()
+        alive = []
+        for reference in self._endpoints.get(fd, ()):
+            endpoint = reference()
+            if endpoint is None:
+                continue
+            if endpoint.owner is owner:
+                return endpoint
+            alive.append(reference)
+        endpoint = Endpoint(self, owner, fileno, is_socket=is_socket)
+        self._endpoints[fd] = [*alive, weakref.ref(endpoint)]
+        return endpoint
+
+    def count_stock_call(self, reason: str) -> None:
+        """An operation went stock's way."""
+        self.stock_calls[reason] = self.stock_calls.get(reason, 0) + 1
+
+    # ---- closing ----------------------------------------------------------------------
+
+    def notify_closing(self, fd: Any) -> None:
+        """End whatever waits on *fd*; see `trio.lowlevel.notify_closing`.
+
+        When it returns the kernel has let go of the file: close(2) after it sends the FIN.
+        The fd is not looked at, and may be closed already.
+        """
+        if not isinstance(fd, int):
+            fd = fd.fileno()
+        if self.closed:
+            return
+        wake: list[tuple[Any, Exception]] = []
+        in_kernel = False
+        for key in (fd * 2, fd * 2 + 1):
+            poll = self.pollers.pop(key, None)
+            if poll is not None:
+                wake.append((poll.task, trio.ClosedResourceError(CLOSED)))
+                poll.task = None
+                in_kernel |= poll.drop()
+        for reference in self._endpoints.pop(fd, ()):
+            endpoint = reference()
+            if endpoint is not None:
+                in_kernel |= self._end(endpoint, wake)
+        self._let_go(wake, in_kernel)
+
+    def end_operations(self, endpoint: Endpoint, *, detach: bool = False) -> None:
+        """The file is closed without a word to trio, or leaves our hands open.
+
+        With *detach* no byte is lost: what was received until now is delivered, and other
+        tasks get EBADF, as they do on stock when they try again.
+        """
+        if self.closed or get_ident() != self._thread:
+            return
+        wake: list[tuple[Any, Exception]] = []
+        in_kernel = self._end(endpoint, wake, detach=detach)
+        self._let_go(wake, in_kernel)
+
+    def _end(self, endpoint: Endpoint, wake: list[Any], *, detach: bool = False) -> bool:
+        in_kernel = False
+        for direction in (endpoint.receiver, endpoint.sender):
+            exception: Exception
+            if detach:
+                exception = OSError(errno.EBADF, os.strerror(errno.EBADF))
+            else:
+                exception = trio.ClosedResourceError(CLOSED)
+            in_kernel |= direction.end(exception, wake, detach)
+        return in_kernel
+
+    def _let_go(self, wake: list[tuple[Any, Exception]], in_kernel: bool) -> None:
+        if in_kernel:
+            error = self.ring.flush()
+            if error < 0:
+                self._error = self.ring.error(error)
+            self.force_wakeup()
+        current = getattr(run_context, "task", None)
+        for task, exception in wake:
+            if task is not current:
+                self.wake(task, Error(copy.copy(exception)))
+        for task, exception in wake:
+            if task is current:
+                raise exception
+
+    def close(self) -> None:
+        """Cancel what is in flight, wait for its end within a bound, close the ring."""
+        if self.closed:
+            return
+        self._last_statistics = self.statistics()
+        self.closed = True
+        _managers.discard(self)
+        try:
+            finished = get_ident() == self._thread and self._drain()
+            if not finished:
+                _leaked.append([op for op in self.ops if op is not None])
+            self.leaked = self.ring.close(leak=not finished)
+            if self._event_fd >= 0:
+                os.close(self._event_fd)
+                self._event_fd = -1
+        finally:
+            self.ops = []
+            self.pollers.clear()
+            self._end_run()
+
+    def _end_run(self) -> None:
+        self._runner = None
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
+
+    def _drain(self) -> bool:
+        """True when the kernel has finished with everything."""
+        for slot, operation in enumerate(self.ops):
+            if operation is not None:
+                operation.task = None
+                if isinstance(operation, Operation):
+                    operation.direction.waiting = ()
+                if self.ring.cancel(slot) == 0:
+                    self.ops[slot] = None
+                    if isinstance(operation, Operation):
+                        operation.release()
+        end = monotonic() + CLOSE_TIMEOUT_S
+        while any(operation is not None for operation in self.ops):
+            left_ns = math.ceil((end - monotonic()) * 1e9)
+            if left_ns <= 0:
+                return False
+            answer = self._batch or self.ring.wait(left_ns)
+            self._batch = 0
+            if answer < 0 and answer != EINTR:
+                return False
+            if answer > 0:
+                for slot, res, flags, offset in self.ring.records(answer & COUNT_MASK):
+                    if self.ops[slot] is not None:
+                        self.ops[slot].complete(res, flags, offset)
+        return True
+
+    def abandon_in_child(self) -> None:
+        """In a forked child: the ring is the parent's; forget it."""
+        if not self.closed:
+            self.closed = True
+            self._end_run()
+            os.close(self.ring.fd)
+
+    def __del__(self) -> None:
+        # trio closes its manager, except when setting up a run fails after it was made.
+        if not getattr(self, "closed", True) and hasattr(self, "ring"):
+            self.close()
+
+    # ---- statistics -------------------------------------------------------------------
+
+    def statistics(self) -> IOStatistics:
+        """The counters of this run; after its end, those it ended with."""
+        if self._last_statistics is not None:
+            return self._last_statistics
+        reading = writing = 0
+        for operation in self.ops:
+            if operation is not None and operation.task is not None:
+                if operation.reading:
+                    reading += 1
+                else:
+                    writing += 1
+        counters, operations = self.ring.statistics()
+        return IOStatistics(
+            backend="io_uring",
+            tasks_waiting_read=reading,
+            tasks_waiting_write=writing,
+            in_flight=counters["in_flight"],
+            leases_out=0 if not self._batch else counters["leases_out"],
+            enters=counters["enters"],
+            stale_cqes=counters["stale_cqes"],
+            operations=operations,
+            stock_calls=dict(self.stock_calls),
+        )
+
+
+def _abandon_all() -> None:
+    for manager in list(_managers):
+        manager.abandon_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)

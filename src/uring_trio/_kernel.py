@@ -1,0 +1,355 @@
+"""The one Python door to the C engine: a ring, its operations, its memory.
+
+Nothing above this module sees cffi. Operations are small integers (slots), results
+are tuples of integers, data is ``bytes``, and the functions that prepare an operation
+are `functools.partial` objects around the C function with the engine already in them:
+a Python method around each would cost as much again as the call.
+
+cffi releases the GIL around every call and protects no C data, so a `Ring` belongs to
+the thread that made it. The one exception is none: waking a ring from another thread
+goes through an eventfd, which the kernel guards.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+try:
+    from uring_trio._engine import ffi as _ffi, lib as _lib
+except ImportError:  # not built: not Linux, or no compiler
+    _ffi = _lib = None
+
+# What the engine refuses to do in a forked child (errno EOWNERDEAD).
+OWNER_DEAD = -130
+EINTR = -4
+ENOBUFS = -105
+ECANCELED = -125
+
+CQE_F_BUFFER = 1 << 0
+CQE_F_MORE = 1 << 1
+CQE_F_SOCK_NONEMPTY = 1 << 2
+
+SQ_ENTRIES = 256  # what one enter submits without a second; more is queued, never refused
+CQ_ENTRIES = 4096  # several cqes an sqe: what does not fit costs an extra enter
+SQ_ENTRIES_MIN = 32  # halved down to this where RLIMIT_MEMLOCK is small (64 KiB takes 256)
+
+# (buffers, bytes of each). A stream gets buffers as large as its messages: the kernel
+# chops what does not fit into several operations, and one buffer per message is what
+# makes 100 KiB messages cheaper than epoll's (docs/design.md). One-shot receives hold a
+# buffer only from completion to the end of the batch, so few are enough.
+BUFFER_GROUPS = ((128, 8 << 10), (32, 32 << 10), (16, 128 << 10))
+GROUP_SIZES = tuple(size for _, size in BUFFER_GROUPS)
+
+# The most that one operation moves: the kernel's own limit for read and write.
+TRANSFER_MAX = 0x7FFFF000
+
+PROBE_TIMEOUT_NS = 1_000_000_000  # each step takes microseconds; a sandbox may never answer
+
+_RECORD = struct.Struct("IiII")  # slot, res, flags, offset: struct ut_record
+
+SETUP_FLAG_NAMES = {
+    1 << 3: "CQSIZE",
+    1 << 4: "CLAMP",
+    1 << 7: "SUBMIT_ALL",
+    1 << 9: "TASKRUN_FLAG",
+    1 << 12: "SINGLE_ISSUER",
+    1 << 13: "DEFER_TASKRUN",
+}
+FEATURE_NAMES = (
+    "SINGLE_MMAP NODROP SUBMIT_STABLE RW_CUR_POS CUR_PERSONALITY FAST_POLL POLL_32BITS "
+    "SQPOLL_NONFIXED EXT_ARG NATIVE_WORKERS RSRC_TAGS CQE_SKIP LINKED_FILE REG_REG_RING "
+    "RECVSEND_BUNDLE MIN_TIMEOUT RW_ATTR NO_IOWAIT"
+).split()
+OPCODE_NAMES = (
+    "nop readv writev fsync read_fixed write_fixed poll_add poll_remove sync_file_range "
+    "sendmsg recvmsg timeout timeout_remove accept async_cancel link_timeout connect "
+    "fallocate openat close files_update statx read write fadvise madvise send recv openat2 "
+    "epoll_ctl splice provide_buffers remove_buffers tee shutdown renameat unlinkat mkdirat "
+    "symlinkat linkat msg_ring fsetxattr setxattr fgetxattr getxattr socket uring_cmd send_zc "
+    "sendmsg_zc read_multishot waitid futex_wait futex_wake futex_waitv fixed_fd_install "
+    "ftruncate bind listen recv_zc epoll_wait readv_fixed writev_fixed pipe"
+).split()
+
+
+def load_extension() -> tuple[Any, Any]:
+    """The extension's ``(ffi, lib)``.
+
+    Raises:
+      ImportError: it was not built.
+    """
+    if _lib is None:
+        raise ImportError("uring_trio was installed without its C extension")
+    return _ffi, _lib
+
+
+def extension_available() -> bool:
+    """Whether the C engine was built; it never is off Linux."""
+    return _lib is not None
+
+
+@dataclass(frozen=True)
+class KernelProbe:
+    """What this kernel did when it was tried.
+
+    Attributes:
+      error: 0, or the errno of the step that failed.
+      stage: that step, or the last one.
+      setup_flags: flags that the ring was made with.
+      features: what the kernel says of the ring, and what was seen to work.
+      opcodes: operations that the kernel has.
+      limits: sizes of the ring in entries, and of the buffer pool in bytes.
+    """
+
+    error: int
+    stage: str
+    setup_flags: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    opcodes: tuple[str, ...] = ()
+    limits: dict[str, int] = field(default_factory=dict)
+
+
+def _names(bits: int, names: Iterable[tuple[int, str]]) -> tuple[str, ...]:
+    return tuple(name for mask, name in names if bits & mask)
+
+
+def opcode_name(opcode: int) -> str:
+    """The kernel's word for an opcode, lower case."""
+    return OPCODE_NAMES[opcode] if opcode < len(OPCODE_NAMES) else f"opcode_{opcode}"
+
+
+def probe_kernel() -> KernelProbe:
+    """Make a throw-away ring and try by doing every feature that is required.
+
+    Never raises; what failed is in the result.
+    """
+    if _lib is None:
+        return KernelProbe(error=0, stage="extension")
+    found = _ffi.new("struct ut_probe *")
+    _lib.ut_probe_run(_lib.ut_kernel_get_real(), PROBE_TIMEOUT_NS, found)
+    seen_to_work: tuple[str, ...] = ()
+    if found.error == 0:
+        seen_to_work = ("BUFFER_RINGS", "POLL_FIRST", "CANCEL_BY_OPERATION")
+    return KernelProbe(
+        error=-found.error,
+        stage=_ffi.string(found.stage).decode(),
+        setup_flags=_names(found.setup_flags, SETUP_FLAG_NAMES.items()),
+        features=_names(
+            found.features, ((1 << bit, name) for bit, name in enumerate(FEATURE_NAMES))
+        )
+        + seen_to_work,
+        opcodes=tuple(opcode_name(opcode) for opcode in range(256) if found.opcodes[opcode]),
+        limits={
+            "sq_entries": SQ_ENTRIES,
+            "cq_entries": CQ_ENTRIES,
+            "buffer_pool_bytes": sum(count * size for count, size in BUFFER_GROUPS),
+        },
+    )
+
+
+class Message:
+    """The memory of a recvmsg, sendmsg, accept or connect. Valid until `free`."""
+
+    __slots__ = ("_vectors", "c")
+
+    def __init__(self, vectors: int = 0, control_size: int = 0, data_size: int = 0) -> None:
+        self.c = _lib.ut_message_new(vectors, control_size, data_size)
+        if not self.c:
+            raise MemoryError(f"no memory for a message of {data_size + control_size} bytes")
+        self._vectors: list[Any] = []
+
+    def add_vector(self, index: int, pin: Any, size: int) -> None:
+        """Point vector *index* at pinned memory (see `pin`); it is kept until `free`."""
+        self._vectors.append(pin)
+        _lib.ut_message_set_vector(self.c, index, pin, size)
+
+    def set_name(self, name: bytes) -> None:
+        """Set the address to connect or to send to; a packed sockaddr."""
+        if _lib.ut_message_set_name(self.c, name, len(name)) < 0:
+            raise ValueError(f"address of {len(name)} bytes is too long: {name!r}")
+
+    def set_control(self, control: bytes) -> None:
+        """Fill the control data; as long as the message was made for."""
+        _ffi.memmove(self.c.control, control, len(control))
+
+    def result(self) -> tuple[bytes, bytes, int]:
+        """Name, control data and flags as the kernel left them."""
+        found = _ffi.new("struct ut_message_result *")
+        _lib.ut_message_read(self.c, found)
+        name = self._bytes(_ffi.addressof(self.c, "name"), found.name_length, 128)
+        control = self._bytes(self.c.control, found.control_length, self.c.control_size)
+        return name, control, found.flags
+
+    def accepted_name(self) -> bytes:
+        """The peer's address, after an accept."""
+        return self._bytes(_ffi.addressof(self.c, "name"), self.c.name_length, 128)
+
+    def data(self, size: int) -> bytes:
+        """The first *size* bytes of what was received."""
+        return self._bytes(self.c.data, size, self.c.data_size)
+
+    @staticmethod
+    def _bytes(start: Any, size: int, room: int) -> bytes:
+        return bytes(_ffi.buffer(start, min(size, room)))
+
+    def free(self) -> None:
+        """Give the memory back, and the pins; after the last cqe."""
+        for pin in self._vectors:
+            unpin(pin)
+        self._vectors.clear()
+        _lib.ut_message_free(self.c)
+        self.c = None
+
+
+def pin(buffer: Any, *, writable: bool = False) -> Any:
+    """Hold an object's memory where it is until `unpin`.
+
+    A ``bytes`` object never moves, and a reference is enough. Any other is exported
+    through the buffer protocol: meanwhile a bytearray cannot be resized.
+
+    Raises:
+      TypeError, BufferError: the object has no contiguous (writable) memory.
+    """
+    if type(buffer) is bytes and not writable:
+        return buffer
+    return _ffi.from_buffer("char[]", buffer, require_writable=writable)
+
+
+def unpin(pinned: Any) -> None:
+    """End what `pin` began."""
+    if type(pinned) is not bytes:
+        _ffi.release(pinned)
+
+
+def pinned_size(pinned: Any) -> int:
+    """Bytes of pinned memory."""
+    return len(pinned)
+
+
+class Memory:
+    """Memory of our own for one receive, on a 64-byte boundary (see csrc/bufring.c)."""
+
+    __slots__ = ("c",)
+
+    def __init__(self, size: int) -> None:
+        self.c = _lib.ut_memory_new(size)
+        if not self.c:
+            raise MemoryError(f"no memory for a receive of {size} bytes")
+
+    def data(self, size: int) -> bytes:
+        """The first *size* bytes."""
+        return bytes(_ffi.buffer(self.c, size))
+
+    def free(self) -> None:
+        """Give the memory back; after the last cqe."""
+        _lib.ut_memory_free(self.c)
+        self.c = None
+
+
+class Ring:
+    """One io_uring instance, for the thread that makes it.
+
+    The functions that prepare an operation return its slot, or a negative errno
+    (see `error`). What they mean is in csrc/prep.h.
+
+    Raises:
+      OSError: the ring could not be made; the errno says why.
+    """
+
+    def __init__(self) -> None:
+        _, lib = load_extension()
+        config = _ffi.new("struct ut_config *")
+        config.sq_entries, config.cq_entries = SQ_ENTRIES, CQ_ENTRIES
+        config.sq_entries_min = SQ_ENTRIES_MIN
+        for index, (entries, size) in enumerate(BUFFER_GROUPS):
+            config.groups[index].entries, config.groups[index].buffer_size = entries, size
+        error, stage = _ffi.new("int *"), _ffi.new("const char **")
+        engine = lib.ut_engine_open(lib.ut_kernel_get_real(), config, error, stage)
+        if not engine:
+            step = _ffi.string(stage[0]).decode()
+            raise OSError(-error[0], f"{step}: {os.strerror(-error[0])}")
+        self._engine = engine
+        self.owner_pid = os.getpid()
+        self.fd: int = engine.ring.fd
+        size = engine.record_capacity * _RECORD.size
+        self._records = memoryview(_ffi.buffer(engine.records, size))
+        #: All receive buffers; ``pool[a:b]`` copies out ``bytes``.
+        self.pool = _ffi.buffer(engine.pool, engine.pool_size)
+        self.wait = partial(lib.ut_engine_wait, engine)
+        self.flush = partial(lib.ut_engine_flush, engine)
+        self.cancel = partial(lib.ut_engine_cancel, engine)
+        self.recv = partial(lib.ut_prep_recv, engine)
+        self.send = partial(lib.ut_prep_send, engine)
+        self.read = partial(lib.ut_prep_read, engine)
+        self.write = partial(lib.ut_prep_write, engine)
+        self.poll = partial(lib.ut_prep_poll, engine)
+
+    def recv_into(self, fd: int, memory: Any, size: int, flags: int, poll_first: int) -> int:
+        """Receive into `Memory`, or into a writable pin."""
+        address = memory.c if type(memory) is Memory else memory
+        return int(_lib.ut_prep_recv_into(self._engine, fd, address, size, flags, poll_first))
+
+    def recvmsg(self, fd: int, message: Message, flags: int, poll_first: int) -> int:
+        """Receive into a message."""
+        return int(_lib.ut_prep_recvmsg(self._engine, fd, message.c, flags, poll_first))
+
+    def sendmsg(self, fd: int, message: Message, flags: int) -> int:
+        """Send a message."""
+        return int(_lib.ut_prep_sendmsg(self._engine, fd, message.c, flags))
+
+    def accept(self, fd: int, message: Message, flags: int) -> int:
+        """Accept a connection; the peer's address goes into the message."""
+        return int(_lib.ut_prep_accept(self._engine, fd, message.c, flags))
+
+    def connect(self, fd: int, message: Message) -> int:
+        """Connect to the message's name."""
+        return int(_lib.ut_prep_connect(self._engine, fd, message.c))
+
+    def records(self, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """The batch's records: slot, result, flags, offset into the pool."""
+        return _RECORD.iter_unpack(self._records[: count * _RECORD.size])
+
+    def register_eventfd(self, event_fd: int) -> None:
+        """Signal *event_fd* whenever completions wait for a `wait`."""
+        result = _lib.ut_engine_register_eventfd(self._engine, event_fd)
+        if result < 0:
+            raise OSError(-result, f"register eventfd: {os.strerror(-result)}")
+
+    def error(self, result: int) -> Exception:
+        """The exception for a negative answer of the functions here."""
+        if result == OWNER_DEAD:
+            return RuntimeError(
+                f"this io_uring belongs to process {self.owner_pid}; start a new run after fork"
+            )
+        return OSError(-result, f"io_uring: {os.strerror(-result)}")
+
+    def statistics(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Counters, and operations submitted so far by opcode name."""
+        found = _ffi.new("struct ut_statistics *")
+        _lib.ut_engine_statistics(self._engine, found)
+        counters = ("enters", "cqes", "stale_cqes", "queued", "in_flight", "leases_out")
+        return (
+            {name: getattr(found, name) for name in counters},
+            {opcode_name(i): n for i, n in enumerate(found.operations) if n},
+        )
+
+    def close(self, *, leak: bool) -> bool:
+        """Close the ring and free its memory; afterwards nothing here may be called.
+
+        Args:
+          leak: leave alone the memory that the kernel may still write to.
+
+        Returns:
+          Whether memory was given up.
+        """
+        self._records.release()
+        self.pool = b""
+        leaked = bool(_lib.ut_engine_close(self._engine, leak))
+        self._engine = None
+        return leaked

@@ -1,0 +1,427 @@
+"""trio's socket objects on the ring.
+
+`UringSocket` takes the place of trio's own socket class, so that every socket is one:
+made by ``trio.socket.socket``, accepted, one of a pair, a duplicate, from the standard
+library. In a run on epoll, and wherever the ring is not right for a call, its methods are
+trio's own; each such call of a run on the ring is counted with its reason.
+
+What goes trio's own way: families other than IPv4, IPv6 and UNIX; socket types other than
+stream, datagram and seqpacket; out-of-band and error-queue data, zero-copy and fast-open
+flags; size 0; and every argument that the standard library has its own words against.
+
+Two flags are taken off: MSG_DONTWAIT (the ring would answer EAGAIN where trio waits) and
+MSG_WAITALL (trio's sockets do not block, so it never had an effect on them).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from uring_trio import _addresses
+from uring_trio._io_manager import UringIOManager
+from uring_trio._kernel import TRANSFER_MAX, Message, pin, pinned_size, unpin
+from uring_trio._socket_operations import (
+    Accept,
+    Connect,
+    ReceiveBytes,
+    ReceiveInto,
+    ReceiveMessage,
+    SendMessage,
+)
+from uring_trio._trio_private import current_manager, park, run_context, stock_socket_type
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from uring_trio._operations import Endpoint, Operation
+
+TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
+
+MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
+MSG_FASTOPEN = 0x20000000
+MSG_ZEROCOPY = 0x4000000
+IGNORED_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_WAITALL)
+STOCK_FLAGS = int(socket.MSG_OOB | socket.MSG_ERRQUEUE) | MSG_FASTOPEN | MSG_ZEROCOPY
+
+# What a connect can answer after it was under way; on stock these, and only these, come
+# from SO_ERROR, with an error text that has the address in it.
+LATE_CONNECT_ERRORS = frozenset(
+    {errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENETDOWN}
+)
+
+
+def _usable_size(size: object) -> bool:
+    return isinstance(size, int) and 1 <= size <= TRANSFER_MAX
+
+
+def _usable_flags(flags: object) -> bool:
+    return isinstance(flags, int) and 0 <= flags <= 0x7FFFFFFF and not flags & STOCK_FLAGS
+
+
+def _own_flags(flags: int) -> int:
+    return int(flags) & ~IGNORED_FLAGS
+
+
+async def _perform(operation: Operation) -> Any:
+    """Sleep until it is over; its value, or its error."""
+    return operation.unwrap(await park(operation.trap))
+
+
+def _into_arguments(buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[Any, int, int] | None:
+    """The pinned buffer, size and flags of recv_into and recvfrom_into, if usable."""
+    if not (isinstance(nbytes, int) and nbytes >= 0 and _usable_flags(flags)):
+        return None
+    try:
+        pinned = pin(buffer, writable=True)
+    except (TypeError, BufferError, ValueError):
+        return None
+    size = nbytes or pinned_size(pinned)
+    if not 1 <= size <= min(pinned_size(pinned), TRANSFER_MAX):
+        unpin(pinned)
+        return None
+    return pinned, size, _own_flags(flags)
+
+
+def _received_from(count: int, message: Message) -> tuple[bytes, Any]:
+    data = message.data(count)
+    return data + bytes(max(0, count - len(data))), _addresses.unpack(message.result()[0])
+
+
+def _received_from_into(count: int, message: Message) -> tuple[int, Any]:
+    return count, _addresses.unpack(message.result()[0])
+
+
+def _received_message(count: int, message: Message) -> tuple[bytes, Any, int, Any]:
+    return (message.data(count), *_received_message_into(count, message)[1:])
+
+
+def _received_message_into(count: int, message: Message) -> tuple[int, Any, int, Any]:
+    name, control, flags = message.result()
+    return count, _addresses.unpack_control(control), flags, _addresses.unpack(name)
+
+
+class UringSocket(stock_socket_type):  # type: ignore[misc]
+    """A trio socket whose operations are completions while its run is on the ring.
+
+    Made by trio, never directly. The methods and their errors are those of
+    `trio.socket.SocketType`. Cancellation leaves no byte, connection or descriptor behind:
+    what the kernel had done when the cancel came is delivered.
+    """
+
+    _endpoint: Endpoint | None = None
+    is_ring_stream = False
+
+    def ring_endpoint(self) -> Endpoint | None:
+        """This socket in the current run; None where the call must go trio's own way."""
+        try:
+            manager = current_manager(run_context)
+        except AttributeError:
+            return None
+        endpoint = self._endpoint
+        if (
+            endpoint is not None
+            and endpoint.manager is manager
+            and endpoint.owner is self._sock
+        ):
+            return endpoint
+        return self._open_endpoint(manager)
+
+    def _open_endpoint(self, manager: Any) -> Endpoint | None:
+        if not isinstance(manager, UringIOManager):
+            return None
+        stdlib = self._sock
+        if type(self) is not UringSocket or type(stdlib) is not socket.socket:
+            manager.count_stock_call("subclass")
+        elif stdlib.fileno() < 0:
+            manager.count_stock_call("closed")
+        elif stdlib.family not in _addresses.FAMILIES:
+            manager.count_stock_call("family")
+        elif stdlib.type not in TYPES:
+            manager.count_stock_call("type")
+        else:
+            self.is_ring_stream = stdlib.type == socket.SOCK_STREAM
+            self._endpoint = manager.open_endpoint(stdlib, stdlib.fileno, is_socket=True)
+            return self._endpoint
+        return None
+
+    def _count_stock(self, endpoint: Endpoint | None, reason: str = "arguments") -> None:
+        if endpoint is not None:
+            endpoint.manager.count_stock_call(reason)
+
+    # ---- receive ----------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def recv(self, /, *args: Any, **kwargs: Any) -> bytes:
+        """Like `socket.socket.recv`, but async."""
+        endpoint = self.ring_endpoint()
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 2 and _usable_size(args[0]):
+            flags = args[1] if len(args) == 2 else 0
+            if _usable_flags(flags):
+                flags = _own_flags(flags)
+                receiver = endpoint.receiver
+                if self.is_ring_stream and not flags:
+                    operation: Operation = receiver.receive(args[0])
+                    value = await park(operation.trap)
+                    return value if type(value) is bytes else operation.unwrap(value)
+                operation = ReceiveBytes(receiver, int(args[0]), flags)
+                return await _perform(receiver.submit(operation))  # type: ignore[no-any-return]
+        self._count_stock(endpoint)
+        return await super().recv(*args, **kwargs)  # type: ignore[no-any-return]
+
+    @enable_ki_protection
+    async def recv_into(self, /, *args: Any, **kwargs: Any) -> int:
+        """Like `socket.socket.recv_into`, but async."""
+        endpoint = self.ring_endpoint()
+        found = self._parse_into(endpoint, args, kwargs)
+        if endpoint is None or found is None:
+            return await super().recv_into(*args, **kwargs)  # type: ignore[no-any-return]
+        pinned, size, flags = found
+        receiver = endpoint.receiver
+        operation = ReceiveInto(receiver, pinned, size, flags)
+        return await _perform(receiver.submit(operation))  # type: ignore[no-any-return]
+
+    def _parse_into(self, endpoint: Endpoint | None, args: Any, kwargs: Any) -> Any:
+        if endpoint is None:
+            return None
+        try:
+            found = _into_arguments(*args, **kwargs)
+        except TypeError:
+            found = None
+        if found is None:
+            self._count_stock(endpoint)
+        return found
+
+    @enable_ki_protection
+    async def recvfrom(self, /, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
+        """Like `socket.socket.recvfrom`, but async."""
+        endpoint = self.ring_endpoint()
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 2 and _usable_size(args[0]):
+            flags = args[1] if len(args) == 2 else 0
+            if _usable_flags(flags):
+                message = Message(data_size=args[0])
+                return await self._receive_message(endpoint, message, flags, _received_from)  # type: ignore[no-any-return]
+        self._count_stock(endpoint)
+        return await super().recvfrom(*args, **kwargs)  # type: ignore[no-any-return]
+
+    @enable_ki_protection
+    async def recvfrom_into(self, /, *args: Any, **kwargs: Any) -> tuple[int, Any]:
+        """Like `socket.socket.recvfrom_into`, but async."""
+        endpoint = self.ring_endpoint()
+        found = self._parse_into(endpoint, args, kwargs)
+        if endpoint is None or found is None:
+            return await super().recvfrom_into(*args, **kwargs)  # type: ignore[no-any-return]
+        pinned, size, flags = found
+        message = Message(vectors=1)
+        message.add_vector(0, pinned, size)
+        return await self._receive_message(  # type: ignore[no-any-return]
+            endpoint, message, flags, _received_from_into, on_user_memory=True
+        )
+
+    @enable_ki_protection
+    async def recvmsg(self, /, *args: Any, **kwargs: Any) -> tuple[bytes, Any, int, Any]:
+        """Like `socket.socket.recvmsg`, but async."""
+        endpoint = self.ring_endpoint()
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 3 and _usable_size(args[0]):
+            control_size, flags = (*args[1:], 0, 0)[:2] if len(args) < 3 else args[1:]
+            if (control_size == 0 or _usable_size(control_size)) and _usable_flags(flags):
+                message = Message(control_size=control_size, data_size=args[0])
+                return await self._receive_message(endpoint, message, flags, _received_message)  # type: ignore[no-any-return]
+        self._count_stock(endpoint)
+        return await super().recvmsg(*args, **kwargs)  # type: ignore[no-any-return]
+
+    @enable_ki_protection
+    async def recvmsg_into(self, /, *args: Any, **kwargs: Any) -> tuple[int, Any, int, Any]:
+        """Like `socket.socket.recvmsg_into`, but async."""
+        endpoint = self.ring_endpoint()
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 3:
+            args = (list(args[0]), *args[1:])
+            control_size, flags = (*args[1:], 0, 0)[:2]
+            if (control_size == 0 or _usable_size(control_size)) and _usable_flags(flags):
+                message = _message_of(args[0], control_size, writable=True)
+                if message is not None:
+                    return await self._receive_message(  # type: ignore[no-any-return]
+                        endpoint, message, flags, _received_message_into, on_user_memory=True
+                    )
+        self._count_stock(endpoint)
+        return await super().recvmsg_into(*args, **kwargs)  # type: ignore[no-any-return]
+
+    async def _receive_message(
+        self,
+        endpoint: Endpoint,
+        message: Message,
+        flags: int,
+        convert: Any,
+        *,
+        on_user_memory: bool = False,
+    ) -> Any:
+        receiver = endpoint.receiver
+        operation = ReceiveMessage(
+            receiver, message, _own_flags(flags), convert, on_user_memory=on_user_memory
+        )
+        return await _perform(receiver.submit(operation))
+
+    # ---- send -------------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def send(self, /, *args: Any, **kwargs: Any) -> int:
+        """Like `socket.socket.send`, but async."""
+        endpoint = self.ring_endpoint()
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 2:
+            flags = args[1] if len(args) == 2 else 0
+            pinned = _try_pin(args[0]) if _usable_flags(flags) else None
+            if pinned is not None:
+                operation = endpoint.sender.send(pinned, _own_flags(flags) | MSG_NOSIGNAL)
+                value = await park(operation.trap)
+                return operation.unwrap(value)  # type: ignore[no-any-return]
+        self._count_stock(endpoint)
+        return await super().send(*args, **kwargs)  # type: ignore[no-any-return]
+
+    @enable_ki_protection
+    async def sendto(self, /, *args: Any) -> int:
+        """Like `socket.socket.sendto`, but async."""
+        endpoint = self.ring_endpoint()
+        if endpoint is not None and 2 <= len(args) <= 3:
+            flags = args[1] if len(args) == 3 else 0
+            address = await self._resolve_address_nocp(args[-1], local=False)
+            args = (*args[:-1], address)
+            name = _addresses.pack(self._sock.family, address)
+            if name is not None and _usable_flags(flags):
+                message = _message_of([args[0]], 0)
+                if message is not None:
+                    message.set_name(name)
+                    return await self._send_message(endpoint, message, flags, args[0])
+        self._count_stock(endpoint)
+        return await super().sendto(*args)  # type: ignore[no-any-return]
+
+    @enable_ki_protection
+    async def sendmsg(self, /, *args: Any) -> int:
+        """Like `socket.socket.sendmsg`, but async."""
+        endpoint = self.ring_endpoint()
+        if endpoint is None or not 1 <= len(args) <= 4:
+            self._count_stock(endpoint)
+            return await super().sendmsg(*args)  # type: ignore[no-any-return]
+        buffers, ancillary, flags, address = (*args, *((), 0, None)[len(args) - 1 :])
+        buffers, ancillary = list(buffers), list(ancillary)  # they may be generators
+        name: bytes | None = b""
+        if address is not None:
+            address = await self._resolve_address_nocp(address, local=False)
+            name = _addresses.pack(self._sock.family, address)
+        control = _try_control(ancillary)
+        if name is not None and control is not None and _usable_flags(flags):
+            message = _message_of(buffers, len(control))
+            if message is not None:
+                message.set_control(control)
+                message.set_name(name)
+                return await self._send_message(endpoint, message, flags, *buffers)
+        self._count_stock(endpoint)
+        return await super().sendmsg(buffers, ancillary, flags, address)  # type: ignore[no-any-return]
+
+    async def _send_message(
+        self, endpoint: Endpoint, message: Message, flags: int, *buffers: Any
+    ) -> int:
+        operation = SendMessage(
+            endpoint.sender,
+            message,
+            _own_flags(flags) | MSG_NOSIGNAL,
+            on_user_memory=any(type(buffer) is not bytes for buffer in buffers),
+        )
+        return await _perform(endpoint.sender.submit(operation))  # type: ignore[no-any-return]
+
+    # ---- accept, connect --------------------------------------------------------------
+
+    @enable_ki_protection
+    async def accept(self) -> tuple[trio.socket.SocketType, Any]:
+        """Like `socket.socket.accept`, but async."""
+        endpoint = self.ring_endpoint()
+        if endpoint is None:
+            return await super().accept()  # type: ignore[no-any-return]
+        operation = Accept(endpoint.receiver, self._sock)
+        accepted, address = await _perform(endpoint.receiver.submit(operation))
+        return trio.socket.from_stdlib_socket(accepted), address
+
+    @enable_ki_protection
+    async def connect(self, address: Any) -> None:
+        """Like `socket.socket.connect`, but async. Cancelled, it closes the socket."""
+        endpoint = self.ring_endpoint()
+        if endpoint is None:
+            await super().connect(address)
+            return
+        try:
+            address = await self._resolve_address_nocp(address, local=False)
+            name = _addresses.pack(self._sock.family, address)
+            if name is None:
+                self._count_stock(endpoint)
+                await super().connect(address)
+                return
+            message = Message()
+            message.set_name(name)
+            await _perform(endpoint.sender.submit(Connect(endpoint.sender, message, 0)))
+        except trio.Cancelled:
+            # The kernel goes on connecting: the socket is in no state that one could name.
+            self._sock.close()
+            raise
+        except OSError as exc:
+            if self.is_ring_stream and exc.errno in LATE_CONNECT_ERRORS:
+                reason = os.strerror(exc.errno)
+                raise OSError(exc.errno, f"Error connecting to {address!r}: {reason}") from None
+            raise
+
+    # ---- letting go -------------------------------------------------------------------
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the socket. What still sleeps on it gets `trio.ClosedResourceError`."""
+        # On stock this closes without a word to the IO manager. Here a receive in flight
+        # would hold the file open, and the peer would not see its end.
+        endpoint = self._endpoint
+        if endpoint is not None:
+            endpoint.manager.end_operations(endpoint)
+        super().__exit__(exc_type, exc_value, traceback)
+
+    def detach(self) -> int:
+        """Like `socket.socket.detach`. A receive in flight does not read on for us."""
+        endpoint = self._endpoint
+        if endpoint is not None:
+            endpoint.manager.end_operations(endpoint, detach=True)
+        return super().detach()  # type: ignore[no-any-return]
+
+
+def _try_pin(buffer: Any) -> Any:
+    try:
+        return pin(buffer)
+    except (TypeError, BufferError, ValueError):
+        return None
+
+
+def _try_control(ancillary: list[Any]) -> bytes | None:
+    try:
+        return _addresses.pack_control(
+            [(level, kind, bytes(memoryview(data))) for level, kind, data in ancillary]
+        )
+    except (TypeError, ValueError, OverflowError, _addresses.struct.error):
+        return None
+
+
+def _message_of(buffers: list[Any], control_size: int, *, writable: bool = False) -> Message | None:
+    """A message over the caller's memory; None if a buffer is not usable."""
+    message = Message(vectors=len(buffers), control_size=control_size)
+    for index, buffer in enumerate(buffers):
+        try:
+            pinned = pin(buffer, writable=writable)
+        except (TypeError, BufferError, ValueError):
+            message.free()
+            return None
+        message.add_vector(index, pinned, pinned_size(pinned))
+    if not writable:
+        message.set_name(b"")
+    return message

@@ -1,0 +1,239 @@
+"""trio's streams on the ring: what `SocketStream` and `FdStream` do instead of waiting.
+
+Both classes are final, so two methods of each are replaced in place. A replacement takes
+the ring only in a run that is on it, and only for a socket that is exactly ours; otherwise
+it calls the method that was there (FakeNet, users' own socket classes, epoll runs).
+
+``send_all`` asks for MSG_WAITALL: the kernel goes on by itself when there is room again,
+where stock is woken for each piece. A cancel then finds out how much was sent; as with
+stock, a cancelled ``send_all`` has sent some of the data, all or none.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from uring_trio._io_manager import UringIOManager
+from uring_trio._kernel import GROUP_SIZES, pin, unpin
+from uring_trio._sockets import UringSocket
+from uring_trio._trio_private import (
+    current_manager,
+    fd_holder,
+    fd_stream_type,
+    held_fd,
+    park,
+    receive_guard,
+    run_context,
+    send_guard,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uring_trio._operations import Direction, Endpoint
+
+# What receive_some() without a size asks for: as much as our largest buffer takes. (Stock
+# asks for 64 KiB; "a reasonable default" is all that trio promises.)
+RECEIVE_SIZE = GROUP_SIZES[-1]
+SEND_ALL_FLAGS = int(socket.MSG_WAITALL | socket.MSG_NOSIGNAL)
+
+_socket_receive_some = trio.SocketStream.receive_some
+_socket_send_all = trio.SocketStream.send_all
+_fd_receive_some = fd_stream_type.receive_some if fd_stream_type is not None else None
+_fd_send_all = fd_stream_type.send_all if fd_stream_type is not None else None
+
+
+def _stream_error(exc: OSError) -> Exception:
+    """A socket's error, as SocketStream shows it."""
+    if exc.errno in (errno.EBADF, errno.ENOTSOCK):
+        return trio.ClosedResourceError("this socket was already closed")
+    broken = trio.BrokenResourceError(f"socket connection broken: {exc}")
+    broken.__cause__ = exc
+    return broken
+
+
+@enable_ki_protection
+async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
+    sock = self.socket
+    endpoint = sock.ring_endpoint() if type(sock) is UringSocket else None
+    if endpoint is None:
+        return await _socket_receive_some(self, max_bytes)
+    if max_bytes is None:
+        max_bytes = RECEIVE_SIZE
+    elif max_bytes < 1:
+        raise ValueError("max_bytes must be >= 1")
+    elif not isinstance(max_bytes, int):
+        return await _socket_receive_some(self, max_bytes)  # its TypeError
+    try:
+        operation = endpoint.receiver.receive(min(max_bytes, RECEIVE_SIZE))
+        value = await park(operation.trap)
+        if type(value) is bytes:
+            return value
+        return operation.unwrap(value)  # type: ignore[no-any-return]
+    except OSError as exc:
+        raise _stream_error(exc) from exc.__cause__
+
+
+@enable_ki_protection
+async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
+    sock = self.socket
+    endpoint = sock.ring_endpoint() if type(sock) is UringSocket else None
+    if endpoint is None:
+        await _socket_send_all(self, data)
+        return
+    if sock.did_shutdown_SHUT_WR:
+        raise trio.ClosedResourceError("can't send data after sending EOF")
+    with send_guard(self):
+        try:
+            if type(data) is bytes and data:
+                operation = endpoint.sender.send(data, SEND_ALL_FLAGS)
+                value = await park(operation.trap)
+                if value == len(data):
+                    return
+                sent = operation.unwrap(value)
+                if operation.raise_cancel is not None:
+                    operation.raise_cancel()
+                await _send_rest(endpoint.sender, data, sent)
+            else:
+                await _send_buffer(endpoint.sender, data)
+        except OSError as exc:
+            raise _stream_error(exc) from exc.__cause__
+
+
+async def _send_buffer(sender: Direction, data: bytes | bytearray | memoryview) -> None:
+    """Send all of a buffer that may be empty, or change after this."""
+    with memoryview(data) as view:
+        if view.nbytes == 0:
+            if sender.fileno() < 0:
+                raise trio.ClosedResourceError("socket was already closed")
+            await trio.lowlevel.checkpoint()
+            return
+        await _send_rest(sender, view, 0)
+
+
+async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> None:
+    """Send what comes after *sent*: the backstop of MSG_WAITALL, and the loop of write."""
+    with memoryview(data) as whole, whole.cast("B") as view:
+        while sent < view.nbytes:
+            with view[sent:] as rest:
+                operation = sender.send(pin(rest), SEND_ALL_FLAGS)
+                value = await park(operation.trap)
+                sent += operation.unwrap(value)
+                if operation.raise_cancel is not None and sent < view.nbytes:
+                    operation.raise_cancel()
+
+
+# ---- FdStream -----------------------------------------------------------------------------
+
+
+def _fd_endpoint(stream: Any) -> Endpoint | None:
+    try:
+        manager = current_manager(run_context)
+    except AttributeError:
+        return None
+    endpoint: Endpoint | None = getattr(stream, "_uring_endpoint", None)
+    if endpoint is not None and endpoint.manager is manager:
+        return endpoint
+    if not isinstance(manager, UringIOManager):
+        return None
+    holder = fd_holder(stream)
+    if held_fd(holder) < 0:
+        manager.count_stock_call("closed")
+        return None
+    endpoint = manager.open_endpoint(holder, partial(held_fd, holder), is_socket=False)
+    stream._uring_endpoint = endpoint
+    return endpoint
+
+
+def _fd_error(exc: OSError) -> Exception:
+    """A file's error, as FdStream shows it."""
+    if exc.errno == errno.EBADF:
+        return trio.ClosedResourceError("file was already closed")
+    broken = trio.BrokenResourceError()
+    broken.__cause__ = exc
+    return broken
+
+
+@enable_ki_protection
+async def _fd_receive(self: Any, max_bytes: int | None = None) -> bytes:
+    endpoint = _fd_endpoint(self)
+    if endpoint is None:
+        return await _fd_receive_some(self, max_bytes)  # type: ignore[no-any-return]
+    with receive_guard(self):
+        if max_bytes is None:
+            max_bytes = RECEIVE_SIZE
+        elif not isinstance(max_bytes, int):
+            raise TypeError("max_bytes must be integer >= 1")
+        elif max_bytes < 1:
+            raise ValueError("max_bytes must be integer >= 1")
+        while True:
+            operation = endpoint.receiver.receive(min(max_bytes, RECEIVE_SIZE))
+            value = await park(operation.trap)
+            if type(value) is bytes:
+                return value
+            try:
+                return operation.unwrap(value)  # type: ignore[no-any-return]
+            except BlockingIOError:
+                # Not every driver can be asked without blocking (some terminals).
+                endpoint.manager.count_stock_call("not pollable by the ring")
+                await endpoint.manager.wait_readable(endpoint.receiver.fileno())
+            except OSError as exc:
+                raise _fd_error(exc) from exc.__cause__
+
+
+@enable_ki_protection
+async def _fd_send(self: Any, data: bytes | bytearray | memoryview) -> None:
+    endpoint = _fd_endpoint(self)
+    if endpoint is None:
+        await _fd_send_all(self, data)
+        return
+    with send_guard(self):
+        if endpoint.sender.fileno() < 0:
+            raise trio.ClosedResourceError("file was already closed")
+        with memoryview(data) as whole, whole.cast("B") as view:
+            if not view.nbytes:
+                await trio.lowlevel.checkpoint()
+            await _write_all(endpoint, data, view)
+
+
+async def _write_all(endpoint: Endpoint, data: Any, view: memoryview) -> None:
+    sent = 0
+    sender = endpoint.sender
+    while sent < view.nbytes:
+        with view[sent:] as rest:
+            pinned = data if type(data) is bytes and not sent else pin(rest)
+            operation = sender.send(pinned, 0)
+            try:
+                sent += operation.unwrap(await park(operation.trap))
+                if operation.raise_cancel is not None and sent < view.nbytes:
+                    operation.raise_cancel()
+            except BlockingIOError:
+                endpoint.manager.count_stock_call("not pollable by the ring")
+                await endpoint.manager.wait_writable(sender.fileno())
+            except OSError as exc:
+                raise _fd_error(exc) from exc.__cause__
+
+
+#: By class: the methods to be put in place of trio's, and trio's, to be put back.
+REPLACEMENTS: dict[type, dict[str, Callable[..., Any]]] = {
+    trio.SocketStream: {"receive_some": _receive_some, "send_all": _send_all},
+}
+ORIGINALS: dict[type, dict[str, Callable[..., Any]]] = {
+    trio.SocketStream: {"receive_some": _socket_receive_some, "send_all": _socket_send_all},
+}
+if fd_stream_type is not None:
+    REPLACEMENTS[fd_stream_type] = {"receive_some": _fd_receive, "send_all": _fd_send}
+    ORIGINALS[fd_stream_type] = {"receive_some": _fd_receive_some, "send_all": _fd_send_all}
+
+for _class, _methods in REPLACEMENTS.items():
+    for _name, _method in _methods.items():
+        _original = ORIGINALS[_class][_name]
+        _method.__name__ = _name
+        _method.__qualname__ = _original.__qualname__
+        _method.__doc__ = _original.__doc__
