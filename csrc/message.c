@@ -64,8 +64,7 @@ int ut_message_set_name(struct ut_message *message, const char *name, size_t len
     memcpy(&message->name, name, length);
     message->name_length = (socklen_t)length;
     message->header.msg_namelen = (socklen_t)length;
-    if (length == 0)
-        message->header.msg_name = NULL;
+    message->header.msg_name = length > 0 ? &message->name : NULL;
     return 0;
 }
 
