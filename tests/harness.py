@@ -70,14 +70,15 @@ def run_raw(backend: str, async_fn: Callable[..., Awaitable[T]], *args: Any, **k
     """Run without the audit, for tests that break the run on purpose."""
     if backend == EPOLL:
         return trio.run(async_fn, *args, **kwargs)
-    return uring_trio.run(async_fn, *args, backend=backend, **kwargs)  # type: ignore[no-any-return]
+    assert backend == RING
+    return uring_trio.run(async_fn, *args, backend="io_uring", **kwargs)
 
 
 def start_guest_run(backend: str, async_fn: Callable[..., Awaitable[Any]], **kwargs: Any) -> None:
     if backend == EPOLL:
         trio.lowlevel.start_guest_run(async_fn, **kwargs)
     else:
-        uring_trio.start_guest_run(async_fn, backend=backend, **kwargs)
+        uring_trio.start_guest_run(async_fn, backend="io_uring", **kwargs)
 
 
 def io_statistics() -> Any:
