@@ -349,7 +349,6 @@ def test_calls_after_close_touch_nothing(backend: str) -> None:
     manager.notify_closing(0)
     manager.notify_closing(-1)
     manager.force_wakeup()
-    manager.process_events([])
     assert manager.statistics().in_flight == 0
     assert harness.open_fds() == fds
 
@@ -371,6 +370,7 @@ def test_a_broken_ring_is_an_internal_error_not_a_raw_one(
 
     with pytest.raises(trio.TrioInternalError):
         harness.run_raw(backend, main)
+    gc.collect()  # what trio could not unwind goes to the hook
     harness.run(backend, trio.sleep, 0)
 
 
