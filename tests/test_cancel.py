@@ -143,11 +143,6 @@ async def test_cancelled_in_flight(receiver: Receiver) -> None:
     receiver.close()
 
 
-async def wait_for(deadline: float) -> None:
-    while time.perf_counter() < deadline:
-        await trio.lowlevel.checkpoint()
-
-
 async def race(operation: Callable[[], Awaitable[Any]], act: Callable[[], Any], order: str) -> Any:
     """What the operation returned if it was not cancelled, with ``act`` at the same moment."""
     results: list[Any] = []
@@ -173,7 +168,9 @@ async def race(operation: Callable[[], Awaitable[Any]], act: Callable[[], Any], 
         else:
             thread = threading.Thread(target=act)
             thread.start()
-            await wait_for(time.perf_counter() + random.uniform(0, 0.0003))
+            deadline = time.perf_counter() + random.uniform(0, 0.0003)
+            while time.perf_counter() < deadline:
+                await trio.lowlevel.checkpoint()
             scope.cancel()
             thread.join()
     assert len(results) + scope.cancelled_caught == 1

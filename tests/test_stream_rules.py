@@ -170,8 +170,9 @@ async def test_sending_to_a_closed_peer_breaks_and_stays_broken(streams: Streams
     with contextlib.suppress(trio.BrokenResourceError):
         for _ in range(100):
             await left.send_all(b"x" * 1000)
-    with pytest.raises(trio.BrokenResourceError):
+    with pytest.raises(trio.BrokenResourceError) as caught:
         await left.send_all(b"x")
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 async def test_own_end_closed(streams: Streams) -> None:
