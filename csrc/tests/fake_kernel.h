@@ -1,0 +1,145 @@
+/*
+ * A scripted kernel behind struct ut_kernel.
+ *
+ * It has a real SQ and CQ, laid out and checked as Linux does, but nothing is
+ * sent or received: each operation follows a plan. Time is its own, and moves
+ * only while an enter sleeps or a test calls fake_sleep(). So every order of
+ * events is had on demand, at once, and again.
+ *
+ * One ring at a time. What the engine must never do (two operations with one
+ * token, a buffer returned twice, an sqe that Linux would refuse, a wait that
+ * nothing can end) is a fault: printed, counted, and failed by fake_check_books().
+ */
+#ifndef UT_TESTS_FAKE_KERNEL_H
+#define UT_TESTS_FAKE_KERNEL_H
+
+#include <stdbool.h>
+
+#include "../engine.h"
+
+#define FAKE_NEVER UINT64_MAX
+#define FAKE_WORK_MAX 20 /* pieces of deferred work an enter runs, as on 6.18 */
+#define FAKE_REQUESTS_MAX 8192
+#define FAKE_OVERFLOW_MAX 65536
+#define FAKE_PLANS_MAX 8192
+#define FAKE_ENTERS_MAX 64
+
+extern const struct ut_kernel ut_kernel_fake;
+
+/* What becomes of one operation. All zero: it completes with res 0 at the next
+ * enter that runs deferred work, and a cancel that finds it ends it. */
+struct fake_plan {
+    int32_t res;       /* of each cqe; cut to the operation's length */
+    uint64_t delay_ns; /* before each cqe; FAKE_NEVER: only a cancel ends it */
+    unsigned more;     /* cqes with F_MORE before the last one */
+    uint32_t flags;    /* of each cqe, besides F_MORE and F_BUFFER */
+    const char *data;  /* what is received; NULL: fake_byte(fd, i) */
+    bool at_once;      /* completes while it is submitted, not as deferred work */
+    bool no_buffer;    /* this kernel does not know IOSQE_BUFFER_SELECT */
+    unsigned copies;   /* further cqes with the same token: a broken kernel */
+
+    /* When an async cancel finds it: */
+    int32_t cancel_answer;  /* res of the cancel's own cqe */
+    int32_t cancel_res;     /* res of the operation's last cqe; 0: -ECANCELED */
+    bool cancel_too_late;   /* the operation goes on as planned */
+    bool target_first;      /* the operation's cqe comes before the cancel's */
+    uint64_t cancel_gap_ns; /* between the two cqes */
+};
+
+/* How the next enter goes wrong. -EAGAIN: no memory for the first sqe. -EINTR,
+ * -EBUSY, -EBADR, -ETIME: from the wait, so hidden behind a submission. Others:
+ * at once. */
+struct fake_enter {
+    int error;
+    unsigned submit_max; /* sqes taken; 0: all */
+};
+
+struct fake_group {
+    struct io_uring_buf *ring;
+    unsigned entries;
+    uint16_t head, tail;  /* the kernel's; tail as far as it has looked */
+    bool known[32768];    /* has been in the ring */
+    bool out[32768];      /* taken by the kernel, not yet put back */
+};
+
+struct fake {
+    /* For tests to set. */
+    uint64_t now_ns;
+    uint64_t random;           /* not 0: plans, orders and errors are drawn from it */
+    struct fake_plan fallback; /* for operations without a plan of their own */
+    unsigned features;
+    unsigned setup_flags_refused; /* -EINVAL */
+    unsigned setup_entries_max;   /* more: -ENOMEM */
+    unsigned requests_max;        /* more in flight: no memory, -EAGAIN */
+    uint32_t opcodes_missing;     /* bit n: IORING_REGISTER_PROBE does not name opcode n */
+    unsigned fail_call;           /* the nth of setup, register, map, allocate fails */
+    int fail_error;
+
+    /* For tests to read. */
+    unsigned calls, enters, faults, mappings, fds, late_writes;
+    unsigned submitted[UT_OPCODES];
+    unsigned stale_injected, overflows;
+    int event_fd;
+
+    struct fake_group groups[UT_GROUPS];
+};
+extern struct fake fake;
+
+/* Forgets everything; what the last test left mapped is given back. */
+void fake_reset(void);
+
+/* Plans for the operations submitted next, oldest first, cancels not counted. */
+void fake_plan_next(struct fake_plan plan);
+void fake_enter_next(struct fake_enter enter);
+
+/* Lets time pass: what becomes due is deferred work, and the SQ says so. */
+void fake_sleep(uint64_t ns);
+
+/* A cqe out of nowhere. */
+void fake_stray_cqe(uint64_t user_data, int32_t res, uint32_t flags);
+
+/* Byte i of what a receive on `fd` brings. */
+uint8_t fake_byte(int fd, unsigned index);
+
+/* Operations in flight, and buffers that lie in the ring of a group. */
+unsigned fake_in_flight(void);
+unsigned fake_buffers_home(unsigned group);
+
+/* Writes, as a kernel does that has not cancelled everything yet, into the memory
+ * of all that was in flight when the ring was closed. */
+void fake_write_late(void);
+
+/* Gives back memory that was leaked on purpose; how many blocks there were. */
+unsigned fake_reclaim(void);
+
+/* No fault, nothing mapped, nothing open. */
+void fake_check_books(void);
+
+/* ---- between the fake's own files ---- */
+
+struct fake_ring {
+    bool open;
+    unsigned sq_entries, cq_entries, setup_flags;
+    struct io_uring_params params;
+    char *rings;
+    size_t rings_size;
+    struct io_uring_sqe *sqes;
+};
+extern struct fake_ring fake_ring;
+
+unsigned *fake_at(uint32_t offset); /* a word of the ring's shared memory */
+int fake_enter_ring(int ring_fd, unsigned to_submit, unsigned min_complete, unsigned flags,
+                    const void *arg, size_t arg_size);
+void fake_requests_reset(void);
+void fake_requests_close(void); /* the ring's fd is gone */
+void fake_cq_reset(void);
+unsigned fake_cq_ready(void);
+bool fake_cq_has_overflow(void);
+void fake_cq_flush(void); /* what overflowed goes into the CQ, as far as there is room */
+void fake_cq_post(uint64_t user_data, int32_t res, uint32_t flags);
+const struct io_uring_buf *fake_take_buffer(unsigned group); /* NULL: there is none */
+void fake_fill(uint64_t address, int fd, const char *data, uint32_t size);
+void fake_fault(const char *what);
+unsigned fake_draw(unsigned below); /* a random number in 0..below-1 */
+
+#endif
