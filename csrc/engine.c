@@ -220,38 +220,47 @@ static int64_t answer(const struct ut_engine *engine, unsigned seen)
     return (int64_t)seen << 32 | engine->record_count;
 }
 
-/* Enters while the kernel has work for us, without sleeping. 0 or -errno. */
+/* Enters while the kernel has work for us, without sleeping. 0 or -errno; -EAGAIN
+ * if requests find no memory: they stay in the SQ. */
 static int run_work(struct ut_engine *engine, unsigned *seen)
 {
+    bool starved = false;
     for (int round = 0; round < ENTER_ROUNDS_MAX; round++) {
         fill_sq(engine);
-        unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
+        /* An enter that submits less than it was told runs no work, and it is the
+         * work that gives memory back: then one that submits nothing. */
+        unsigned to_submit = starved ? 0 : ut_ring_unsubmitted(&engine->ring);
         if (to_submit == 0 && !ut_ring_wants_enter(&engine->ring))
-            return 0;
+            return starved ? -EAGAIN : 0;
         if (engine->record_count == engine->record_capacity)
             return 0;
         int result = enter(engine, to_submit, 0, 0);
         *seen += drain(engine);
-        if (result == -EAGAIN && to_submit > 0)
-            return 0; /* no memory for a request: it stays in the SQ */
-        if (result < 0 && result != -EINTR && result != -EBUSY && result != -ETIME)
+        starved = result == -EAGAIN && to_submit > 0;
+        if (result < 0 && !starved && result != -EINTR && result != -EBUSY && result != -ETIME)
             return result;
     }
     return 0;
 }
 
-/* One enter that submits and sleeps. *left is what remains of the time. */
+/* Requests find no memory. Sleeps until something in flight ends, or it is time to
+ * try them again. */
+static int sleep_for_memory(struct ut_engine *engine, int64_t timeout_ns)
+{
+    if (timeout_ns < 0 || timeout_ns > RETRY_NS)
+        timeout_ns = RETRY_NS;
+    int result = enter(engine, 0, 1, timeout_ns);
+    return result == -ETIME ? -EINTR : result;
+}
+
+/* One enter that submits and sleeps. */
 static int sleep_once(struct ut_engine *engine, int64_t timeout_ns)
 {
     unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
     int result = enter(engine, to_submit, 1, timeout_ns);
-    if (result != -EAGAIN || to_submit == 0)
-        return result;
-    /* Requests find no memory. Wait for what is in flight, then try again. */
-    if (timeout_ns < 0 || timeout_ns > RETRY_NS)
-        timeout_ns = RETRY_NS;
-    result = enter(engine, 0, 1, timeout_ns);
-    return result == -ETIME ? -EINTR : result;
+    if (result == -EAGAIN && to_submit > 0)
+        return sleep_for_memory(engine, timeout_ns);
+    return result;
 }
 
 int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
@@ -277,6 +286,10 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
         }
     }
     int error = run_work(engine, &seen);
+    if (error == -EAGAIN) {
+        error = timeout_ns != 0 && seen == 0 ? sleep_for_memory(engine, timeout_ns) : 0;
+        seen += drain(engine);
+    }
     if (error < 0 && seen == 0)
         return error;
     if (timeout_ns != 0 && seen == 0)
@@ -288,15 +301,17 @@ int ut_engine_flush(struct ut_engine *engine)
 {
     if (is_foreign(engine))
         return -EOWNERDEAD;
+    bool starved = false; /* as in run_work() */
     for (int round = 0; round < ENTER_ROUNDS_MAX; round++) {
         fill_sq(engine);
-        unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
+        unsigned to_submit = starved ? 0 : ut_ring_unsubmitted(&engine->ring);
         if (round > 0 && to_submit == 0 && !ut_ring_wants_enter(&engine->ring))
             break;
         int result = enter(engine, to_submit, 0, 0);
         if (result == -EBUSY)
             break; /* the CQ is full: only a drain helps, and that is the next wait's */
-        if (result < 0 && result != -EINTR && result != -EAGAIN && result != -ETIME)
+        starved = result == -EAGAIN && to_submit > 0;
+        if (result < 0 && !starved && result != -EINTR && result != -ETIME)
             return result;
     }
     return 0;
