@@ -11,10 +11,14 @@ process at the first io_uring call, and then even asking is fatal.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
+import math
 import os
 import platform
 import sys
+import threading
+import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +49,10 @@ STOCK_BACKENDS = {"linux": "epoll", "win32": "windows"}  # elsewhere kqueue
 
 # Under it the second or third ring of a user may fail where the first was made.
 MEMLOCK_SMALL_BYTES = 1 << 20
+
+# Failures of the moment: other rings of this user or process were in the way, and may be
+# gone when the next run starts. So they are no reason not to try.
+PASSING_ERRORS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 
 logger = logging.getLogger("uring_trio")
 
@@ -98,8 +106,10 @@ class ProcessState:
     """What is known in this process; a forked child begins anew."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.kernel_probe: KernelProbe | None = None
-        self.warned: set[str] = set()  # causes
+        self.ring_given_up_at = -math.inf  # by time.monotonic()
+        self.warned: dict[str, object] = {}  # by cause, whose warning it was
 
 
 _state = ProcessState()
@@ -132,18 +142,22 @@ def probe(refresh: bool = False) -> ProbeReport:
     Raises:
       ValueError: the environment variable has a value that is none of the three.
     """
-    if refresh:
-        _state.kernel_probe = None
     running = running_backend()
-    if running == "io_uring":
-        return _report(running, None, kernel_probe())
+    if running is None:
+        return outlook(refresh=refresh)
+    failure = None if running == "io_uring" else _failure_of_this_run()
+    may_ask = failure is None or choose("auto", failing=False).demand != "epoll"
+    return _report(running, failure, kernel_probe(again=refresh) if may_ask else None)
+
+
+def outlook(*, refresh: bool = False) -> ProbeReport:
+    """The report on runs that start from now on."""
     choice = choose("auto", failing=False)
-    kernel = None if choice.demand == "epoll" else kernel_probe()
-    if running is not None:
-        return _report(running, _failure_of_this_run(), kernel)
-    if choice.failure is not None:
-        return _report(stock_backend(), choice.failure, kernel)
-    return _report("io_uring", None, kernel)
+    if choice.demand == "epoll":
+        return _report(stock_backend(), choice.failure, None)
+    kernel = kernel_probe(again=refresh or _has_passing_error(_state.kernel_probe))
+    failure = choice.failure or kernel_failure()
+    return _report(stock_backend() if failure else "io_uring", failure, kernel)
 
 
 def choose(backend: str, *, failing: bool = True) -> Choice:
@@ -176,7 +190,9 @@ def choose(backend: str, *, failing: bool = True) -> Choice:
     if demand == "epoll":
         failure = Failure("asked for", "epoll was asked for", "Ask for backend='auto'.")
         return Choice("epoll", failure)
-    failure = ring_failure()
+    failure = trio_failure()
+    if failure is None and not _has_passing_error(kernel_probe()):
+        failure = kernel_failure()
     if failure is not None and demand == "io_uring" and failing:
         raise UringUnavailable(failure.reason, failure.remedy)
     return Choice(demand, failure)
@@ -196,11 +212,6 @@ def backend_from_environment() -> Backend | None:
     return None
 
 
-def ring_failure() -> Failure | None:
-    """Why no run in this process can have a ring, or None."""
-    return trio_failure() or kernel_failure()
-
-
 def trio_failure() -> Failure | None:
     """Why this trio cannot be hooked, or None. Asks nothing of the kernel."""
     if not _kernel.extension_available():
@@ -210,24 +221,49 @@ def trio_failure() -> Failure | None:
 
 
 def kernel_failure() -> Failure | None:
-    """Why this kernel gives no ring, or None."""
+    """Why this kernel gave no ring when it was asked, or None."""
     found = kernel_probe()
     return explain(found.error, found.stage) if found.error else None
 
 
-def kernel_probe() -> KernelProbe:
-    """What the kernel can do; made once in a process."""
+def kernel_probe(*, again: bool = False) -> KernelProbe:
+    """What the kernel can do; it is asked once in a process, unless *again*."""
     state = _state
-    if state.kernel_probe is None:
-        state.kernel_probe = _kernel.probe_kernel()
-    return state.kernel_probe
+    # One thread at a time: rings that are tried at once may be in each other's way.
+    with state.lock:
+        if state.kernel_probe is None or again:
+            state.kernel_probe = _kernel.probe_kernel()
+            note_ring_given_up()
+        return state.kernel_probe
+
+
+def raise_if_denied_now() -> None:
+    """Raise UringUnavailable if a run that started now would get no ring."""
+    kernel_probe(again=_has_passing_error(_state.kernel_probe))
+    failure = trio_failure() or kernel_failure()
+    if failure is not None:
+        raise UringUnavailable(failure.reason, failure.remedy)
+
+
+def _has_passing_error(kernel: KernelProbe | None) -> bool:
+    return kernel is not None and kernel.error in PASSING_ERRORS
+
+
+def note_ring_given_up() -> None:
+    """A ring of this process was closed just now; the kernel frees its memory later."""
+    _state.ring_given_up_at = time.monotonic()
+
+
+def ring_given_up_at() -> float:
+    """When a ring of this process was last closed, by ``time.monotonic()``."""
+    return _state.ring_given_up_at
 
 
 def warn_once(failure: Failure) -> None:
     """Log that a run falls back, once for each process and cause."""
-    if failure.cause in _state.warned:
-        return
-    _state.warned.add(failure.cause)
+    mine = object()
+    if _state.warned.setdefault(failure.cause, mine) is not mine:
+        return  # in one step, because runs start in several threads at once
     logger.warning(
         "no io_uring, this runs on %s: %s. %s",
         stock_backend(),

@@ -42,9 +42,10 @@ def explain(error: int, stage: str) -> Failure:
     """What it means that *stage* failed with *error*, a positive errno."""
     if stage == "extension":
         return extension_missing()
-    failed = f"{stage}: {os.strerror(error)} ({errno.errorcode.get(error, error)})"
+    # errorcode has one name for a number, and for this one not the kernel's.
+    name = "EOPNOTSUPP" if error == errno.EOPNOTSUPP else errno.errorcode.get(error, str(error))
     cause, reason, remedy = CAUSES.get(error, unknown)()
-    return Failure(f"{stage}: {cause}", f"{failed}: {reason}", remedy)
+    return Failure(cause, f"{stage}: {os.strerror(error)} ({name}): {reason}", remedy)
 
 
 def extension_missing() -> Failure:

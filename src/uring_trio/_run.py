@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from uring_trio import _probe
-from uring_trio._probe import Backend, ProbeReport, probe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from types import ModuleType
+
+    from uring_trio._probe import Backend, ProbeReport
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ def install(*, backend: Backend = "auto") -> ProbeReport:
       backend: as in ``run``. With ``"auto"`` each run falls back by itself.
 
     Returns:
-      What ``probe()`` says from now on.
+      What ``probe()`` says from now on, outside of runs.
 
     Raises:
       RuntimeError: installed already with another backend, or somebody else has replaced
@@ -129,6 +130,9 @@ def install(*, backend: Backend = "auto") -> ProbeReport:
         installed = _probe.installed_demand()
         if installed is None:
             choice = _probe.choose(backend)
+            if choice.demand == "io_uring":
+                # Also for a failure that may have passed when a run starts.
+                _probe.raise_if_denied_now()
             hooks = _hooks_of_known_trio()
             if hooks is not None:
                 hooks.install(choice)
@@ -139,7 +143,7 @@ def install(*, backend: Backend = "auto") -> ProbeReport:
                 f"uring_trio is installed already with backend={installed!r}; "
                 "call uring_trio.uninstall() first"
             )
-    return probe()
+    return _probe.outlook()
 
 
 def uninstall() -> None:
