@@ -403,6 +403,8 @@ int ut_engine_close(struct ut_engine *engine, int leak)
 
 int ut_engine_register_eventfd(struct ut_engine *engine, int event_fd)
 {
+    if (is_foreign(engine))
+        return -EOWNERDEAD; /* it would signal the parent's ring to us */
     return engine->ring.kernel->register_op(engine->ring.fd, IORING_REGISTER_EVENTFD, &event_fd,
                                             1);
 }
