@@ -9,6 +9,9 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
 
 void (*check_after_each)(void);
 
@@ -66,6 +69,20 @@ unsigned check_open_fds(void)
         count++;
     closedir(directory);
     return count;
+}
+
+void check_leak_begin(void)
+{
+#ifdef __SANITIZE_ADDRESS__
+    __lsan_disable();
+#endif
+}
+
+void check_leak_end(void)
+{
+#ifdef __SANITIZE_ADDRESS__
+    __lsan_enable();
+#endif
 }
 
 int check_fork(void)

@@ -22,6 +22,10 @@
 #define CHECK_EQ(actual, expected)                                            \
     check_equal(__FILE__, __LINE__, #actual, (int64_t)(actual), (int64_t)(expected))
 
+/* A time in ns: as expected, or later by what a few looks at a clock take. */
+#define CHECK_TIME(actual, expected)                                          \
+    CHECK((actual) >= (uint64_t)(expected) && (actual) - (uint64_t)(expected) < 50000)
+
 /* The statement must end the process by SIGABRT, with `text` on stderr. */
 #define CHECK_ABORTS(statement, text)                                         \
     do {                                                                      \
@@ -45,6 +49,11 @@ void check_run(const char *name, void (*test)(void));
 
 /* Runs after each test, before it counts as passed. */
 extern void (*check_after_each)(void);
+
+/* Between the two calls memory may leak: on purpose, where the kernel may still
+ * write to it. */
+void check_leak_begin(void);
+void check_leak_end(void);
 
 /* File descriptors that this process has open. */
 unsigned check_open_fds(void);

@@ -3,8 +3,9 @@
  *
  * It has a real SQ and CQ, laid out and checked as Linux does, but nothing is
  * sent or received: each operation follows a plan. Time is its own, and moves
- * only while an enter sleeps or a test calls fake_sleep(). So every order of
- * events is had on demand, at once, and again.
+ * only while an enter sleeps, when a test calls fake_sleep() and, a little, when
+ * the engine looks at the clock. So every order of events is had on demand, at
+ * once, and again.
  *
  * One ring at a time. What the engine must never do (two operations with one
  * token, a buffer returned twice, an sqe that Linux would refuse, a wait that
@@ -19,6 +20,7 @@
 
 #define FAKE_NEVER UINT64_MAX
 #define FAKE_WORK_MAX 20 /* pieces of deferred work an enter runs, as on 6.18 */
+#define FAKE_CLOCK_NS 40 /* what a look at the clock takes */
 #define FAKE_REQUESTS_MAX 8192
 #define FAKE_OVERFLOW_MAX 65536
 #define FAKE_PLANS_MAX 8192

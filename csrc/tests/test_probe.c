@@ -1,0 +1,222 @@
+/* The probe names the step that failed, on the fake kernel; and it runs on this one. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "../probe.h"
+#include "check.h"
+#include "fail_alloc.h"
+#include "fake_kernel.h"
+
+#define TIMEOUT_NS 1000000000LL
+
+static struct ut_probe probe;
+
+/* A kernel on which everything works. */
+static void set_up(void)
+{
+    fake_reset();
+    fake_plan_next((struct fake_plan){.res = 5, .data = "probe"}); /* the receive */
+    fake_plan_next((struct fake_plan){.res = 5});                  /* the send */
+}
+
+static void run(void)
+{
+    ut_probe_run(&ut_kernel_fake, TIMEOUT_NS, &probe);
+}
+
+/* The same where the probe's operation may still be in flight at its end. */
+static void run_leaking(void)
+{
+    check_leak_begin();
+    run();
+    check_leak_end();
+    CHECK_EQ(fake.fds, 0);
+    CHECK(fake_reclaim() > 0);
+}
+
+static void check_outcome(int error, const char *stage)
+{
+    if (probe.error != error || strcmp(probe.stage, stage) != 0)
+        printf("probe: %d at '%s'\n", probe.error, probe.stage);
+    CHECK_EQ(probe.error, error);
+    CHECK(strcmp(probe.stage, stage) == 0);
+}
+
+static void a_kernel_that_has_all(void)
+{
+    set_up();
+    run();
+    check_outcome(0, "async cancel");
+    CHECK_EQ(probe.setup_flags, fake_ring.setup_flags);
+    CHECK_EQ(probe.features, fake.features);
+    CHECK_EQ(probe.sq_entries, 8);
+    CHECK_EQ(probe.cq_entries, 32);
+    CHECK_EQ(probe.opcode_count, UT_OPCODES);
+    CHECK_EQ(probe.opcodes[IORING_OP_RECV], 1);
+    CHECK_EQ(probe.opcodes[UT_OPCODES], 0);
+    CHECK_EQ(fake.submitted[IORING_OP_ASYNC_CANCEL], 1);
+}
+
+static void each_denied_call_is_named(void)
+{
+    static const struct {
+        unsigned calls;
+        const char *stage;
+    } stages[] = {{3, "io_uring_setup"}, {7, "register buffer ring"}, {1, "list the opcodes"}};
+    static const int errors[] = {-EPERM, -ENOSYS, -EOPNOTSUPP, -EINVAL, -ENOMEM};
+    unsigned nth = 0;
+    for (unsigned i = 0; i < 3; i++) {
+        for (unsigned call = 0; call < stages[i].calls; call++) {
+            nth++;
+            for (unsigned e = 0; e < sizeof errors / sizeof *errors; e++) {
+                set_up();
+                fake.fail_call = nth;
+                fake.fail_error = errors[e];
+                run();
+                check_outcome(errors[e], stages[i].stage);
+                CHECK_EQ(fake.mappings, 0);
+                CHECK_EQ(fake.fds, 0);
+            }
+        }
+    }
+    set_up();
+    fake.fail_call = nth + 1;
+    run();
+    check_outcome(0, "async cancel");
+}
+
+static void a_denied_enter_is_named(void)
+{
+    set_up();
+    fake_enter_next((struct fake_enter){.error = -EPERM});
+    run_leaking();
+    check_outcome(-EPERM, "receive into a provided buffer");
+}
+
+static void a_missing_flag_or_feature(void)
+{
+    set_up();
+    fake.setup_flags_refused = IORING_SETUP_DEFER_TASKRUN;
+    run();
+    check_outcome(-EINVAL, "io_uring_setup");
+    set_up();
+    fake.features &= ~IORING_FEAT_EXT_ARG;
+    run();
+    check_outcome(-EOPNOTSUPP, "io_uring_setup");
+}
+
+static void each_missing_opcode(void)
+{
+    static const uint8_t opcodes[] = {
+        IORING_OP_POLL_ADD, IORING_OP_SENDMSG,      IORING_OP_RECVMSG, IORING_OP_ACCEPT,
+        IORING_OP_CONNECT,  IORING_OP_ASYNC_CANCEL, IORING_OP_READ,    IORING_OP_WRITE,
+        IORING_OP_SEND,     IORING_OP_RECV};
+    for (unsigned i = 0; i < sizeof opcodes; i++) {
+        set_up();
+        fake.opcodes_missing = 1u << opcodes[i];
+        run();
+        check_outcome(-EOPNOTSUPP, "list the opcodes");
+        CHECK_EQ(probe.opcode_count, UT_OPCODES - 1);
+    }
+}
+
+/* The receive follows `plan`, the send works. */
+static void receive_follows(struct fake_plan plan, int error)
+{
+    fake_reset();
+    fake_plan_next(plan);
+    fake_plan_next((struct fake_plan){.res = 5});
+    if (plan.delay_ns == FAKE_NEVER)
+        run_leaking();
+    else
+        run();
+    check_outcome(error, "receive into a provided buffer");
+}
+
+static void a_receive_that_does_not_work(void)
+{
+    receive_follows((struct fake_plan){.res = -EOPNOTSUPP}, -EOPNOTSUPP);
+    receive_follows((struct fake_plan){.res = -EINVAL}, -EINVAL);
+    receive_follows((struct fake_plan){.res = 4, .data = "prob"}, -EOPNOTSUPP);
+    receive_follows((struct fake_plan){.res = 5, .data = "other"}, -EOPNOTSUPP);
+    receive_follows((struct fake_plan){.res = 5, .no_buffer = true}, -EOPNOTSUPP);
+    receive_follows((struct fake_plan){.res = 0}, -EOPNOTSUPP);
+}
+
+static void a_receive_that_never_ends_costs_the_timeout_and_no_more(void)
+{
+    uint64_t before = 1000000000; /* the fake's clock after a reset */
+    receive_follows((struct fake_plan){.delay_ns = FAKE_NEVER}, -ETIME);
+    CHECK_TIME(fake.now_ns - before, TIMEOUT_NS);
+}
+
+static void a_signal_does_not_spoil_the_probe(void)
+{
+    set_up();
+    for (int i = 0; i < 5; i++)
+        fake_enter_next((struct fake_enter){.error = -EINTR});
+    run();
+    check_outcome(0, "async cancel");
+}
+
+static void a_cancel_that_does_not_work(void)
+{
+    set_up();
+    fake_plan_next((struct fake_plan){.delay_ns = FAKE_NEVER, .cancel_res = 3});
+    run();
+    check_outcome(-EOPNOTSUPP, "async cancel");
+
+    set_up();
+    fake_plan_next((struct fake_plan){
+        .delay_ns = FAKE_NEVER, .cancel_too_late = true, .cancel_answer = -EINVAL});
+    run_leaking();
+    check_outcome(-ETIME, "async cancel");
+}
+
+static void each_failing_allocation(void)
+{
+    unsigned nth = 0;
+    do {
+        set_up();
+        fail_alloc_at(++nth);
+        run();
+        if (fail_alloc_happened())
+            CHECK_EQ(probe.error, -ENOMEM);
+    } while (fail_alloc_happened());
+    fail_alloc_at(0);
+    check_outcome(0, "async cancel");
+    CHECK(nth > 4);
+}
+
+static void this_kernel(void)
+{
+    ut_probe_run(&ut_kernel_real, TIMEOUT_NS, &probe);
+    CHECK(probe.error <= 0);
+    CHECK(probe.stage != NULL);
+    if (probe.error != 0) {
+        printf("(this kernel denies io_uring: %s at '%s')\n", strerror(-probe.error),
+               probe.stage);
+        return;
+    }
+    check_outcome(0, "async cancel");
+    CHECK_EQ(probe.opcodes[IORING_OP_RECV], 1);
+    CHECK_EQ(probe.sq_entries, 8);
+}
+
+int main(void)
+{
+    check_after_each = fake_check_books;
+    RUN(a_kernel_that_has_all);
+    RUN(each_denied_call_is_named);
+    RUN(a_denied_enter_is_named);
+    RUN(a_missing_flag_or_feature);
+    RUN(each_missing_opcode);
+    RUN(a_receive_that_does_not_work);
+    RUN(a_receive_that_never_ends_costs_the_timeout_and_no_more);
+    RUN(a_signal_does_not_spoil_the_probe);
+    RUN(a_cancel_that_does_not_work);
+    RUN(each_failing_allocation);
+    RUN(this_kernel);
+    return CHECK_SUMMARY();
+}
