@@ -253,11 +253,40 @@ static int sleep_for_memory(struct ut_engine *engine, int64_t timeout_ns)
     return result == -ETIME ? -EINTR : result;
 }
 
+/* Submits and looks for a moment; see spin.c. True if something came. */
+static bool look(struct ut_engine *engine, int64_t timeout_ns)
+{
+    unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
+    if (to_submit > 0 && enter(engine, to_submit, 0, 0) < 0)
+        return false; /* the enter that sleeps finds out why */
+    uint64_t look_ns = UT_SPIN_NS;
+    if (timeout_ns >= 0 && (uint64_t)timeout_ns < look_ns)
+        look_ns = (uint64_t)timeout_ns;
+    uint64_t start = engine->ring.kernel->now_ns();
+    do {
+        if (ut_ring_cq_ready(&engine->ring) > 0) {
+            ut_spin_hit(&engine->spin);
+            return true;
+        }
+        if (ut_ring_wants_enter(&engine->ring)) {
+            ut_spin_hit(&engine->spin);
+            return enter(engine, 0, 0, 0) >= 0 && ut_ring_cq_ready(&engine->ring) > 0;
+        }
+    } while (engine->ring.kernel->now_ns() - start < look_ns);
+    ut_spin_miss(&engine->spin);
+    return false;
+}
+
 /* One enter that submits and sleeps. */
 static int sleep_once(struct ut_engine *engine, int64_t timeout_ns)
 {
+    if (ut_spin_is_wanted(&engine->spin) && look(engine, timeout_ns))
+        return 0;
     unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
+    uint64_t start = engine->ring.kernel->now_ns();
     int result = enter(engine, to_submit, 1, timeout_ns);
+    if (result >= 0)
+        ut_spin_slept(&engine->spin, engine->ring.kernel->now_ns() - start);
     if (result == -EAGAIN && to_submit > 0)
         return sleep_for_memory(engine, timeout_ns);
     return result;

@@ -47,8 +47,8 @@ int ut_prep_recv(struct ut_engine *, int fd, unsigned group, uint32_t size, int 
 int ut_prep_recv_into(struct ut_engine *, int fd, void *memory, uint32_t size, int flags,
                       int poll_first);
 int ut_prep_send(struct ut_engine *, int fd, const char *data, uint32_t size, int flags);
-int ut_prep_read(struct ut_engine *, int fd, unsigned group, uint32_t size);
-int ut_prep_write(struct ut_engine *, int fd, const char *data, uint32_t size);
+int ut_prep_read(struct ut_engine *, int fd, unsigned group, uint32_t size, int unused);
+int ut_prep_write(struct ut_engine *, int fd, const char *data, uint32_t size, int unused);
 int ut_prep_recvmsg(struct ut_engine *, int fd, struct ut_message *, int flags, int poll_first);
 int ut_prep_sendmsg(struct ut_engine *, int fd, struct ut_message *, int flags);
 int ut_prep_accept(struct ut_engine *, int fd, struct ut_message *, int flags);

@@ -10,6 +10,7 @@
 #include "bufring.h"
 #include "op.h"
 #include "ring.h"
+#include "spin.h"
 
 /* What Python reads for each cqe that belongs to an operation. 16 bytes, read in
  * one sweep (struct.iter_unpack: 52 ns a record, against 184 for cdata fields). */
@@ -50,6 +51,7 @@ struct ut_engine {
     struct ut_record *records;
     unsigned record_count, record_capacity;
     unsigned fork_count;
+    struct ut_spin spin;
     uint32_t in_flight, queued;
     uint64_t enters, cqes, stale_cqes;
     uint64_t operations[UT_OPCODES];

@@ -49,8 +49,9 @@ int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t si
     return slot;
 }
 
-int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size)
+int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int unused)
 {
+    (void)unused;
     struct io_uring_sqe *sqe;
     int slot = prep(engine, &sqe, IORING_OP_READ, fd, NULL, size);
     if (slot >= 0) {
@@ -61,8 +62,9 @@ int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size
     return slot;
 }
 
-int ut_prep_write(struct ut_engine *engine, int fd, const char *data, uint32_t size)
+int ut_prep_write(struct ut_engine *engine, int fd, const char *data, uint32_t size, int unused)
 {
+    (void)unused;
     struct io_uring_sqe *sqe;
     int slot = prep(engine, &sqe, IORING_OP_WRITE, fd, data, size);
     if (slot >= 0)

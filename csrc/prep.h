@@ -21,9 +21,10 @@ int ut_prep_recv_into(struct ut_engine *engine, int fd, void *memory, uint32_t s
                       int poll_first);
 int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t size, int flags);
 
-/* read(2) into a buffer of `group`, write(2), both at the file's own position. */
-int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size);
-int ut_prep_write(struct ut_engine *engine, int fd, const char *data, uint32_t size);
+/* read(2) into a buffer of `group`, write(2), both at the file's own position. The last
+ * argument has no meaning; it gives them the form of ut_prep_recv and ut_prep_send. */
+int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int unused);
+int ut_prep_write(struct ut_engine *engine, int fd, const char *data, uint32_t size, int unused);
 
 int ut_prep_recvmsg(struct ut_engine *engine, int fd, struct ut_message *message, int flags,
                     int poll_first);

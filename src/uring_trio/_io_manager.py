@@ -108,6 +108,7 @@ class UringIOManager:
         self.pollers: dict[int, Poll] = {}  # by fd * 2 + direction
         self.contended: list[tuple[Direction, Operation]] = []
         self.tick = 0  # waits so far: an operation of this tick is not submitted yet
+        self.last_tick = -1  # an operation of that tick was submitted by the last wait
         self.stock_calls: dict[str, int] = {}
         self.leaked = False
         self._endpoints: dict[int, list[weakref.ref[Endpoint]]] = {}
@@ -119,6 +120,7 @@ class UringIOManager:
         self._last_statistics: IOStatistics | None = None
         self.wake: Callable[[Any, Any], None] = self._wake_before_run
         self.ring = Ring()
+        self.pool = self.ring.pool
         _managers.add(self)
 
     # ---- the loop ---------------------------------------------------------------------
@@ -139,6 +141,7 @@ class UringIOManager:
         return self._batch
 
     def _wait(self, timeout_ns: int) -> int:
+        self.last_tick = self.tick
         self.tick += 1
         wait = self.ring.wait
         if not timeout_ns:
@@ -354,6 +357,7 @@ class UringIOManager:
             finished = get_ident() == self._thread and self._drain()
             if not finished:
                 _leaked.append([op for op in self.ops if op is not None])
+            self.pool = b""
             self.leaked = self.ring.close(leak=not finished)
             if self._event_fd >= 0:
                 os.close(self._event_fd)

@@ -208,7 +208,7 @@ class Message:
 
 
 def pin(buffer: Any, *, writable: bool = False) -> Any:
-    """Hold an object's memory where it is until `unpin`.
+    """Hold an object's memory where it is until `unpin`; ``len()`` of it counts bytes.
 
     A ``bytes`` object never moves, and a reference is enough. Any other is exported
     through the buffer protocol: meanwhile a bytearray cannot be resized.
@@ -225,11 +225,6 @@ def unpin(pinned: Any) -> None:
     """End what `pin` began."""
     if type(pinned) is not bytes:
         _ffi.release(pinned)
-
-
-def pinned_size(pinned: Any) -> int:
-    """Bytes of pinned memory."""
-    return len(pinned)
 
 
 class Memory:
@@ -279,8 +274,8 @@ class Ring:
         self.fd: int = engine.ring.fd
         size = engine.record_capacity * _RECORD.size
         self._records = memoryview(_ffi.buffer(engine.records, size))
-        #: All receive buffers; ``pool[a:b]`` copies out ``bytes``.
-        self.pool = _ffi.buffer(engine.pool, engine.pool_size)
+        #: All receive buffers; ``pool[a:b]`` copies out ``bytes``. Gone with `close`.
+        self.pool: Any = _ffi.buffer(engine.pool, engine.pool_size)
         self.wait = partial(lib.ut_engine_wait, engine)
         self.flush = partial(lib.ut_engine_flush, engine)
         self.cancel = partial(lib.ut_engine_cancel, engine)
@@ -349,7 +344,6 @@ class Ring:
           Whether memory was given up.
         """
         self._records.release()
-        self.pool = b""
         leaked = bool(_lib.ut_engine_close(self._engine, leak))
         self._engine = None
         return leaked

@@ -40,7 +40,7 @@ from uring_trio._kernel import (
     EINTR,
     ENOBUFS,
     GROUP_SIZES,
-    pinned_size,
+    TRANSFER_MAX,
     unpin,
 )
 from uring_trio._trio_private import WaitTaskRescheduled, run_context
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 Abort = trio.lowlevel.Abort
 
+SMALLEST_BUFFER = GROUP_SIZES[0]
 LAST_GROUP = len(GROUP_SIZES) - 1
 # Receives in a row that a smaller buffer would have held, until the stream goes back to it.
 SMALL_IN_A_ROW = 16
@@ -261,13 +262,10 @@ class Receive(Operation):
     def prepare(self) -> int:
         direction = self.direction
         group = direction.group
-        if self.size <= GROUP_SIZES[0]:
+        if self.size <= SMALLEST_BUFFER:
             group = 0
-        if direction.is_socket:
-            return direction.ring.recv(  # type: ignore[no-any-return]
-                direction.fileno(), group, self.size, direction.poll_first
-            )
-        return direction.ring.read(direction.fileno(), group, self.size)  # type: ignore[no-any-return]
+        fd = direction.fileno()
+        return direction.prep_receive(fd, group, self.size, direction.poll_first)
 
     def complete(self, res: int, flags: int, offset: int) -> None:
         direction = self.direction
@@ -282,10 +280,10 @@ class Receive(Operation):
         self.task = None
         direction.current = None
         direction.spare = self
-        direction.poll_first = not flags & CQE_F_SOCK_NONEMPTY
-        if direction.group or res >= GROUP_SIZES[0]:
+        direction.poll_first = self.tick != manager.last_tick and not flags & CQE_F_SOCK_NONEMPTY
+        if direction.group or res >= SMALLEST_BUFFER:
             direction.fit_buffers(res)
-        manager.wake(task, manager.ring.pool[offset : offset + res])
+        manager.wake(task, manager.pool[offset : offset + res])
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:
@@ -293,7 +291,7 @@ class Receive(Operation):
         direction = self.direction
         direction.poll_first = not flags & CQE_F_SOCK_NONEMPTY
         direction.fit_buffers(res)
-        return direction.ring.pool[offset : offset + res] if res else b""
+        return direction.manager.pool[offset : offset + res] if res else b""
 
 
 class Send(Operation):
@@ -311,12 +309,8 @@ class Send(Operation):
     def prepare(self) -> int:
         direction = self.direction
         pinned = self.pinned
-        size = min(pinned_size(pinned), 0x7FFFF000)
-        if direction.is_socket:
-            return direction.ring.send(  # type: ignore[no-any-return]
-                direction.fileno(), pinned, size, self.flags
-            )
-        return direction.ring.write(direction.fileno(), pinned, size)  # type: ignore[no-any-return]
+        size = min(len(pinned), TRANSFER_MAX)
+        return direction.prep_send(direction.fileno(), pinned, size, self.flags)
 
     def complete(self, res: int, flags: int, offset: int) -> None:
         direction = self.direction
@@ -328,7 +322,9 @@ class Send(Operation):
         manager.ops[self.slot] = None
         self.slot = -1
         self.task = None
-        self.release()
+        pinned, self.pinned = self.pinned, b""
+        if type(pinned) is not bytes:
+            unpin(pinned)
         direction.current = None
         direction.spare = self
         manager.wake(task, res)
@@ -346,9 +342,10 @@ class Direction:
         "current",
         "fileno",
         "group",
-        "is_socket",
         "manager",
         "poll_first",
+        "prep_receive",
+        "prep_send",
         "reading",
         "ring",
         "small_in_a_row",
@@ -368,7 +365,9 @@ class Direction:
         self.ring = manager.ring
         self.fileno = fileno
         self.reading = reading
-        self.is_socket = is_socket
+        # Of a stream. The functions have the same form for sockets and for other files.
+        self.prep_receive = manager.ring.recv if is_socket else manager.ring.read
+        self.prep_send = manager.ring.send if is_socket else manager.ring.write
         self.current: Operation | None = None
         self.spare: Any = None  # a finished Receive or Send, to be used again
         self.waiting: deque[Operation] | tuple[()] = ()
@@ -376,35 +375,60 @@ class Direction:
         self.small_in_a_row = 0
         self.poll_first = True
 
-    def receive(self, size: int) -> Receive:
+    def receive(self, size: int, task: Any) -> Receive:
         """Begin to receive at most *size* bytes, 1 or more, of a stream."""
         operation: Receive = self.spare
-        if operation is None:
+        if operation is None or self.current is not None:
             operation = Receive(self)
-        else:
-            self.spare = None
-            operation.task = run_context.task
+            operation.size = size
+            self.submit(operation)
+            return operation
+        # The common case, at full speed; start() and prepare() say the same.
+        manager = self.manager
+        group = self.group if size > SMALLEST_BUFFER else 0
+        slot = self.prep_receive(self.fileno(), group, size, self.poll_first)
+        if slot < 0:
+            raise manager.ring.error(slot)
+        self.spare = None
+        self.current = operation
+        operation.task = task
         operation.size = size
-        if self.current is None:
-            self.start(operation)
-        else:
-            self.queue(operation)
+        operation.slot = slot
+        operation.tick = manager.tick
+        try:
+            manager.ops[slot] = operation
+        except IndexError:
+            manager.start(operation, slot)
         return operation
 
-    def send(self, pinned: Any, flags: int) -> Send:
+    def send(self, pinned: Any, flags: int, task: Any) -> Send:
         """Begin to send pinned memory, which is unpinned with the last cqe."""
         operation: Send = self.spare
-        if operation is None:
+        if operation is None or self.current is not None:
             operation = Send(self)
-        else:
-            self.spare = None
-            operation.task = run_context.task
+            operation.pinned = pinned
+            operation.flags = flags
+            self.submit(operation)
+            return operation
+        manager = self.manager
+        size = len(pinned)
+        if size > TRANSFER_MAX:
+            size = TRANSFER_MAX
+        slot = self.prep_send(self.fileno(), pinned, size, flags)
+        if slot < 0:
+            unpin(pinned)
+            raise manager.ring.error(slot)
+        self.spare = None
+        self.current = operation
+        operation.task = task
         operation.pinned = pinned
         operation.flags = flags
-        if self.current is None:
-            self.start(operation)
-        else:
-            self.queue(operation)
+        operation.slot = slot
+        operation.tick = manager.tick
+        try:
+            manager.ops[slot] = operation
+        except IndexError:
+            manager.start(operation, slot)
         return operation
 
     def submit(self, operation: Operation) -> Operation:

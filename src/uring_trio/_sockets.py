@@ -25,7 +25,7 @@ from trio.lowlevel import enable_ki_protection
 
 from uring_trio import _addresses
 from uring_trio._io_manager import UringIOManager
-from uring_trio._kernel import TRANSFER_MAX, Message, pin, pinned_size, unpin
+from uring_trio._kernel import TRANSFER_MAX, Message, pin, unpin
 from uring_trio._socket_operations import (
     Accept,
     Connect,
@@ -34,7 +34,7 @@ from uring_trio._socket_operations import (
     ReceiveMessage,
     SendMessage,
 )
-from uring_trio._trio_private import current_manager, park, run_context, stock_socket_type
+from uring_trio._trio_private import manager_of, park, run_context, stock_socket_type
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -81,8 +81,8 @@ def _into_arguments(buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[Any, 
         pinned = pin(buffer, writable=True)
     except (TypeError, BufferError, ValueError):
         return None
-    size = nbytes or pinned_size(pinned)
-    if not 1 <= size <= min(pinned_size(pinned), TRANSFER_MAX):
+    size = nbytes or len(pinned)
+    if not 1 <= size <= min(len(pinned), TRANSFER_MAX):
         unpin(pinned)
         return None
     return pinned, size, _own_flags(flags)
@@ -117,10 +117,10 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     _endpoint: Endpoint | None = None
     is_ring_stream = False
 
-    def ring_endpoint(self) -> Endpoint | None:
+    def ring_endpoint(self, task: Any = None) -> Endpoint | None:
         """This socket in the current run; None where the call must go trio's own way."""
         try:
-            manager = current_manager(run_context)
+            manager = manager_of(task or run_context.task)
         except AttributeError:
             return None
         endpoint = self._endpoint
@@ -166,7 +166,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 flags = _own_flags(flags)
                 receiver = endpoint.receiver
                 if self.is_ring_stream and not flags:
-                    operation: Operation = receiver.receive(args[0])
+                    operation: Operation = receiver.receive(args[0], run_context.task)
                     value = await park(operation.trap)
                     return value if type(value) is bytes else operation.unwrap(value)
                 operation = ReceiveBytes(receiver, int(args[0]), flags)
@@ -276,7 +276,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             flags = args[1] if len(args) == 2 else 0
             pinned = _try_pin(args[0]) if _usable_flags(flags) else None
             if pinned is not None:
-                operation = endpoint.sender.send(pinned, _own_flags(flags) | MSG_NOSIGNAL)
+                flags = _own_flags(flags) | MSG_NOSIGNAL
+                operation = endpoint.sender.send(pinned, flags, run_context.task)
                 value = await park(operation.trap)
                 return operation.unwrap(value)  # type: ignore[no-any-return]
         self._count_stock(endpoint)
@@ -421,7 +422,7 @@ def _message_of(buffers: list[Any], control_size: int, *, writable: bool = False
         except (TypeError, BufferError, ValueError):
             message.free()
             return None
-        message.add_vector(index, pinned, pinned_size(pinned))
+        message.add_vector(index, pinned, len(pinned))
     if not writable:
         message.set_name(b"")
     return message

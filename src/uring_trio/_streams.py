@@ -23,10 +23,12 @@ from uring_trio._io_manager import UringIOManager
 from uring_trio._kernel import GROUP_SIZES, pin, unpin
 from uring_trio._sockets import UringSocket
 from uring_trio._trio_private import (
-    current_manager,
     fd_holder,
     fd_stream_type,
     held_fd,
+    hold,
+    let_go,
+    manager_of,
     park,
     receive_guard,
     run_context,
@@ -61,7 +63,8 @@ def _stream_error(exc: OSError) -> Exception:
 @enable_ki_protection
 async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
     sock = self.socket
-    endpoint = sock.ring_endpoint() if type(sock) is UringSocket else None
+    task = getattr(run_context, "task", None)
+    endpoint = sock.ring_endpoint(task) if type(sock) is UringSocket else None
     if endpoint is None:
         return await _socket_receive_some(self, max_bytes)
     if max_bytes is None:
@@ -70,8 +73,10 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
         raise ValueError("max_bytes must be >= 1")
     elif not isinstance(max_bytes, int):
         return await _socket_receive_some(self, max_bytes)  # its TypeError
+    elif max_bytes > RECEIVE_SIZE:
+        max_bytes = RECEIVE_SIZE
     try:
-        operation = endpoint.receiver.receive(min(max_bytes, RECEIVE_SIZE))
+        operation = endpoint.receiver.receive(max_bytes, task)
         value = await park(operation.trap)
         if type(value) is bytes:
             return value
@@ -83,27 +88,31 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
 @enable_ki_protection
 async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
     sock = self.socket
-    endpoint = sock.ring_endpoint() if type(sock) is UringSocket else None
+    task = getattr(run_context, "task", None)
+    endpoint = sock.ring_endpoint(task) if type(sock) is UringSocket else None
     if endpoint is None:
         await _socket_send_all(self, data)
         return
     if sock.did_shutdown_SHUT_WR:
         raise trio.ClosedResourceError("can't send data after sending EOF")
-    with send_guard(self):
-        try:
-            if type(data) is bytes and data:
-                operation = endpoint.sender.send(data, SEND_ALL_FLAGS)
-                value = await park(operation.trap)
-                if value == len(data):
-                    return
-                sent = operation.unwrap(value)
-                if operation.raise_cancel is not None:
-                    operation.raise_cancel()
-                await _send_rest(endpoint.sender, data, sent)
-            else:
-                await _send_buffer(endpoint.sender, data)
-        except OSError as exc:
-            raise _stream_error(exc) from exc.__cause__
+    guard = send_guard(self)
+    hold(guard)
+    try:
+        if type(data) is bytes and data:
+            operation = endpoint.sender.send(data, SEND_ALL_FLAGS, task)
+            value = await park(operation.trap)
+            if value == len(data):
+                return
+            sent = operation.unwrap(value)
+            if operation.raise_cancel is not None:
+                operation.raise_cancel()
+            await _send_rest(endpoint.sender, data, sent)
+        else:
+            await _send_buffer(endpoint.sender, data)
+    except OSError as exc:
+        raise _stream_error(exc) from exc.__cause__
+    finally:
+        let_go(guard)
 
 
 async def _send_buffer(sender: Direction, data: bytes | bytearray | memoryview) -> None:
@@ -122,7 +131,7 @@ async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> 
     with memoryview(data) as whole, whole.cast("B") as view:
         while sent < view.nbytes:
             with view[sent:] as rest:
-                operation = sender.send(pin(rest), SEND_ALL_FLAGS)
+                operation = sender.send(pin(rest), SEND_ALL_FLAGS, run_context.task)
                 value = await park(operation.trap)
                 sent += operation.unwrap(value)
                 if operation.raise_cancel is not None and sent < view.nbytes:
@@ -134,7 +143,7 @@ async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> 
 
 def _fd_endpoint(stream: Any) -> Endpoint | None:
     try:
-        manager = current_manager(run_context)
+        manager = manager_of(run_context.task)
     except AttributeError:
         return None
     endpoint: Endpoint | None = getattr(stream, "_uring_endpoint", None)
@@ -173,7 +182,7 @@ async def _fd_receive(self: Any, max_bytes: int | None = None) -> bytes:
         elif max_bytes < 1:
             raise ValueError("max_bytes must be integer >= 1")
         while True:
-            operation = endpoint.receiver.receive(min(max_bytes, RECEIVE_SIZE))
+            operation = endpoint.receiver.receive(min(max_bytes, RECEIVE_SIZE), run_context.task)
             value = await park(operation.trap)
             if type(value) is bytes:
                 return value
@@ -208,7 +217,7 @@ async def _write_all(endpoint: Endpoint, data: Any, view: memoryview) -> None:
     while sent < view.nbytes:
         with view[sent:] as rest:
             pinned = data if type(data) is bytes and not sent else pin(rest)
-            operation = sender.send(pinned, 0)
+            operation = sender.send(pinned, 0, run_context.task)
             try:
                 sent += operation.unwrap(await park(operation.trap))
                 if operation.raise_cancel is not None and sent < view.nbytes:

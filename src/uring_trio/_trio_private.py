@@ -8,10 +8,10 @@ them is unknown to us, and its runs stay on trio's own manager (see `missing_nam
 | ``_core._run.TheIOManager`` | rebind it: what every later run is made with |
 | ``_core._run.GLOBAL_RUN_CONTEXT`` | read ``.runner`` and ``.task`` of this thread |
 | ``Runner.io_manager, runq, instruments, is_guest, force_guest_tick_asap`` | swap, wake tasks |
-| ``Task._next_send_fn, _next_send, _abort_func, custom_sleep_data, coro`` | wake a task |
+| ``Task._runner, _next_send_fn, _next_send, _abort_func, custom_sleep_data, coro`` | wake a task |
 | ``_core._traps.WaitTaskRescheduled`` | yield a prebuilt one: a task sleeps |
 | ``_socket._SocketType`` | rebind it, subclass it; ``._sock``, ``._resolve_address_nocp`` |
-| ``SocketStream``, ``FdStream`` | replace methods; their conflict detectors and fd holder |
+| ``SocketStream``, ``FdStream`` | replace methods; their conflict detectors (``_held``) and fd holder |
 
 Waking a task the documented way, ``reschedule(task, outcome.Value(x))``, costs 3.4 us;
 setting the four fields that it sets costs 1.3 (one attrs object, one call and three
@@ -29,6 +29,7 @@ import trio._core._run as _run
 import trio._core._traps as _traps
 import trio._highlevel_socket as _highlevel_socket
 import trio._socket as _socket
+import trio._util as _util
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -48,8 +49,9 @@ fd_stream_type: Any = getattr(_unix_pipes, "FdStream", None)
 run_context: Any = getattr(_run, "GLOBAL_RUN_CONTEXT", None)
 WaitTaskRescheduled: Any = getattr(_traps, "WaitTaskRescheduled", None)
 
-#: ``current_manager(run_context)``: the IO manager of this thread's run.
-current_manager: Callable[[Any], Any] = attrgetter("runner.io_manager")
+#: Of a task: the IO manager of its run. One look at a thread-local less than by way of
+#: the run context, for a caller that has the task.
+manager_of: Callable[[Any], Any] = attrgetter("_runner.io_manager")
 
 #: The default of ``SocketStream.receive_some`` and ``FdStream.receive_some``, bytes.
 RECEIVE_SIZE: int = getattr(_highlevel_socket, "DEFAULT_RECEIVE_SIZE", 65536)
@@ -57,9 +59,25 @@ RECEIVE_SIZE: int = getattr(_highlevel_socket, "DEFAULT_RECEIVE_SIZE", 65536)
 #: Of a stream: the guard that finds two tasks in one direction.
 send_guard: Callable[[Any], Any] = attrgetter("_send_conflict_detector")
 receive_guard: Callable[[Any], Any] = attrgetter("_receive_conflict_detector")
+
+
+def hold(guard: Any) -> None:
+    """What ``with guard:`` does first. The statement costs 0.4 us, this and `let_go` 0.1."""
+    if guard._held:
+        guard.__enter__()  # raises BusyResourceError in trio's words
+    guard._held = True
+
+
+def let_go(guard: Any) -> None:
+    """What ``with guard:`` does last."""
+    guard._held = False
+
+
 #: Of an FdStream: what holds its file descriptor in ``.fd``, -1 when closed.
 fd_holder: Callable[[Any], Any] = attrgetter("_fd_holder")
 held_fd: Callable[[Any], int] = attrgetter("fd")
+
+_conflict_detector = getattr(_util, "ConflictDetector", lambda _message: None)("")
 
 _NAMES: tuple[tuple[object, str, str], ...] = (
     (_run, "trio._core._run", "TheIOManager GLOBAL_RUN_CONTEXT Runner Task"),
@@ -74,10 +92,11 @@ _NAMES: tuple[tuple[object, str, str], ...] = (
         "notify_closing",
     ),
     (trio.lowlevel, "trio.lowlevel", "enable_ki_protection"),
+    (_conflict_detector, "trio._util.ConflictDetector", "_held __enter__ __exit__"),
 )
 _FIELDS: tuple[tuple[str, str], ...] = (
     ("Runner", "io_manager runq instruments is_guest"),
-    ("Task", "_next_send_fn _next_send _abort_func custom_sleep_data coro"),
+    ("Task", "_runner _next_send_fn _next_send _abort_func custom_sleep_data coro"),
 )
 
 

@@ -1,0 +1,53 @@
+/*
+ * A look before the sleep
+ *
+ * With one busy connection the peer's next message arrives some 10 to 20 us after our
+ * answer. Going to sleep for that, and being woken, costs as much again, in latency and
+ * in CPU (on a virtual machine an idle core is given back to the host, and comes back by
+ * an interrupt). Stock trio hardly ever sleeps there: it is so slow that the message has
+ * come by the time it asks. So we would be beaten by being fast.
+ *
+ * Under DEFER_TASKRUN the kernel sets a flag in memory that we share when there is work,
+ * and reading it costs a nanosecond and no system call. So before a sleep we look at it,
+ * for as long as a sleep would cost, but only where that has paid lately: each short wait
+ * gives credit, each look in vain takes several. Paced clients and an idle server lose a
+ * few looks and then never look again until waits are short.
+ */
+#include "spin.h"
+
+#define UT_SPIN_CREDIT_MAX 16
+#define CREDIT_WANTED 4
+#define MISS_COSTS 4
+/* A sleep shorter than this would have been spared by a look: the sleep's own cost is in
+ * it, measured as 25 us and more. */
+#define SHORT_SLEEP_NS (2 * UT_SPIN_NS + 10000)
+
+static void add(struct ut_spin *spin, int amount)
+{
+    int credit = (int)spin->credit + amount;
+    if (credit < 0)
+        credit = 0;
+    if (credit > UT_SPIN_CREDIT_MAX)
+        credit = UT_SPIN_CREDIT_MAX;
+    spin->credit = (unsigned)credit;
+}
+
+bool ut_spin_is_wanted(const struct ut_spin *spin)
+{
+    return spin->credit >= CREDIT_WANTED;
+}
+
+void ut_spin_hit(struct ut_spin *spin)
+{
+    add(spin, 1);
+}
+
+void ut_spin_miss(struct ut_spin *spin)
+{
+    add(spin, -MISS_COSTS);
+}
+
+void ut_spin_slept(struct ut_spin *spin, uint64_t slept_ns)
+{
+    add(spin, slept_ns <= SHORT_SLEEP_NS ? 1 : -1);
+}
