@@ -250,7 +250,7 @@ static int sleep_for_memory(struct ut_engine *engine, int64_t timeout_ns)
     if (timeout_ns < 0 || timeout_ns > RETRY_NS)
         timeout_ns = RETRY_NS;
     int result = enter(engine, 0, 1, timeout_ns);
-    return result == -ETIME ? -EINTR : result;
+    return result == -ETIME || result == -EBUSY ? -EINTR : result;
 }
 
 /* Submits and looks for a moment; see spin.c. True if something came. */
