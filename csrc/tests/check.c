@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,13 +18,28 @@ void (*check_after_each)(void);
 
 static jmp_buf out_of_test;
 static const char *test_name;
+static char note[100];
 static unsigned passed, failed, fds_before;
 static pid_t child;
 
 void check_failed(const char *file, int line, const char *what)
 {
-    printf("FAILED %s: %s:%d: %s\n", test_name, file, line, what);
+    printf("FAILED %s%s: %s:%d: %s\n", test_name, note, file, line, what);
     longjmp(out_of_test, 1);
+}
+
+void check_note(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    strcpy(note, ", ");
+    vsnprintf(note + 2, sizeof note - 2, format, arguments);
+    va_end(arguments);
+}
+
+const char *check_noted(void)
+{
+    return note;
 }
 
 void check_equal(const char *file, int line, const char *what, int64_t actual, int64_t expected)
@@ -40,6 +56,7 @@ void check_run(const char *name, void (*test)(void))
 {
     setvbuf(stdout, NULL, _IOLBF, 0); /* what a killed program said is not lost */
     test_name = name;
+    note[0] = '\0';
     fds_before = check_open_fds();
     if (setjmp(out_of_test) != 0) {
         failed++;

@@ -50,6 +50,10 @@ void check_run(const char *name, void (*test)(void));
 /* Runs after each test, before it counts as passed. */
 extern void (*check_after_each)(void);
 
+/* Said with each failure of the running test: which of many cases it is. */
+void check_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+const char *check_noted(void);
+
 /* Between the two calls memory may leak: on purpose, where the kernel may still
  * write to it. */
 void check_leak_begin(void);

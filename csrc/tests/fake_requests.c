@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
+
 struct request {
     struct io_uring_sqe sqe;
     struct fake_plan plan;
@@ -198,6 +200,7 @@ static struct fake_plan random_plan(const struct io_uring_sqe *sqe)
     plan.flags = fake_draw(2) ? IORING_CQE_F_SOCK_NONEMPTY : 0;
     if (sqe->opcode == IORING_OP_POLL_ADD && sqe->len & IORING_POLL_ADD_MULTI)
         plan.more = fake_draw(4);
+    plan.copies = fake_draw(20) == 0;
     plan.cancel_answer = (int32_t[]){0, -ENOENT, -EALREADY}[fake_draw(3)];
     plan.cancel_res = fake_draw(2) ? -ECANCELED : 1 + (int32_t)fake_draw(length);
     /* Only what ends by itself may be missed by a cancel. */
@@ -352,7 +355,7 @@ static int wait_events(unsigned min_complete, uint64_t until_ns, int error)
             if (requests[i].due_ns < due_ns)
                 due_ns = requests[i].due_ns;
         if (due_ns == FAKE_NEVER && until_ns == FAKE_NEVER) {
-            fprintf(stderr, "fake kernel: this wait would never end\n");
+            fprintf(stderr, "fake kernel: this wait would never end%s\n", check_noted());
             abort();
         }
         if (due_ns > until_ns) {

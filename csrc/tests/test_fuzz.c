@@ -1,0 +1,230 @@
+/*
+ * Random operations on a random kernel, beside a simple model.
+ *
+ * The model knows little: which operations are under way, and whose memory is whose.
+ * That is enough to hold the engine to its promises: each operation ends exactly
+ * once; its slot is given out again only after its batch; every buffer comes home;
+ * a falsy answer means that the time is over and nothing came. Memory of a receive
+ * is freed at its last cqe, so ASAN sees a kernel that writes later.
+ *
+ * A failure names its seed: run "test_fuzz seed N".
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine_tools.h"
+
+#define BLOCKS 10
+#define SEEDS_DEFAULT 6000
+#define STEPS_MAX 200
+#define LIVE_MAX 48
+#define SLOTS_MAX 1024
+#define SIZE_MAX_OF_OPERATION 9000
+
+struct model_op {
+    bool live, cancel_asked;
+    bool in_batch; /* its last record is in the batch: the slot is taken still */
+    int fd;
+    uint32_t size;
+    char *memory; /* NULL: a provided buffer, or none */
+    bool receives;
+};
+
+static struct model_op ops[SLOTS_MAX];
+static struct ut_engine *engine;
+static unsigned live_count, leases;
+static uint64_t state;
+
+static unsigned draw(unsigned below)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (unsigned)(state >> 33) % below;
+}
+
+static int prep_one(unsigned kind, struct model_op *op)
+{
+    switch (kind) {
+    case 0:
+    case 1:
+        return ut_prep_recv(engine, op->fd, draw(UT_GROUPS), op->size, (int)draw(2));
+    case 2:
+        op->receives = true;
+        op->memory = malloc(op->size);
+        return ut_prep_recv_into(engine, op->fd, op->memory, op->size, 0, (int)draw(2));
+    case 3:
+        op->memory = calloc(1, op->size);
+        return ut_prep_send(engine, op->fd, op->memory, op->size, 0);
+    default:
+        return ut_prep_poll(engine, op->fd, POLLIN, (int)draw(2));
+    }
+}
+
+static void prep(void)
+{
+    struct model_op op = {
+        .live = true, .fd = (int)draw(50), .size = 1 + draw(SIZE_MAX_OF_OPERATION)};
+    int slot = prep_one(draw(5), &op);
+    CHECK(slot >= 0 && slot < SLOTS_MAX);
+    CHECK(!ops[slot].live && !ops[slot].in_batch);
+    ops[slot] = op;
+    live_count++;
+}
+
+static void end(struct model_op *op)
+{
+    CHECK(op->live);
+    op->live = false;
+    live_count--;
+    free(op->memory);
+    op->memory = NULL;
+}
+
+static void cancel(uint32_t slot)
+{
+    int answer = ut_engine_cancel(engine, slot);
+    if (answer == 0) {
+        CHECK(!ops[slot].cancel_asked);
+        end(&ops[slot]);
+    } else {
+        CHECK_EQ(answer, ops[slot].cancel_asked ? -EALREADY : 1);
+        ops[slot].cancel_asked = true;
+    }
+}
+
+static void cancel_some(bool all)
+{
+    for (uint32_t slot = 0; slot < engine->ops.chunk_count * UT_OP_CHUNK; slot++)
+        if (ops[slot].live && (all ? !ops[slot].cancel_asked : draw(6) == 0))
+            cancel(slot);
+}
+
+static void read_record(const struct ut_record *record)
+{
+    CHECK(record->slot < SLOTS_MAX);
+    struct model_op *op = &ops[record->slot];
+    CHECK(op->live);
+    if (record->flags & IORING_CQE_F_BUFFER) {
+        leases++;
+        CHECK(record->res > 0 && (uint32_t)record->res <= op->size);
+        CHECK(tools_data_is(engine, record, op->fd));
+    }
+    if (op->receives)
+        for (int32_t i = 0; i < record->res; i++)
+            CHECK_EQ((uint8_t)op->memory[i], fake_byte(op->fd, (unsigned)i));
+    if (record->flags & IORING_CQE_F_MORE)
+        return;
+    op->in_batch = true;
+    end(op);
+}
+
+static void wait(int64_t timeout_ns)
+{
+    uint64_t start = fake.now_ns, cqes = engine->cqes;
+    for (unsigned i = 0; i < SLOTS_MAX; i++)
+        ops[i].in_batch = false;
+    leases = 0;
+    struct tools_batch batch = tools_wait(engine, timeout_ns);
+    if (batch.answer < 0) {
+        CHECK_EQ(batch.answer == -EBADR ? -EINTR : batch.answer, -EINTR);
+        CHECK(timeout_ns != 0);
+        CHECK_EQ(engine->cqes, cqes);
+        return;
+    }
+    CHECK_EQ(engine->cqes - cqes, batch.seen);
+    if (batch.answer == 0)
+        CHECK(timeout_ns >= 0 && fake.now_ns - start >= (uint64_t)timeout_ns);
+    for (unsigned i = 0; i < batch.records; i++)
+        read_record(&engine->records[i]);
+}
+
+static void check_counts(void)
+{
+    struct ut_statistics statistics = tools_statistics(engine);
+    CHECK_EQ(statistics.queued + statistics.in_flight, live_count);
+    CHECK_EQ(statistics.leases_out, leases);
+    CHECK(statistics.stale_cqes <= fake.stale_injected);
+}
+
+static void step(void)
+{
+    unsigned what = draw(100);
+    if (what < 45 && live_count < LIVE_MAX)
+        prep();
+    else if (what < 55)
+        cancel_some(false);
+    else if (what < 62)
+        CHECK_EQ(ut_engine_flush(engine), 0);
+    else if (what < 65)
+        fake_stray_cqe(0x7ffffff0ULL << 32 | draw(64), (int32_t)draw(10), draw(4));
+    else if (what < 70)
+        fake_sleep(draw(3000));
+    else
+        wait(draw(2) ? 0 : (int64_t)draw(4000));
+    check_counts();
+}
+
+/* The end: cancel all, and every operation must come to its last cqe. */
+static void drain(void)
+{
+    for (unsigned waits = 0; live_count > 0; waits++) {
+        CHECK(waits < 5000);
+        cancel_some(true);
+        if (live_count > 0)
+            wait(-1);
+        check_counts();
+    }
+    for (unsigned waits = 0; tools_wait(engine, MS).answer != 0; waits++)
+        CHECK(waits < 1000); /* cqes of cancels, and strays */
+    fake.random = 0;
+    tools_close(engine);
+    CHECK_EQ(fake.faults, 0);
+    CHECK_EQ(fake.mappings, 0);
+}
+
+static void run_seed(unsigned seed)
+{
+    check_note("seed %u", seed);
+    memset(ops, 0, sizeof ops);
+    live_count = leases = 0;
+    state = seed + 1;
+    fake_reset();
+    unsigned sq_entries = 2u << draw(4);
+    engine = tools_open(sq_entries, sq_entries << draw(4));
+    if (draw(4) == 0)
+        fake.requests_max = 2 + draw(20);
+    fake.random = seed * 0x9e3779b97f4a7c15u + 1;
+    for (unsigned steps = 1 + draw(STEPS_MAX); steps > 0; steps--)
+        step();
+    if (fake.requests_max > 0)
+        fake.requests_max = 3 * LIVE_MAX; /* the cancels must find room beside their targets */
+    drain();
+}
+
+static unsigned seed_first, seed_count;
+
+static void a_block_of_seeds(void)
+{
+    for (unsigned i = 0; i < seed_count; i++)
+        run_seed(seed_first + i);
+    seed_first += seed_count;
+}
+
+int main(int argc, char **argv)
+{
+    check_after_each = fake_check_books;
+    if (argc == 3 && strcmp(argv[1], "seed") == 0) {
+        seed_first = (unsigned)strtoul(argv[2], NULL, 10);
+        seed_count = 1;
+        RUN(a_block_of_seeds);
+        return CHECK_SUMMARY();
+    }
+    seed_count = (argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : SEEDS_DEFAULT) / BLOCKS;
+    for (unsigned block = 0; block < BLOCKS; block++) {
+        seed_first = block * seed_count;
+        RUN(a_block_of_seeds);
+    }
+    return CHECK_SUMMARY();
+}
