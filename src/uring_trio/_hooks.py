@@ -96,13 +96,16 @@ class InstalledIOManager(UringIOManager):
         if _thread.entrance_waiting:
             return _trio_private.stock_io_manager()
         choice = choose("auto")
-        manager, failure = _open_ring(choice, lambda: UringIOManager.__new__(cls))
-        if manager is not None:
-            _announce(manager, choice, None)
-            return manager
-        stock = _trio_private.stock_io_manager()
-        _announce(stock, choice, failure)
-        return stock
+        manager: Any = super().__new__(cls)
+        try:
+            failure = _open_ring(choice, manager)
+            if failure is not None:
+                manager = _trio_private.stock_io_manager()
+            _announce(manager, choice, failure)
+        except BaseException:  # KeyboardInterrupt: trio does not hold it back yet
+            _close_if_made(manager)
+            raise
+        return manager
 
     def __init__(self) -> None:
         """Nothing: the ring was opened where it was decided, and only once."""
@@ -128,9 +131,11 @@ class Entrance(trio.abc.Instrument):
         Raises:
           UringUnavailable: the ring is demanded, and cannot be had.
         """
-        self._manager, self._failure = _open_ring(
-            self._choice, lambda: UringIOManager.__new__(UringIOManager)
-        )
+        # Ours to close from before it has a ring, so that no interrupt can lose it.
+        self._manager = UringIOManager.__new__(UringIOManager)
+        self._failure = _open_ring(self._choice, self._manager)
+        if self._failure is not None:
+            self._manager = None
         _thread.entrance_waiting = True
 
     def before_run(self) -> None:
@@ -155,9 +160,9 @@ class Entrance(trio.abc.Instrument):
     def close(self) -> None:
         """Close what did not get into a run: trio refused to start it."""
         _thread.entrance_waiting = False
-        manager, self._manager = self._manager, None
-        if manager is not None:
-            manager.close()
+        if self._manager is not None:
+            _close_if_made(self._manager)
+            self._manager = None
 
     def check(self) -> None:
         """See whether the run that trio has started, or finished, is on what it should be.
@@ -204,13 +209,10 @@ def is_installed() -> bool:
     return _trio_private.bound_io_manager() is InstalledIOManager
 
 
-def _open_ring(
-    choice: Choice, allocate: Callable[[], UringIOManager]
-) -> tuple[UringIOManager | None, Failure | None]:
-    """A manager with its ring and its place among the users, or why there is none."""
+def _open_ring(choice: Choice, manager: UringIOManager) -> Failure | None:
+    """Give the manager a ring and its place among the users, or say why it gets none."""
     failure = choice.failure
     if failure is None:
-        manager = allocate()
         try:
             _make_ring(manager)
         except OSError as exc:
@@ -219,36 +221,35 @@ def _open_ring(
             if choice.demand == "io_uring":
                 raise UringUnavailable(failure.reason, failure.remedy) from exc
         else:
-            return manager, None
+            _add_user(manager)
+            return None
     if choice.demand != "epoll":
         warn_once(failure)
-    return None, failure
+    return failure
 
 
 def _make_ring(manager: UringIOManager) -> None:
-    """Make the manager's ring, and the manager a user of what we exchange.
+    """Make the manager's ring, waiting for memory that is on its way.
 
     The kernel takes a closed ring apart later, and only then gives back what it had
     locked. So a small RLIMIT_MEMLOCK refuses the next of two runs in a row, unless it
     waits for that.
     """
-    made = False
-    try:
-        for wait_s in (*_memory_waits(), None):
-            try:
-                UringIOManager.__init__(manager)
-            except OSError as exc:
-                if exc.errno != errno.ENOMEM or wait_s is None:
-                    raise
-                time.sleep(wait_s)
-            else:
-                made = True
-                break
-        _add_user(manager)
-    except BaseException:
-        if made:
-            manager.close()
-        raise
+    for wait_s in (*_memory_waits(), None):
+        try:
+            UringIOManager.__init__(manager)
+        except OSError as exc:
+            if exc.errno != errno.ENOMEM or wait_s is None:
+                raise
+            time.sleep(wait_s)
+        else:
+            return
+
+
+def _close_if_made(manager: Any) -> None:
+    """Close a manager that trio did not get; one whose ring was never made has nothing."""
+    if hasattr(manager, "ring"):
+        manager.close()
 
 
 def _memory_waits() -> tuple[float, ...]:
@@ -260,6 +261,7 @@ def _memory_waits() -> tuple[float, ...]:
 def _add_user(manager: UringIOManager) -> None:
     """Keep sockets and streams in place until *manager* is closed, or gone."""
     user = object()
+    # trio closes nothing if it fails before the run exists; then the manager is collected.
     alive = weakref.ref(manager, lambda _: _remove_user(user))
     manager.on_close = lambda: _remove_user(user)
     with _lock:

@@ -8,6 +8,7 @@ not an ImportError.
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +28,18 @@ T = TypeVar("T")
 _trio_run = trio.run
 _trio_start_guest_run = trio.lowlevel.start_guest_run
 
-_install_lock = threading.Lock()
+# Re-entrant, because a signal handler may call install() or uninstall() as well.
+_install_lock = threading.RLock()
+
+
+def _renew_lock_in_child() -> None:
+    """The thread that held it is not in a forked child."""
+    global _install_lock
+    _install_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_lock_in_child)
 
 
 def run(
@@ -133,10 +145,14 @@ def install(*, backend: Backend = "auto") -> ProbeReport:
             if choice.demand == "io_uring":
                 # Also for a failure that may have passed when a run starts.
                 _probe.raise_if_denied_now()
-            hooks = _hooks_of_known_trio()
-            if hooks is not None:
-                hooks.install(choice)
-            _probe.remember_demand(backend)
+            try:
+                _probe.remember_demand(backend)
+                hooks = _hooks_of_known_trio()
+                if hooks is not None:
+                    hooks.install(choice)
+            except BaseException:
+                _uninstall()
+                raise
             _warn_of_fallback(choice)
         elif installed != backend:
             raise RuntimeError(
@@ -149,12 +165,15 @@ def install(*, backend: Backend = "auto") -> ProbeReport:
 def uninstall() -> None:
     """Put trio back as it was; runs under way keep their manager until they end."""
     with _install_lock:
-        if _probe.installed_demand() is None:
-            return
-        hooks = _hooks_of_known_trio()
-        if hooks is not None:
-            hooks.uninstall()
-        _probe.remember_demand(None)
+        if _probe.installed_demand() is not None:
+            _uninstall()
+
+
+def _uninstall() -> None:
+    hooks = _hooks_of_known_trio()
+    if hooks is not None:
+        hooks.uninstall()
+    _probe.remember_demand(None)
 
 
 def _hooks_of_known_trio() -> ModuleType | None:

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pytest
 
 # Left out of the comparison, but run and shown all the same. Each tests how stock trio is
@@ -157,11 +159,16 @@ def timeout_options() -> list[str]:
     return ["-p", "pytest_timeout", f"--timeout={TEST_TIMEOUT_S}"]
 
 
+def zip_outcomes(stock: dict[str, str], ring: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Each test with its outcome here and there."""
+    for test in sorted(stock.keys() | ring.keys()):
+        yield test, stock.get(test, "not run"), ring.get(test, "not run")
+
+
 def compare(stock: dict[str, str], ring: dict[str, str]) -> tuple[list[str], list[str]]:
     """The differences that are failures, and those that were expected, with the reason."""
     failures, expected = [], []
-    for test in sorted(stock.keys() | ring.keys()):
-        on_stock, on_ring = stock.get(test, "not run"), ring.get(test, "not run")
+    for test, on_stock, on_ring in zip_outcomes(stock, ring):
         if on_stock == on_ring:
             continue
         line = f"{test}: {on_stock} on stock trio, {on_ring} on the ring"
@@ -218,7 +225,8 @@ def show(stock: SuiteRun, ring: SuiteRun, report: dict[str, Any]) -> bool:
         print(f"expected difference: {line}")
     for line in failures:
         print(f"FAILED {line}")
-    same = sum(1 for test, outcome in stock.outcomes.items() if outcome == ring.outcomes.get(test))
+    outcomes = zip_outcomes(stock.outcomes, ring.outcomes)
+    same = sum(on_stock == on_ring == "passed" for _, on_stock, on_ring in outcomes)
     failed = f"{len(failures)} failed, " if failures else ""
     print(f"===== {failed}{same} passed in {max(stock.seconds, ring.seconds):.2f}s =====")
     return not failures
