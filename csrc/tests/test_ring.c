@@ -193,7 +193,11 @@ static void the_wait_ends_with_its_time(void)
     CHECK_EQ(ut_ring_enter(&ring, 0, 1, 3500000000), -ETIME);
     CHECK_EQ(fake.now_ns - start, 3500000000);
     CHECK_EQ(ut_ring_enter(&ring, 0, 0, 1000), 0); /* nothing to wait for: no sleep */
+    CHECK_EQ(ut_ring_enter(&ring, 0, 1, 0), -ETIME);
     CHECK_EQ(fake.now_ns - start, 3500000000);
+    CHECK_EQ(ut_ring_enter(&ring, 0, 1, 86400 * 1000000000LL), -ETIME); /* a day */
+    CHECK_EQ(fake.now_ns - start, 86400 * 1000000000LL + 3500000000);
+    start = fake.now_ns - 3500000000;
     fake_plan_next((struct fake_plan){.delay_ns = 5});
     prep_poll(1);
     CHECK_EQ(ut_ring_enter(&ring, 1, 1, INT64_MAX), 1);

@@ -1,0 +1,491 @@
+/*
+ * The engine on the kernel of this machine: what the fake claims, seen for real.
+ *
+ * Skipped, with the reason, where io_uring is not to be had.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../probe.h"
+#include "engine_tools.h"
+
+static struct ut_engine *engine;
+static int pair[2];
+
+static void set_up(unsigned sq_entries, unsigned cq_entries)
+{
+    struct ut_config config = tools_config;
+    config.sq_entries = sq_entries;
+    config.cq_entries = cq_entries;
+    int error;
+    const char *stage;
+    engine = ut_engine_open(&ut_kernel_real, &config, &error, &stage);
+    CHECK(engine != NULL);
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+}
+
+static void tear_down(void)
+{
+    close(pair[0]);
+    close(pair[1]);
+    while (tools_wait_through(engine, 5 * MS).answer != 0)
+        ; /* cqes of cancels */
+    struct ut_statistics statistics = tools_statistics(engine);
+    CHECK_EQ(statistics.in_flight, 0);
+    CHECK_EQ(statistics.leases_out, 0);
+    CHECK_EQ(statistics.stale_cqes, 0);
+    CHECK_EQ(engine->ops.live, 0);
+    CHECK_EQ(ut_engine_close(engine, 0), 0);
+}
+
+static void say(const char *text)
+{
+    CHECK_EQ(write(pair[1], text, strlen(text)), strlen(text));
+}
+
+static uint64_t now_ns(void)
+{
+    return ut_kernel_real.now_ns();
+}
+
+static void bytes_go_there_and_back(void)
+{
+    set_up(8, 32);
+    char answer[10];
+    int receive = ut_prep_recv(engine, pair[0], 1, 100, 1);
+    int send = ut_prep_send(engine, pair[1], "hello", 5, MSG_NOSIGNAL);
+    bool received = false, sent = false;
+    while (!received || !sent) {
+        CHECK(tools_wait_through(engine, 1000 * MS).answer > 0);
+        const struct ut_record *record = tools_record(engine, receive);
+        if (record != NULL) {
+            CHECK_EQ(record->res, 5);
+            CHECK(memcmp(engine->pool + record->offset, "hello", 5) == 0);
+            received = true;
+        }
+        sent |= tools_record(engine, send) != NULL;
+    }
+    int into = ut_prep_recv_into(engine, pair[1], answer, sizeof answer, 0, 1);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    CHECK_EQ(write(pair[0], "back", 4), 4);
+    CHECK_EQ(tools_await(engine, into).res, 4);
+    CHECK(memcmp(answer, "back", 4) == 0);
+    tear_down();
+}
+
+static void end_of_file_is_nothing_in_no_buffer(void)
+{
+    set_up(8, 32);
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 1);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    shutdown(pair[1], SHUT_WR);
+    CHECK_EQ(tools_await(engine, slot).res, 0);
+    tear_down();
+}
+
+static void pipes_are_read_and_written(void)
+{
+    set_up(8, 32);
+    int ends[2];
+    CHECK_EQ(pipe2(ends, O_NONBLOCK), 0);
+    int reader = ut_prep_read(engine, ends[0], 0, 100, 0);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0); /* no -EAGAIN: it waits */
+    int writer = ut_prep_write(engine, ends[1], "through", 7, 0);
+    struct ut_record record = tools_await(engine, writer);
+    CHECK_EQ(record.res, 7);
+    const struct ut_record *seen = tools_record(engine, reader);
+    record = seen != NULL ? *seen : tools_await(engine, reader);
+    CHECK_EQ(record.res, 7);
+    CHECK(memcmp(engine->pool + record.offset, "through", 7) == 0);
+    close(ends[0]);
+    close(ends[1]);
+    tear_down();
+}
+
+static void a_message_brings_bytes_and_a_file(void)
+{
+    set_up(8, 32);
+    struct ut_message *out = ut_message_new(1, CMSG_SPACE(sizeof(int)), 0);
+    struct ut_message *in = ut_message_new(0, CMSG_SPACE(sizeof(int)), 100);
+    ut_message_set_vector(out, 0, "file", 4);
+    ut_message_set_name(out, "", 0);
+    struct cmsghdr *control = CMSG_FIRSTHDR(&out->header);
+    control->cmsg_level = SOL_SOCKET;
+    control->cmsg_type = SCM_RIGHTS;
+    control->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(control), &pair[1], sizeof(int));
+    CHECK_EQ(tools_await(engine, ut_prep_sendmsg(engine, pair[1], out, MSG_NOSIGNAL)).res, 4);
+    int slot = ut_prep_recvmsg(engine, pair[0], in, MSG_CMSG_CLOEXEC, 1);
+    CHECK_EQ(tools_await(engine, slot).res, 4);
+    struct ut_message_result result;
+    ut_message_read(in, &result);
+    CHECK_EQ(result.control_length, CMSG_SPACE(sizeof(int)));
+    CHECK(memcmp(in->data, "file", 4) == 0);
+    int fd;
+    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&in->header)), sizeof fd);
+    CHECK_EQ(close(fd), 0);
+    ut_message_free(in);
+    ut_message_free(out);
+    tear_down();
+}
+
+static void accept_and_connect_with_names(void)
+{
+    set_up(8, 32);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000001)};
+    socklen_t length = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    CHECK_EQ(bind(listener, (struct sockaddr *)&address, length), 0);
+    CHECK_EQ(listen(listener, 5), 0);
+    CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
+    struct ut_message *who = ut_message_new(1, 0, 0), *where = ut_message_new(1, 0, 0);
+    CHECK_EQ(ut_message_set_name(where, (char *)&address, length), 0);
+    int accepting = ut_prep_accept(engine, listener, who, SOCK_CLOEXEC);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    int connecting = ut_prep_connect(engine, client, where);
+    int accepted = tools_await(engine, accepting).res;
+    CHECK(accepted >= 0);
+    if (tools_record(engine, connecting) == NULL && tools_statistics(engine).in_flight > 0)
+        CHECK_EQ(tools_await(engine, connecting).res, 0);
+    length = sizeof address;
+    CHECK_EQ(getsockname(client, (struct sockaddr *)&address, &length), 0);
+    CHECK_EQ(who->name_length, length);
+    CHECK(memcmp(&who->name, &address, length) == 0);
+    close(accepted);
+    close(client);
+    close(listener);
+    ut_message_free(who);
+    ut_message_free(where);
+    tear_down();
+}
+
+static void polls_once_and_many_times(void)
+{
+    set_up(8, 32);
+    int once = ut_prep_poll(engine, pair[0], POLLIN, 0);
+    int many = ut_prep_poll(engine, pair[0], POLLIN, 1);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    say("x");
+    bool first = false;
+    int times = 0;
+    while (!first || times < 2) {
+        CHECK(tools_wait_through(engine, 1000 * MS).answer > 0);
+        first |= tools_record(engine, once) != NULL;
+        if (tools_record(engine, many) != NULL) {
+            CHECK(tools_record(engine, many)->flags & IORING_CQE_F_MORE);
+            times++;
+            say("y");
+        }
+    }
+    CHECK_EQ(ut_engine_cancel(engine, (uint32_t)many), 1);
+    tools_await(engine, many);
+    tear_down();
+}
+
+static void a_cancel_before_the_submission_is_no_system_call(void)
+{
+    set_up(8, 32);
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 1);
+    CHECK_EQ(ut_engine_cancel(engine, (uint32_t)slot), 0);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    CHECK_EQ(tools_statistics(engine).enters, 0);
+    tear_down();
+}
+
+static void a_cancel_in_flight(void)
+{
+    set_up(8, 32);
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 1);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    CHECK_EQ(ut_engine_cancel(engine, (uint32_t)slot), 1);
+    CHECK_EQ(tools_await(engine, slot).res, -ECANCELED);
+    tear_down();
+}
+
+/* Whatever wins: the byte is in the record or still in the socket. */
+static void a_cancel_that_races_loses_no_byte(void)
+{
+    set_up(8, 32);
+    int delivered = 0, canceled = 0;
+    for (int round = 0; round < 300; round++) {
+        int slot = ut_prep_recv(engine, pair[0], 0, 100, round & 1);
+        CHECK_EQ(tools_wait(engine, 0).answer, 0);
+        if (round % 3 == 0)
+            say("z");
+        if (round & 4)
+            CHECK_EQ(ut_engine_flush(engine), 0); /* its cqe is in the CQ unread */
+        CHECK_EQ(ut_engine_cancel(engine, (uint32_t)slot), 1);
+        if (round % 3 == 1)
+            say("z");
+        struct ut_record record = tools_await(engine, slot);
+        if (record.res == 1) {
+            CHECK_EQ(engine->pool[record.offset], 'z');
+            delivered++;
+        } else {
+            char byte;
+            CHECK_EQ(record.res, -ECANCELED);
+            CHECK_EQ(read(pair[0], &byte, 1), round % 3 == 2 ? -1 : 1);
+            canceled++;
+        }
+    }
+    CHECK(delivered > 0 && canceled > 0);
+    tear_down();
+}
+
+static void a_cancelled_send_tells_how_much_has_gone(void)
+{
+    enum { SIZE = 8 << 20 };
+    set_up(8, 32);
+    char *data = calloc(1, SIZE);
+    int slot = ut_prep_send(engine, pair[1], data, SIZE, MSG_NOSIGNAL | MSG_WAITALL);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    CHECK_EQ(ut_engine_cancel(engine, (uint32_t)slot), 1);
+    int32_t sent = tools_await(engine, slot).res;
+    CHECK(sent == -ECANCELED || sent > 0);
+    close(pair[1]);
+    int64_t arrived = 0;
+    ssize_t count;
+    while ((count = read(pair[0], data, SIZE)) > 0)
+        arrived += count;
+    CHECK_EQ(arrived, sent > 0 ? sent : 0);
+    pair[1] = -1;
+    free(data);
+    tear_down();
+}
+
+static void no_buffer_loses_no_byte(void)
+{
+    enum { MANY = 6 };
+    set_up(8, 32);
+    int pairs[MANY][2], slots[MANY];
+    for (int i = 0; i < MANY; i++) {
+        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pairs[i]), 0);
+        CHECK_EQ(write(pairs[i][1], "data", 4), 4);
+        slots[i] = ut_prep_recv(engine, pairs[i][0], 0, 100, 1);
+    }
+    int received = 0, refused = 0;
+    while (received < MANY) {
+        CHECK(tools_wait_through(engine, 1000 * MS).answer > 0);
+        for (int i = 0; i < MANY; i++) {
+            const struct ut_record *record = slots[i] < 0 ? NULL : tools_record(engine, slots[i]);
+            if (record == NULL)
+                continue;
+            if (record->res == -ENOBUFS) {
+                refused++;
+                slots[i] = ut_prep_recv(engine, pairs[i][0], 0, 100, 1);
+                continue;
+            }
+            CHECK_EQ(record->res, 4);
+            CHECK(memcmp(engine->pool + record->offset, "data", 4) == 0);
+            slots[i] = -1;
+            received++;
+        }
+    }
+    CHECK_EQ(refused, MANY - 4);
+    for (int i = 0; i < MANY; i++) {
+        close(pairs[i][0]);
+        close(pairs[i][1]);
+    }
+    tear_down();
+}
+
+static void more_operations_than_the_rings_hold(void)
+{
+    enum { MANY = 500 };
+    set_up(4, 8);
+    say("x");
+    for (int i = 0; i < MANY; i++)
+        CHECK_EQ(ut_prep_poll(engine, pair[0], POLLIN, 0), i);
+    for (int i = 0; i < 10; i++)
+        CHECK_EQ(ut_engine_flush(engine), 0); /* nobody drains: the CQ overflows */
+    CHECK(*engine->ring.sq_flags & IORING_SQ_CQ_OVERFLOW);
+    unsigned ended = 0;
+    while (ended < MANY) {
+        struct tools_batch batch = tools_wait_through(engine, 1000 * MS);
+        CHECK(batch.answer > 0);
+        ended += batch.records;
+    }
+    CHECK_EQ(ended, MANY);
+    tear_down();
+}
+
+static void sixty_four_ready_operations_are_one_batch(void)
+{
+    set_up(64, 128);
+    for (int i = 0; i < 64; i++)
+        ut_prep_poll(engine, pair[0], POLLIN, 0);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    say("x");
+    CHECK_EQ(tools_wait_through(engine, 1000 * MS).records, 64);
+    tear_down();
+}
+
+static void the_time_is_over(void)
+{
+    set_up(8, 32);
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 1);
+    for (int round = 0; round < 2; round++) { /* with a submission, and without */
+        uint64_t start = now_ns();
+        CHECK_EQ(tools_wait_through(engine, 20 * MS).answer, 0);
+        CHECK(now_ns() - start >= 20 * MS);
+    }
+    ut_engine_cancel(engine, (uint32_t)slot);
+    tools_await(engine, slot);
+    tear_down();
+}
+
+static void on_signal(int number)
+{
+    (void)number;
+}
+
+static void a_signal_ends_the_wait(void)
+{
+    set_up(8, 32);
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, before;
+    CHECK_EQ(sigaction(SIGALRM, &action, &before), 0);
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 1);
+    for (int round = 0; round < 2; round++) { /* hidden behind a submission, and plain */
+        struct itimerval in_10_ms = {.it_value.tv_usec = 10000};
+        CHECK_EQ(setitimer(ITIMER_REAL, &in_10_ms, NULL), 0);
+        CHECK_EQ(tools_wait(engine, 5000 * MS).answer, -EINTR);
+    }
+    sigaction(SIGALRM, &before, NULL);
+    ut_engine_cancel(engine, (uint32_t)slot);
+    tools_await(engine, slot);
+    tear_down();
+}
+
+static void a_flush_lets_go_of_the_file(void)
+{
+    set_up(8, 32);
+    char byte;
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 1);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    CHECK_EQ(ut_engine_cancel(engine, (uint32_t)slot), 1);
+    CHECK_EQ(ut_engine_flush(engine), 0);
+    close(pair[0]);
+    pair[0] = -1;
+    CHECK_EQ(read(pair[1], &byte, 1), 0); /* the peer sees the end at once */
+    CHECK_EQ(tools_await(engine, slot).res, -ECANCELED);
+    tear_down();
+}
+
+static void an_eventfd_tells_of_deferred_work(void)
+{
+    set_up(8, 32);
+    int event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    CHECK_EQ(ut_engine_register_eventfd(engine, event_fd), 0);
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 1);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    struct pollfd poll_fd = {.fd = event_fd, .events = POLLIN};
+    CHECK_EQ(poll(&poll_fd, 1, 0), 0);
+    say("x");
+    CHECK_EQ(poll(&poll_fd, 1, 1000), 1);
+    CHECK_EQ(tools_wait(engine, 0).records, 1);
+    CHECK(tools_record(engine, slot) != NULL);
+    close(event_fd);
+    tear_down();
+}
+
+static void *wait_elsewhere(void *answer)
+{
+    *(int64_t *)answer = ut_engine_wait(engine, MS);
+    return NULL;
+}
+
+static void another_thread_is_refused_by_the_kernel(void)
+{
+    set_up(8, 32);
+    pthread_t thread;
+    int64_t answer = 0;
+    CHECK_EQ(pthread_create(&thread, NULL, wait_elsewhere, &answer), 0);
+    pthread_join(thread, NULL);
+    CHECK_EQ(answer, -EEXIST);
+    tear_down();
+}
+
+static int refused_in_child(void)
+{
+    if (ut_prep_poll(engine, 0, POLLIN, 0) != -EOWNERDEAD ||
+        ut_engine_wait(engine, -1) != -EOWNERDEAD || ut_engine_flush(engine) != -EOWNERDEAD)
+        return 2;
+    if (ut_engine_close(engine, 0) != 1) /* touches no mapping: they do not exist here */
+        return 3;
+    struct ut_probe probe;
+    ut_probe_run(&ut_kernel_real, 1000 * MS, &probe);
+    return probe.error == 0 ? 0 : 4;
+}
+
+static void a_forked_child_is_refused_and_may_have_its_own(void)
+{
+    set_up(8, 32);
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 1);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(refused_in_child());
+    int status = 1;
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    CHECK_EQ(status, 0);
+    say("still");
+    CHECK_EQ(tools_await(engine, slot).res, 5);
+    tear_down();
+}
+
+static void closing_with_operations_in_flight_leaks(void)
+{
+    check_leak_begin();
+    set_up(8, 32);
+    ut_prep_recv(engine, pair[0], 0, 100, 1);
+    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    CHECK_EQ(ut_engine_close(engine, 0), 1);
+    check_leak_end();
+    close(pair[0]);
+    close(pair[1]);
+}
+
+int main(void)
+{
+    struct ut_probe probe;
+    ut_probe_run(&ut_kernel_real, 1000 * MS, &probe);
+    if (probe.error != 0) {
+        printf("test_real.c: skipped: %s: %s\n", probe.stage, strerror(-probe.error));
+        return CHECK_SKIP_STATUS;
+    }
+    RUN(bytes_go_there_and_back);
+    RUN(end_of_file_is_nothing_in_no_buffer);
+    RUN(pipes_are_read_and_written);
+    RUN(a_message_brings_bytes_and_a_file);
+    RUN(accept_and_connect_with_names);
+    RUN(polls_once_and_many_times);
+    RUN(a_cancel_before_the_submission_is_no_system_call);
+    RUN(a_cancel_in_flight);
+    RUN(a_cancel_that_races_loses_no_byte);
+    RUN(a_cancelled_send_tells_how_much_has_gone);
+    RUN(no_buffer_loses_no_byte);
+    RUN(more_operations_than_the_rings_hold);
+    RUN(sixty_four_ready_operations_are_one_batch);
+    RUN(the_time_is_over);
+    RUN(a_signal_ends_the_wait);
+    RUN(a_flush_lets_go_of_the_file);
+    RUN(an_eventfd_tells_of_deferred_work);
+    RUN(another_thread_is_refused_by_the_kernel);
+    RUN(a_forked_child_is_refused_and_may_have_its_own);
+    RUN(closing_with_operations_in_flight_leaks);
+    return CHECK_SUMMARY();
+}
