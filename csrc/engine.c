@@ -285,7 +285,7 @@ static int sleep_once(struct ut_engine *engine, int64_t timeout_ns)
     unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
     uint64_t start = engine->ring.kernel->now_ns();
     int result = enter(engine, to_submit, 1, timeout_ns);
-    if (result >= 0)
+    if (ut_ring_cq_ready(&engine->ring) > 0)
         ut_spin_slept(&engine->spin, engine->ring.kernel->now_ns() - start);
     if (result == -EAGAIN && to_submit > 0)
         return sleep_for_memory(engine, timeout_ns);
