@@ -50,12 +50,11 @@ static int read_opcodes(struct ut_engine *engine, struct ut_probe *out)
 }
 
 /* Waits for the last record of `slot` and copies it. */
-static int wait_for(struct ut_engine *engine, int slot, int64_t timeout_ns,
+static int wait_for(struct ut_engine *engine, int slot, uint64_t deadline_ns,
                     struct ut_record *record)
 {
-    uint64_t start = engine->ring.kernel->now_ns();
     for (;;) {
-        int64_t left = timeout_ns - (int64_t)(engine->ring.kernel->now_ns() - start);
+        int64_t left = (int64_t)(deadline_ns - engine->ring.kernel->now_ns());
         if (left <= 0)
             return -ETIME;
         int64_t result = ut_engine_wait(engine, left);
@@ -70,7 +69,7 @@ static int wait_for(struct ut_engine *engine, int slot, int64_t timeout_ns,
     }
 }
 
-static int try_receive(struct ut_engine *engine, const int pair[2], int64_t timeout_ns)
+static int try_receive(struct ut_engine *engine, const int pair[2], uint64_t deadline_ns)
 {
     struct ut_record record;
     int slot = ut_prep_recv(engine, pair[0], 0, 16, 1);
@@ -78,7 +77,7 @@ static int try_receive(struct ut_engine *engine, const int pair[2], int64_t time
         return slot;
     if (ut_prep_send(engine, pair[1], "probe", 5, MSG_NOSIGNAL) < 0)
         return -ENOMEM;
-    int error = wait_for(engine, slot, timeout_ns, &record);
+    int error = wait_for(engine, slot, deadline_ns, &record);
     if (error < 0)
         return error;
     if (record.res < 0)
@@ -89,7 +88,7 @@ static int try_receive(struct ut_engine *engine, const int pair[2], int64_t time
     return 0;
 }
 
-static int try_cancel(struct ut_engine *engine, const int pair[2], int64_t timeout_ns)
+static int try_cancel(struct ut_engine *engine, const int pair[2], uint64_t deadline_ns)
 {
     struct ut_record record;
     int slot = ut_prep_recv(engine, pair[0], 0, 16, 1);
@@ -101,7 +100,7 @@ static int try_cancel(struct ut_engine *engine, const int pair[2], int64_t timeo
     int error = ut_engine_cancel(engine, (uint32_t)slot);
     if (error < 0)
         return error;
-    error = wait_for(engine, slot, timeout_ns, &record);
+    error = wait_for(engine, slot, deadline_ns, &record);
     if (error < 0)
         return error;
     return record.res == -ECANCELED ? 0 : -EOPNOTSUPP;
@@ -126,11 +125,12 @@ void ut_probe_run(const struct ut_kernel *kernel, int64_t timeout_ns, struct ut_
             out->error = -errno;
     }
     if (out->error == 0) {
+        uint64_t deadline_ns = kernel->now_ns() + (uint64_t)timeout_ns;
         out->stage = "receive into a provided buffer";
-        out->error = try_receive(engine, pair, timeout_ns);
+        out->error = try_receive(engine, pair, deadline_ns);
         if (out->error == 0) {
             out->stage = "async cancel";
-            out->error = try_cancel(engine, pair, timeout_ns);
+            out->error = try_cancel(engine, pair, deadline_ns);
         }
         close(pair[0]);
         close(pair[1]);
