@@ -151,6 +151,19 @@ static void a_receive_that_never_ends_costs_the_timeout_and_no_more(void)
     CHECK_TIME(fake.now_ns - before, TIMEOUT_NS);
 }
 
+static void a_slow_kernel_costs_the_timeout_once(void)
+{
+    fake_reset();
+    uint64_t before = fake.now_ns;
+    fake_plan_next((struct fake_plan){.res = 5, .data = "probe", .delay_ns = TIMEOUT_NS / 2});
+    fake_plan_next((struct fake_plan){.res = 5});
+    fake_plan_next((struct fake_plan){
+        .delay_ns = FAKE_NEVER, .cancel_too_late = true, .cancel_answer = -EALREADY});
+    run_leaking();
+    check_outcome(-ETIME, "async cancel");
+    CHECK_TIME(fake.now_ns - before, TIMEOUT_NS);
+}
+
 static void a_signal_does_not_spoil_the_probe(void)
 {
     set_up();
@@ -214,6 +227,7 @@ int main(void)
     RUN(each_missing_opcode);
     RUN(a_receive_that_does_not_work);
     RUN(a_receive_that_never_ends_costs_the_timeout_and_no_more);
+    RUN(a_slow_kernel_costs_the_timeout_once);
     RUN(a_signal_does_not_spoil_the_probe);
     RUN(a_cancel_that_does_not_work);
     RUN(each_failing_allocation);

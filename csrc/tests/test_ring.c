@@ -205,6 +205,25 @@ static void the_wait_ends_with_its_time(void)
     ut_ring_close(&ring);
 }
 
+static void the_real_table_answers_with_minus_errno(void)
+{
+    fake_reset();
+    const struct ut_kernel *real = &ut_kernel_real;
+    void *memory = NULL;
+    CHECK_EQ(real->map(&memory, 4096, -1, IORING_OFF_SQ_RING), -EBADF);
+    CHECK_EQ(real->allocate(&memory, SIZE_MAX / 2, 0), -ENOMEM);
+    CHECK(memory == NULL);
+    CHECK(real->setup(0, NULL) < 0);
+    CHECK(real->enter(-1, 0, 0, 0, NULL, 0) < 0);
+    CHECK(real->register_op(-1, 0, NULL, 0) < 0);
+    CHECK_EQ(real->allocate(&memory, 5000, 1), 0);
+    CHECK_EQ((uintptr_t)memory % 4096, 0);
+    memset(memory, 1, 5000);
+    real->unmap(memory, 5000);
+    uint64_t now = real->now_ns();
+    CHECK(real->now_ns() >= now);
+}
+
 int main(void)
 {
     check_after_each = fake_check_books;
@@ -219,5 +238,6 @@ int main(void)
     RUN(cqes_come_in_order_across_the_wrap);
     RUN(the_SQ_flags_say_when_an_enter_is_worth_it);
     RUN(the_wait_ends_with_its_time);
+    RUN(the_real_table_answers_with_minus_errno);
     return CHECK_SUMMARY();
 }
