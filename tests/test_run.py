@@ -131,7 +131,7 @@ def test_run_inside_a_run_is_refused_by_trio_and_the_ring_closed() -> None:
 def test_unknown_backend_is_a_value_error() -> None:
     for function in (uring_trio.run, uring_trio.start_guest_run):
         with pytest.raises(ValueError, match="'uring'"):
-            function(backend, backend="uring")  # type: ignore[operator]
+            function(backend, backend="uring")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'uring'"):
         uring_trio.install(backend="uring")  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import textwrap
 
 from uring_trio._probe import ProbeReport, probe
@@ -21,7 +22,7 @@ def main(*, as_json: bool) -> int:
     try:
         report = probe()
     except ValueError as exc:
-        print(f"uring_trio doctor: {exc}")
+        print(f"uring_trio doctor: {exc}", file=sys.stderr)
         return EXIT_USAGE
     print(json.dumps(report.as_dict(), indent=2) if as_json else for_people(report))
     return EXIT_RING if report.backend == "io_uring" else EXIT_FALLBACK

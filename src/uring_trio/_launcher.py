@@ -12,9 +12,13 @@ variable carries this.
 
 from __future__ import annotations
 
+import builtins
 import functools
+import importlib.machinery
+import io
 import multiprocessing.spawn
 import os
+import pkgutil
 import runpy
 import sys
 import types
@@ -99,30 +103,50 @@ def parse(argv: list[str]) -> tuple[Backend, bool, str, list[str]]:
 def run_script(path: str, arguments: list[str]) -> None:
     """As ``python path arguments``."""
     sys.argv = [path, *arguments]
-    # A directory or zip file goes onto sys.path itself, and runpy does that.
-    if os.path.isfile(path) and not runs_isolated():
-        sys.path[0] = os.path.dirname(os.path.realpath(path))
-    elif not runs_isolated():
-        del sys.path[0]
-    keep_as_main(runpy.run_path(path, run_name="__main__"))
+    main_module = fresh_main()
+    path = os.path.abspath(path)
+    if not os.path.isfile(path) or is_zip(path):
+        put_first(path)
+        run_as_main("__main__", alter_argv=False)
+        return
+    put_first(os.path.dirname(os.path.realpath(path)))
+    main_module.__file__ = path
+    main_module.__dict__["__cached__"] = None
+    main_module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    with io.open_code(path) as file:
+        code = compile(file.read(), path, "exec")
+    exec(code, main_module.__dict__)  # noqa: S102  it is the program
 
 
 def run_module(name: str, arguments: list[str]) -> None:
     """As ``python -m name arguments``; sys.path[0] is the current directory already."""
     sys.argv = [name, *arguments]
-    keep_as_main(runpy.run_module(name, run_name="__main__", alter_sys=True))
+    fresh_main()
+    run_as_main(name, alter_argv=True)
 
 
-def runs_isolated() -> bool:
-    """With -I or -P python puts nothing before sys.path, and so neither do we."""
-    return bool(sys.flags.isolated or getattr(sys.flags, "safe_path", False))
+# What `python -m` itself calls. runpy's public functions make a __main__ that is gone when
+# they return, and with it what threads and exit handlers may still want to pickle.
+run_as_main = runpy._run_module_as_main  # type: ignore[attr-defined]
 
 
-def keep_as_main(namespace: dict[str, Any]) -> None:
-    """Leave the program's ``__main__`` in place for threads and exit handlers that outlive it."""
+def fresh_main() -> types.ModuleType:
+    """A ``__main__`` with nothing of ours in it."""
     module = types.ModuleType("__main__")
-    module.__dict__.update(namespace)
+    module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module
+    return module
+
+
+def put_first(directory: str) -> None:
+    """Onto sys.path, in the place of the current directory; python -I and -P put nothing there."""
+    if not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = directory
+
+
+def is_zip(path: str) -> bool:
+    """Whether python takes the file for an archive of a program."""
+    return pkgutil.get_importer(path) is not None
 
 
 class CarriedInstall:
