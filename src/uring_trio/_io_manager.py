@@ -303,7 +303,7 @@ class UringIOManager:
                 wake.append((poll.task, trio.ClosedResourceError(CLOSED)))
                 poll.task = None
                 in_kernel |= poll.drop()
-        for reference in self._endpoints.pop(fd, ()):
+        for reference in self._endpoints.get(fd, ()):
             endpoint = reference()
             if endpoint is not None:
                 in_kernel |= self._end(endpoint, wake)

@@ -179,6 +179,10 @@ class Operation:
         self.release()
         self.trap = None
 
+    def is_waited_for(self) -> bool:
+        """Whether a task sleeps on it, and nobody has asked for its end."""
+        return self.task is not None and self.raise_cancel is None and self.closing is None
+
     def abort(self, raise_cancel: Callable[[], Any]) -> Any:
         """trio's abort function."""
         direction = self.direction
@@ -462,8 +466,7 @@ class Direction:
         current = self.current
         manager = self.manager
         assert current is not None
-        waits_in_kernel = current.tick != manager.tick
-        if waits_in_kernel and current.raise_cancel is None and current.closing is None:
+        if current.tick != manager.tick and current.is_waited_for():
             operation.task = None
             operation.retire()
             raise trio.BusyResourceError(BUSY)
@@ -487,8 +490,7 @@ class Direction:
         if (
             self.current is operation
             and operation.tick != self.manager.tick
-            and operation.raise_cancel is None
-            and operation.closing is None
+            and operation.is_waited_for()
         ):
             waiting, self.waiting = self.waiting, ()
             for other in waiting:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses
 from uring_trio._kernel import Memory, Message, unpin
-from uring_trio._operations import Direction, Operation, os_error
+from uring_trio._operations import Direction, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,8 +180,3 @@ class Connect(MessageOperation):
     def prepare(self) -> int:
         direction = self.direction
         return direction.ring.connect(direction.fileno(), self.message)
-
-    def finish(self, res: int, flags: int, offset: int) -> Any:
-        if res < 0:
-            raise os_error(res)
-        return res

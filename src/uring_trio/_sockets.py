@@ -239,7 +239,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def recvmsg_into(self, /, *args: Any, **kwargs: Any) -> tuple[int, Any, int, Any]:
         """Like `socket.socket.recvmsg_into`, but async."""
         endpoint = self.ring_endpoint()
-        if endpoint is not None and not kwargs and 1 <= len(args) <= 3:
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 3 and _is_iterable(args[0]):
             args = (list(args[0]), *args[1:])
             control_size, flags = (*args[1:], 0, 0)[:2]
             if (control_size == 0 or _usable_size(control_size)) and _usable_flags(flags):
@@ -304,7 +304,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def sendmsg(self, /, *args: Any) -> int:
         """Like `socket.socket.sendmsg`, but async."""
         endpoint = self.ring_endpoint()
-        if endpoint is None or not 1 <= len(args) <= 4:
+        usable = 1 <= len(args) <= 4 and all(map(_is_iterable, args[:2]))
+        if endpoint is None or not usable:
             self._count_stock(endpoint)
             return await super().sendmsg(*args)  # type: ignore[no-any-return]
         buffers, ancillary, flags, address = (*args, *((), 0, None)[len(args) - 1 :])
@@ -395,6 +396,10 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         if endpoint is not None:
             endpoint.manager.end_operations(endpoint, detach=True)
         return super().detach()  # type: ignore[no-any-return]
+
+
+def _is_iterable(value: object) -> bool:
+    return hasattr(type(value), "__iter__")
 
 
 def _try_pin(buffer: Any) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -51,13 +51,11 @@ _fd_receive_some = fd_stream_type.receive_some if fd_stream_type is not None els
 _fd_send_all = fd_stream_type.send_all if fd_stream_type is not None else None
 
 
-def _stream_error(exc: OSError) -> Exception:
-    """A socket's error, as SocketStream shows it."""
+def _raise_stream_error(exc: OSError) -> NoReturn:
+    """Raise a socket's error as SocketStream shows it."""
     if exc.errno in (errno.EBADF, errno.ENOTSOCK):
-        return trio.ClosedResourceError("this socket was already closed")
-    broken = trio.BrokenResourceError(f"socket connection broken: {exc}")
-    broken.__cause__ = exc
-    return broken
+        raise trio.ClosedResourceError("this socket was already closed") from None
+    raise trio.BrokenResourceError(f"socket connection broken: {exc}") from exc
 
 
 @enable_ki_protection
@@ -82,7 +80,7 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
             return value
         return operation.unwrap(value)  # type: ignore[no-any-return]
     except OSError as exc:
-        raise _stream_error(exc) from exc.__cause__
+        _raise_stream_error(exc)
 
 
 @enable_ki_protection
@@ -110,7 +108,7 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
         else:
             await _send_buffer(endpoint.sender, data)
     except OSError as exc:
-        raise _stream_error(exc) from exc.__cause__
+        _raise_stream_error(exc)
     finally:
         let_go(guard)
 
@@ -160,13 +158,11 @@ def _fd_endpoint(stream: Any) -> Endpoint | None:
     return endpoint
 
 
-def _fd_error(exc: OSError) -> Exception:
-    """A file's error, as FdStream shows it."""
+def _raise_fd_error(exc: OSError) -> NoReturn:
+    """Raise a file's error as FdStream shows it."""
     if exc.errno == errno.EBADF:
-        return trio.ClosedResourceError("file was already closed")
-    broken = trio.BrokenResourceError()
-    broken.__cause__ = exc
-    return broken
+        raise trio.ClosedResourceError("file was already closed") from None
+    raise trio.BrokenResourceError from exc
 
 
 @enable_ki_protection
@@ -193,7 +189,7 @@ async def _fd_receive(self: Any, max_bytes: int | None = None) -> bytes:
                 endpoint.manager.count_stock_call("not pollable by the ring")
                 await endpoint.manager.wait_readable(endpoint.receiver.fileno())
             except OSError as exc:
-                raise _fd_error(exc) from exc.__cause__
+                _raise_fd_error(exc)
 
 
 @enable_ki_protection
@@ -226,7 +222,7 @@ async def _write_all(endpoint: Endpoint, data: Any, view: memoryview) -> None:
                 endpoint.manager.count_stock_call("not pollable by the ring")
                 await endpoint.manager.wait_writable(sender.fileno())
             except OSError as exc:
-                raise _fd_error(exc) from exc.__cause__
+                _raise_fd_error(exc)
 
 
 #: By class: the methods to be put in place of trio's, and trio's, to be put back.
