@@ -220,6 +220,44 @@ def test_keyboard_interrupt_at_any_line(backend: str) -> None:
     run_echo(backend, 3)
 
 
+class InterruptAfterCall:
+    """A profile function that sends SIGINT when the nth call into C returns."""
+
+    def __init__(self, point: int) -> None:
+        self.point = point
+        self.calls = 0
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        ours = frame.f_code.co_filename.endswith(("uring_trio/_kernel.py", "_io_manager.py"))
+        if event == "c_return" and ours:
+            self.calls += 1
+            if self.calls == self.point:
+                signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.ring_only
+def test_keyboard_interrupt_while_the_ring_is_made(backend: str) -> None:
+    # Before trio takes the signal over, it strikes wherever it comes.
+    async def main() -> None:
+        sys.setprofile(None)
+
+    def calls_until_main(point: int) -> int:
+        profile = InterruptAfterCall(point)
+        with harness.no_new_fds():
+            sys.setprofile(profile)
+            try:
+                assert interrupted(backend, main) == (0 < point <= profile.calls)
+            finally:
+                sys.setprofile(None)
+        return profile.calls
+
+    calls = calls_until_main(0)
+    assert calls > 10
+    for point in range(1, calls + 1):
+        calls_until_main(point)
+    harness.run(backend, trio.sleep, 0)
+
+
 STORM_SCRIPT = """
 import contextlib, faulthandler, random, signal, sys, threading, time
 faulthandler.enable()
