@@ -258,9 +258,7 @@ class UringIOManager:
         self.ops[slot] = operation
         return slot
 
-    def open_endpoint(
-        self, owner: Any, fileno: Callable[[], int], *, is_socket: bool
-    ) -> Endpoint:
+    def open_endpoint(self, owner: Any, fileno: Callable[[], int], *, is_socket: bool) -> Endpoint:
         """The endpoint of the open file that *owner* holds; *fileno* gives -1 once closed.
 
         Two trio sockets around one stdlib socket share it, so that their operations stand

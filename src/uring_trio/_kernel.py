@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 try:
-    from uring_trio._engine import ffi as _ffi, lib as _lib
+    from uring_trio._engine import ffi as _ffi
+    from uring_trio._engine import lib as _lib
 except ImportError:  # not built: not Linux, or no compiler
     _ffi = _lib = None
 
@@ -62,20 +63,91 @@ SETUP_FLAG_NAMES = {
     1 << 12: "SINGLE_ISSUER",
     1 << 13: "DEFER_TASKRUN",
 }
-FEATURE_NAMES = (
-    "SINGLE_MMAP NODROP SUBMIT_STABLE RW_CUR_POS CUR_PERSONALITY FAST_POLL POLL_32BITS "
-    "SQPOLL_NONFIXED EXT_ARG NATIVE_WORKERS RSRC_TAGS CQE_SKIP LINKED_FILE REG_REG_RING "
-    "RECVSEND_BUNDLE MIN_TIMEOUT RW_ATTR NO_IOWAIT"
-).split()
-OPCODE_NAMES = (
-    "nop readv writev fsync read_fixed write_fixed poll_add poll_remove sync_file_range "
-    "sendmsg recvmsg timeout timeout_remove accept async_cancel link_timeout connect "
-    "fallocate openat close files_update statx read write fadvise madvise send recv openat2 "
-    "epoll_ctl splice provide_buffers remove_buffers tee shutdown renameat unlinkat mkdirat "
-    "symlinkat linkat msg_ring fsetxattr setxattr fgetxattr getxattr socket uring_cmd send_zc "
-    "sendmsg_zc read_multishot waitid futex_wait futex_wake futex_waitv fixed_fd_install "
-    "ftruncate bind listen recv_zc epoll_wait readv_fixed writev_fixed pipe"
-).split()
+FEATURE_NAMES = [
+    "SINGLE_MMAP",
+    "NODROP",
+    "SUBMIT_STABLE",
+    "RW_CUR_POS",
+    "CUR_PERSONALITY",
+    "FAST_POLL",
+    "POLL_32BITS",
+    "SQPOLL_NONFIXED",
+    "EXT_ARG",
+    "NATIVE_WORKERS",
+    "RSRC_TAGS",
+    "CQE_SKIP",
+    "LINKED_FILE",
+    "REG_REG_RING",
+    "RECVSEND_BUNDLE",
+    "MIN_TIMEOUT",
+    "RW_ATTR",
+    "NO_IOWAIT",
+]
+OPCODE_NAMES = [
+    "nop",
+    "readv",
+    "writev",
+    "fsync",
+    "read_fixed",
+    "write_fixed",
+    "poll_add",
+    "poll_remove",
+    "sync_file_range",
+    "sendmsg",
+    "recvmsg",
+    "timeout",
+    "timeout_remove",
+    "accept",
+    "async_cancel",
+    "link_timeout",
+    "connect",
+    "fallocate",
+    "openat",
+    "close",
+    "files_update",
+    "statx",
+    "read",
+    "write",
+    "fadvise",
+    "madvise",
+    "send",
+    "recv",
+    "openat2",
+    "epoll_ctl",
+    "splice",
+    "provide_buffers",
+    "remove_buffers",
+    "tee",
+    "shutdown",
+    "renameat",
+    "unlinkat",
+    "mkdirat",
+    "symlinkat",
+    "linkat",
+    "msg_ring",
+    "fsetxattr",
+    "setxattr",
+    "fgetxattr",
+    "getxattr",
+    "socket",
+    "uring_cmd",
+    "send_zc",
+    "sendmsg_zc",
+    "read_multishot",
+    "waitid",
+    "futex_wait",
+    "futex_wake",
+    "futex_waitv",
+    "fixed_fd_install",
+    "ftruncate",
+    "bind",
+    "listen",
+    "recv_zc",
+    "epoll_wait",
+    "readv_fixed",
+    "writev_fixed",
+    "pipe",
+]
 
 
 def load_extension() -> tuple[Any, Any]:

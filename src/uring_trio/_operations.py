@@ -269,7 +269,7 @@ class Receive(Operation):
         if self.size <= SMALLEST_BUFFER:
             group = 0
         fd = direction.fileno()
-        return direction.prep_receive(fd, group, self.size, direction.poll_first)
+        return int(direction.prep_receive(fd, group, self.size, direction.poll_first))
 
     def complete(self, res: int, flags: int, offset: int) -> None:
         direction = self.direction
@@ -314,7 +314,7 @@ class Send(Operation):
         direction = self.direction
         pinned = self.pinned
         size = min(len(pinned), TRANSFER_MAX)
-        return direction.prep_send(direction.fileno(), pinned, size, self.flags)
+        return int(direction.prep_send(direction.fileno(), pinned, size, self.flags))
 
     def complete(self, res: int, flags: int, offset: int) -> None:
         direction = self.direction
@@ -416,8 +416,7 @@ class Direction:
             return operation
         manager = self.manager
         size = len(pinned)
-        if size > TRANSFER_MAX:
-            size = TRANSFER_MAX
+        size = min(size, TRANSFER_MAX)
         slot = self.prep_send(self.fileno(), pinned, size, flags)
         if slot < 0:
             unpin(pinned)
@@ -472,7 +471,7 @@ class Direction:
             raise trio.BusyResourceError(BUSY)
         if not self.waiting:
             self.waiting = deque()
-        self.waiting.append(operation)  # type: ignore[union-attr]
+        self.waiting.append(operation)
         manager.contended.append((self, current))
 
     def advance(self) -> None:

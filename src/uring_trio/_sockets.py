@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -124,11 +125,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         except AttributeError:
             return None
         endpoint = self._endpoint
-        if (
-            endpoint is not None
-            and endpoint.manager is manager
-            and endpoint.owner is self._sock
-        ):
+        if endpoint is not None and endpoint.manager is manager and endpoint.owner is self._sock:
             return endpoint
         return self._open_endpoint(manager)
 
@@ -308,7 +305,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         if endpoint is None or not usable:
             self._count_stock(endpoint)
             return await super().sendmsg(*args)  # type: ignore[no-any-return]
-        buffers, ancillary, flags, address = (*args, *((), 0, None)[len(args) - 1 :])
+        defaults: tuple[Any, ...] = ((), (), 0, None)
+        buffers, ancillary, flags, address = (*args, *defaults[len(args) :])
         buffers, ancillary = list(buffers), list(ancillary)  # they may be generators
         name: bytes | None = b""
         if address is not None:
@@ -414,7 +412,7 @@ def _try_control(ancillary: list[Any]) -> bytes | None:
         return _addresses.pack_control(
             [(level, kind, bytes(memoryview(data))) for level, kind, data in ancillary]
         )
-    except (TypeError, ValueError, OverflowError, _addresses.struct.error):
+    except (TypeError, ValueError, OverflowError, struct.error):
         return None
 
 

@@ -20,7 +20,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio._io_manager import UringIOManager
-from uring_trio._kernel import GROUP_SIZES, pin, unpin
+from uring_trio._kernel import GROUP_SIZES, pin
 from uring_trio._sockets import UringSocket
 from uring_trio._trio_private import (
     fd_holder,
@@ -47,8 +47,8 @@ SEND_ALL_FLAGS = int(socket.MSG_WAITALL | socket.MSG_NOSIGNAL)
 
 _socket_receive_some = trio.SocketStream.receive_some
 _socket_send_all = trio.SocketStream.send_all
-_fd_receive_some = fd_stream_type.receive_some if fd_stream_type is not None else None
-_fd_send_all = fd_stream_type.send_all if fd_stream_type is not None else None
+_fd_receive_some: Any = getattr(fd_stream_type, "receive_some", None)  # none on Windows
+_fd_send_all: Any = getattr(fd_stream_type, "send_all", None)
 
 
 def _raise_stream_error(exc: OSError) -> NoReturn:

@@ -25,17 +25,14 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import trio
-import trio._core._run as _run
-import trio._core._traps as _traps
-import trio._highlevel_socket as _highlevel_socket
-import trio._socket as _socket
-import trio._util as _util
+from trio import _highlevel_socket, _socket, _util
+from trio._core import _run, _traps
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
 try:
-    import trio._unix_pipes as _unix_pipes
+    from trio import _unix_pipes
 except ImportError:  # Windows
     _unix_pipes = None  # type: ignore[assignment]
 
@@ -88,8 +85,8 @@ _NAMES: tuple[tuple[object, str, str], ...] = (
     (
         stock_io_manager,
         "TheIOManager",
-        "close statistics force_wakeup get_events process_events wait_readable wait_writable "
-        "notify_closing",
+        "close statistics force_wakeup get_events process_events "
+        + "wait_readable wait_writable notify_closing",
     ),
     (trio.lowlevel, "trio.lowlevel", "enable_ki_protection"),
     (_conflict_detector, "trio._util.ConflictDetector", "_held __enter__ __exit__"),
@@ -121,17 +118,17 @@ def missing_names() -> list[str]:
 
 def bind_io_manager(manager_class: Any) -> None:
     """Have every later run of this process made with *manager_class*."""
-    _run.TheIOManager = manager_class
+    setattr(_run, "TheIOManager", manager_class)  # noqa: B010 - mypy: not exported
 
 
 def bound_io_manager() -> Any:
     """What later runs are made with."""
-    return _run.TheIOManager
+    return getattr(_run, "TheIOManager")  # noqa: B009
 
 
 def bind_socket_type(socket_class: Any) -> None:
     """Have every later socket of this process made as *socket_class*."""
-    _socket._SocketType = socket_class  # type: ignore[misc]
+    setattr(_socket, "_SocketType", socket_class)  # noqa: B010
 
 
 def bound_socket_type() -> Any:
