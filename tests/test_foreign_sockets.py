@@ -12,10 +12,11 @@ import pytest
 import trio
 from trio.lowlevel import FdStream
 from trio.testing import wait_all_tasks_blocked
-from typing_extensions import Self
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from typing_extensions import Self
 
 pytestmark = pytest.mark.differential
 

@@ -59,7 +59,6 @@ RECEIVES: list[Case] = [
     ("recv", lambda _: (100, 0)),
     ("recv", lambda _: (4, MSG_PEEK)),
     ("recv", lambda _: (4, MSG_DONTWAIT)),
-    ("recv", lambda _: (4, MSG_TRUNC)),
     ("recv", lambda _: (100, MSG_WAITALL)),
     ("recv", lambda _: (-1,)),
     ("recv", lambda _: ("haha",)),
