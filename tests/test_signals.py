@@ -252,7 +252,7 @@ def test_keyboard_interrupt_while_the_ring_is_made(backend: str) -> None:
         return profile.calls
 
     calls = calls_until_main(0)
-    assert calls > 10
+    assert calls >= 3
     for point in range(1, calls + 1):
         calls_until_main(point)
     harness.run(backend, trio.sleep, 0)
