@@ -215,6 +215,14 @@ static int enter(struct ut_engine *engine, unsigned to_submit, unsigned wait_nr,
     return ut_ring_enter(&engine->ring, to_submit, wait_nr, timeout_ns);
 }
 
+/* The kernel had no memory for a cqe, so an operation never ends: that must not be lost
+ * because other cqes came. The next wait tells. */
+static void keep_error(struct ut_engine *engine, int error)
+{
+    if (error == -EBADR)
+        engine->pending_error = error;
+}
+
 static int64_t answer(const struct ut_engine *engine, unsigned seen)
 {
     return (int64_t)seen << 32 | engine->record_count;
@@ -297,6 +305,11 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
     if (is_foreign(engine))
         return -EOWNERDEAD;
     release_batch(engine);
+    if (engine->pending_error < 0) {
+        int error = engine->pending_error;
+        engine->pending_error = 0;
+        return error;
+    }
     unsigned seen = drain(engine); /* what an earlier flush brought */
 
     fill_sq(engine);
@@ -313,6 +326,7 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
                 return -EINTR;
             return result;
         }
+        keep_error(engine, result);
     }
     int error = run_work(engine, &seen);
     if (error == -EAGAIN) {
@@ -321,6 +335,7 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
     }
     if (error < 0 && seen == 0)
         return error;
+    keep_error(engine, error);
     if (timeout_ns != 0 && seen == 0)
         return -EINTR; /* more was queued than the SQ takes; now sleep */
     return answer(engine, seen);
@@ -408,11 +423,28 @@ struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, const struct ut
     return NULL;
 }
 
+int ut_engine_open_boxed(const struct ut_kernel *kernel, const struct ut_config *config,
+                         struct ut_engine **box, const char **stage)
+{
+    int error;
+    *box = ut_engine_open(kernel, config, &error, stage);
+    return *box != NULL ? 0 : error;
+}
+
+void ut_engine_close_boxed(struct ut_engine **box)
+{
+    if (*box != NULL)
+        ut_engine_close(*box, 0);
+    *box = NULL;
+}
+
 int ut_engine_close(struct ut_engine *engine, int leak)
 {
     const struct ut_kernel *kernel = engine->ring.kernel;
     if (is_foreign(engine)) {
-        kernel->close_fd(engine->ring.fd); /* the mappings do not exist here */
+        if (engine->ring.fd >= 0)
+            kernel->close_fd(engine->ring.fd); /* the mappings do not exist here */
+        engine->ring.fd = -1;
         return 1;
     }
     bool leaked = leak || engine->in_flight > 0;

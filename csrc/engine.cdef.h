@@ -23,8 +23,9 @@ struct ut_statistics {
     uint64_t operations[32];
 };
 
-struct ut_engine *ut_engine_open(const struct ut_kernel *, const struct ut_config *, int *error,
-                                 const char **stage);
+int ut_engine_open_boxed(const struct ut_kernel *, const struct ut_config *,
+                         struct ut_engine **box, const char **stage);
+void ut_engine_close_boxed(struct ut_engine **box);
 int ut_engine_close(struct ut_engine *, int leak);
 int64_t ut_engine_wait(struct ut_engine *, int64_t timeout_ns);
 int ut_engine_flush(struct ut_engine *);

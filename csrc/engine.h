@@ -53,6 +53,7 @@ struct ut_engine {
     unsigned fork_count;
     struct ut_spin spin;
     uint32_t in_flight, queued;
+    int pending_error; /* -EBADR that came together with cqes: the next wait's answer */
     uint64_t enters, cqes, stale_cqes;
     uint64_t operations[UT_OPCODES];
 };
@@ -71,6 +72,12 @@ struct ut_config {
 /* NULL on failure, with -errno in `*error` and the step in `*stage`. */
 struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, const struct ut_config *config,
                                  int *error, const char **stage);
+
+/* The same, into a box that has an owner before there is an engine in it: Python
+ * may be interrupted as soon as the call returns. 0 or -errno. */
+int ut_engine_open_boxed(const struct ut_kernel *kernel, const struct ut_config *config,
+                         struct ut_engine **box, const char **stage);
+void ut_engine_close_boxed(struct ut_engine **box); /* nothing if the box is empty */
 
 /* Closes the ring. If operations are still in flight, or `leak` is set, the
  * memory that the kernel may still write to is given up on purpose; the answer

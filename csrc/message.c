@@ -61,7 +61,8 @@ int ut_message_set_name(struct ut_message *message, const char *name, size_t len
 {
     if (length > sizeof message->name)
         return -EINVAL;
-    memcpy(&message->name, name, length);
+    if (length > 0)
+        memcpy(&message->name, name, length);
     message->name_length = (socklen_t)length;
     message->header.msg_namelen = (socklen_t)length;
     message->header.msg_name = length > 0 ? &message->name : NULL;

@@ -18,6 +18,9 @@
 #define UT_SPIN_CREDIT_MAX 16
 #define CREDIT_WANTED 4
 #define MISS_COSTS 4
+/* More than a short sleep gives: an enter whose own send completed at once looks like
+ * one, and a paced peer has one of each a message. */
+#define LONG_SLEEP_COSTS 2
 /* A sleep shorter than this would have been spared by a look: the sleep's own cost is in
  * it, measured as 25 us and more. */
 #define SHORT_SLEEP_NS (2 * UT_SPIN_NS + 10000)
@@ -49,5 +52,5 @@ void ut_spin_miss(struct ut_spin *spin)
 
 void ut_spin_slept(struct ut_spin *spin, uint64_t slept_ns)
 {
-    add(spin, slept_ns <= SHORT_SLEEP_NS ? 1 : -1);
+    add(spin, slept_ns <= SHORT_SLEEP_NS ? 1 : -LONG_SLEEP_COSTS);
 }

@@ -15,8 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "uring_trio"
 LAYERS = [
     {"_errors", "_remedies", "_addresses"},
     {"_kernel", "_trio_private"},
-    {"_operations", "_loadgen", "_probe"},
-    {"_io_manager", "_socket_operations"},
+    {"_memory", "_guest", "_loadgen", "_probe"},
+    {"_operations", "_socket_arguments"},
+    {"_directions", "_socket_operations"},
+    {"_io_manager"},
     {"_sockets"},
     {"_streams"},
     {"_hooks"},

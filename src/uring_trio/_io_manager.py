@@ -16,11 +16,9 @@ trio's loop calls ``get_events(timeout)`` and hands what it returned to
   which trio turns into a clean `trio.TrioInternalError`.
 - *Signals.* The kernel's -EINTR comes back to Python, whose handlers then run, and the wait
   goes on with the time that is left (PEP 475).
-- *Guest mode.* Only the thread that made the ring may enter it. The host thread polls with
-  ``get_events(0)``; the helper thread only watches an eventfd, which the kernel signals when
-  work is waiting (the ring's own fd does not wake a blocked poll under DEFER_TASKRUN), and
-  which ``force_wakeup`` writes. The enter follows in ``process_events``, on the host. What
-  the host's callbacks cancel while the helper sleeps is submitted at once.
+- *Guest mode.* Only the thread that made the ring may enter it: the helper thread watches
+  an eventfd (`_guest`), and the enter follows in ``process_events``, on the host. What the
+  host's callbacks cancel while the helper sleeps is submitted at once.
 - *After the end.* Abort functions and ``notify_closing`` may be called after ``close``, when
   coroutines of a crashed or abandoned run are collected, and in a forked child. Then they
   touch nothing.
@@ -32,9 +30,9 @@ import copy
 import errno
 import math
 import os
-import select
 import stat
 import weakref
+from collections import deque
 from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
@@ -43,14 +41,16 @@ from typing import TYPE_CHECKING, Any
 import trio
 from outcome import Error
 
-from uring_trio._kernel import EINTR, Ring
-from uring_trio._operations import BUSY, CLOSED, POLLIN, POLLOUT, Endpoint, Operation, Poll
+from uring_trio._directions import Endpoint
+from uring_trio._guest import Helper
+from uring_trio._kernel import BUFFER_GROUPS, EINTR, Ring
+from uring_trio._operations import BUSY, CLOSED, POLLIN, POLLOUT, Operation, Poll
 from uring_trio._trio_private import WaitTaskRescheduled, make_waker, park, run_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uring_trio._operations import Direction
+    from uring_trio._directions import Direction
 
 # The answer of get_events in a helper thread: the host must enter.
 HOST_MUST_ENTER = -1
@@ -107,6 +107,7 @@ class UringIOManager:
         self.ops: list[Any] = [None] * 256  # by slot; grows
         self.pollers: dict[int, Poll] = {}  # by fd * 2 + direction
         self.contended: list[tuple[Direction, Operation]] = []
+        self.held: deque[Operation] = deque()  # until a buffer comes home
         self.tick = 0  # waits so far: an operation of this tick is not submitted yet
         self.last_tick = -1  # an operation of that tick was submitted by the last wait
         self.stock_calls: dict[str, int] = {}
@@ -116,7 +117,7 @@ class UringIOManager:
         self._batch = 0  # what get_events has returned and nobody has processed
         self._error: Exception | None = None
         self._runner: Any = None
-        self._event_fd = -1
+        self._helper: Helper | None = None  # in guest mode
         self._last_statistics: IOStatistics | None = None
         self.wake: Callable[[Any, Any], None] = self._wake_before_run
         self.ring = Ring()
@@ -128,12 +129,16 @@ class UringIOManager:
     def get_events(self, timeout: float) -> int:
         """Submit, wait at most *timeout* seconds, and say what came."""
         if get_ident() != self._thread:
-            return self._watch_eventfd(timeout)
+            woken = self._helper is None or self._helper.watch(timeout)
+            return HOST_MUST_ENTER if woken else 0
         if self._batch:
             return self._batch
-        if self._runner is not None and self._runner.is_guest and self._event_fd < 0:
-            self._prepare_guest()
-        if timeout <= 0 or self.contended or self._error is not None:
+        if self._runner is not None and self._runner.is_guest and self._helper is None:
+            try:
+                self._helper = Helper(self.ring)
+            except OSError as exc:
+                self._error = exc
+        if timeout <= 0 or self.contended or self.held or self._error is not None:
             timeout_ns = 0
         else:
             timeout_ns = math.ceil(timeout * 1e9)
@@ -153,7 +158,7 @@ class UringIOManager:
                 timeout_ns = max(0, math.ceil((end - monotonic()) * 1e9))
         if answer < 0 and answer != EINTR:
             self._error = self.ring.error(answer)
-        if answer <= 0 and (answer < 0 or self.contended or self._error is not None):
+        if answer <= 0 and (answer < 0 or self.contended or self.held or self._error is not None):
             return NOTHING_TO_READ
         return answer
 
@@ -162,7 +167,8 @@ class UringIOManager:
         if self._runner is None:
             self._bind(run_context.runner)
         if events == HOST_MUST_ENTER:
-            self._clear_eventfd()
+            if self._helper is not None:
+                self._helper.clear()
             self._batch = events = self._wait(0)
         if self._error is not None:
             error, self._error = self._error, None
@@ -175,6 +181,25 @@ class UringIOManager:
                 ops[slot].complete(res, flags, offset)
         for direction, operation in contended:
             direction.find_busy(operation)
+        if self.held:
+            self._start_held()
+
+    def _start_held(self) -> None:
+        """Arm again as many operations as there are buffers for, oldest first."""
+        free = [entries for entries, _ in BUFFER_GROUPS]
+        held, self.held = self.held, deque()
+        for operation in held:
+            group = operation.group()
+            if group >= 0 and not free[group]:
+                self.held.append(operation)
+                continue
+            if group >= 0:
+                free[group] -= 1
+            try:
+                operation.direction.start(operation)
+            except (OSError, RuntimeError) as exc:
+                task, operation.task = operation.task, None
+                self.wake(task, Error(exc))
 
     def _bind(self, runner: Any) -> None:
         self._runner = runner
@@ -186,40 +211,16 @@ class UringIOManager:
 
     # ---- guest mode -------------------------------------------------------------------
 
-    def _prepare_guest(self) -> None:
-        event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            self.ring.register_eventfd(event_fd)
-        except OSError as exc:
-            os.close(event_fd)
-            self._error = exc
-            return
-        self._event_fd = event_fd
-
-    def _watch_eventfd(self, timeout: float) -> int:
-        """In the helper thread: sleep until the host has a reason to enter."""
-        if self._event_fd < 0:
-            return NOTHING_TO_READ  # the host could not prepare; it has the error
-        watcher = select.poll()
-        watcher.register(self._event_fd, select.POLLIN)
-        return HOST_MUST_ENTER if watcher.poll(math.ceil(timeout * 1000)) else 0
-
-    def _clear_eventfd(self) -> None:
-        try:
-            os.eventfd_read(self._event_fd)
-        except BlockingIOError:
-            pass  # nothing in it: force_wakeup raced with the timeout
-
     def force_wakeup(self) -> None:
         """Guest mode: have the helper thread return."""
-        if self._event_fd >= 0:
-            os.eventfd_write(self._event_fd, 1)
+        if self._helper is not None:
+            self._helper.wake()
 
     def after_abort(self) -> None:
         """A cancel was queued: nobody else submits it while a guest's helper sleeps."""
-        if self._event_fd >= 0:
+        if self._helper is not None:
             self.ring.flush()
-            self.force_wakeup()
+            self._helper.wake()
 
     # ---- readiness --------------------------------------------------------------------
 
@@ -357,9 +358,9 @@ class UringIOManager:
                 _leaked.append([op for op in self.ops if op is not None])
             self.pool = b""
             self.leaked = self.ring.close(leak=not finished)
-            if self._event_fd >= 0:
-                os.close(self._event_fd)
-                self._event_fd = -1
+            if self._helper is not None:
+                self._helper.close()
+                self._helper = None
         finally:
             self.ops = []
             self.pollers.clear()
@@ -373,6 +374,7 @@ class UringIOManager:
 
     def _drain(self) -> bool:
         """True when the kernel has finished with everything."""
+        self.held.clear()
         for slot, operation in enumerate(self.ops):
             if operation is not None:
                 operation.task = None
@@ -416,7 +418,7 @@ class UringIOManager:
         if self._last_statistics is not None:
             return self._last_statistics
         reading = writing = 0
-        for operation in self.ops:
+        for operation in [*self.ops, *self.held]:
             if operation is not None and operation.task is not None:
                 if operation.reading:
                     reading += 1

@@ -1,6 +1,6 @@
 """The one Python door to the C engine: a ring, its operations, its memory.
 
-Nothing above this module sees cffi. Operations are small integers (slots), results
+Nothing above this module and `_memory` sees cffi. Operations are small integers (slots), results
 are tuples of integers, data is ``bytes``, and the functions that prepare an operation
 are `functools.partial` objects around the C function with the engine already in them:
 a Python method around each would cost as much again as the call.
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from uring_trio._memory import Message
 
 try:
     from uring_trio._engine import ffi as _ffi
@@ -45,7 +47,7 @@ SQ_ENTRIES_MIN = 32  # halved down to this where RLIMIT_MEMLOCK is small (64 KiB
 # chops what does not fit into several operations, and one buffer per message is what
 # makes 100 KiB messages cheaper than epoll's (docs/design.md). One-shot receives hold a
 # buffer only from completion to the end of the batch, so few are enough.
-BUFFER_GROUPS = ((128, 8 << 10), (32, 32 << 10), (16, 128 << 10))
+BUFFER_GROUPS = ((128, 8 << 10), (16, 32 << 10), (4, 128 << 10))
 GROUP_SIZES = tuple(size for _, size in BUFFER_GROUPS)
 
 # The most that one operation moves: the kernel's own limit for read and write.
@@ -225,100 +227,6 @@ def probe_kernel() -> KernelProbe:
     )
 
 
-class Message:
-    """The memory of a recvmsg, sendmsg, accept or connect. Valid until `free`."""
-
-    __slots__ = ("_vectors", "c")
-
-    def __init__(self, vectors: int = 0, control_size: int = 0, data_size: int = 0) -> None:
-        self.c = _lib.ut_message_new(vectors, control_size, data_size)
-        if not self.c:
-            raise MemoryError(f"no memory for a message of {data_size + control_size} bytes")
-        self._vectors: list[Any] = []
-
-    def add_vector(self, index: int, pin: Any, size: int) -> None:
-        """Point vector *index* at pinned memory (see `pin`); it is kept until `free`."""
-        self._vectors.append(pin)
-        _lib.ut_message_set_vector(self.c, index, pin, size)
-
-    def set_name(self, name: bytes) -> None:
-        """Set the address to connect or to send to; a packed sockaddr."""
-        if _lib.ut_message_set_name(self.c, name, len(name)) < 0:
-            raise ValueError(f"address of {len(name)} bytes is too long: {name!r}")
-
-    def set_control(self, control: bytes) -> None:
-        """Fill the control data; as long as the message was made for."""
-        _ffi.memmove(self.c.control, control, len(control))
-
-    def result(self) -> tuple[bytes, bytes, int]:
-        """Name, control data and flags as the kernel left them."""
-        found = _ffi.new("struct ut_message_result *")
-        _lib.ut_message_read(self.c, found)
-        name = self._bytes(_ffi.addressof(self.c, "name"), found.name_length, 128)
-        control = self._bytes(self.c.control, found.control_length, self.c.control_size)
-        return name, control, found.flags
-
-    def accepted_name(self) -> bytes:
-        """The peer's address, after an accept."""
-        return self._bytes(_ffi.addressof(self.c, "name"), self.c.name_length, 128)
-
-    def data(self, size: int) -> bytes:
-        """The first *size* bytes of what was received."""
-        return self._bytes(self.c.data, size, self.c.data_size)
-
-    @staticmethod
-    def _bytes(start: Any, size: int, room: int) -> bytes:
-        return bytes(_ffi.buffer(start, min(size, room)))
-
-    def free(self) -> None:
-        """Give the memory back, and the pins; after the last cqe."""
-        for pin in self._vectors:
-            unpin(pin)
-        self._vectors.clear()
-        _lib.ut_message_free(self.c)
-        self.c = None
-
-
-def pin(buffer: Any, *, writable: bool = False) -> Any:
-    """Hold an object's memory where it is until `unpin`; ``len()`` of it counts bytes.
-
-    A ``bytes`` object never moves, and a reference is enough. Any other is exported
-    through the buffer protocol: meanwhile a bytearray cannot be resized.
-
-    Raises:
-      TypeError, BufferError: the object has no contiguous (writable) memory.
-    """
-    if type(buffer) is bytes and not writable:
-        return buffer
-    return _ffi.from_buffer("char[]", buffer, require_writable=writable)
-
-
-def unpin(pinned: Any) -> None:
-    """End what `pin` began."""
-    if type(pinned) is not bytes:
-        _ffi.release(pinned)
-
-
-class Memory:
-    """Memory of our own for one receive, on a 64-byte boundary (see csrc/bufring.c)."""
-
-    __slots__ = ("c",)
-
-    def __init__(self, size: int) -> None:
-        self.c = _lib.ut_memory_new(size)
-        if not self.c:
-            raise MemoryError(f"no memory for a receive of {size} bytes")
-
-    def data(self, size: int) -> bytes:
-        """The first *size* bytes."""
-        return bytes(_ffi.buffer(self.c, size))
-
-    def free(self) -> None:
-        """Give the memory back; after the last cqe."""
-        _lib.ut_memory_free(self.c)
-        self.c = None
-
-
 class Ring:
     """One io_uring instance, for the thread that makes it.
 
@@ -331,17 +239,20 @@ class Ring:
 
     def __init__(self) -> None:
         _, lib = load_extension()
+        # The box owns the engine from its first moment: a KeyboardInterrupt may strike as
+        # soon as the C call returns, before there is a name to hold what it returned.
+        self._box = _ffi.gc(_ffi.new("struct ut_engine **"), lib.ut_engine_close_boxed)
         config = _ffi.new("struct ut_config *")
         config.sq_entries, config.cq_entries = SQ_ENTRIES, CQ_ENTRIES
         config.sq_entries_min = SQ_ENTRIES_MIN
         for index, (entries, size) in enumerate(BUFFER_GROUPS):
             config.groups[index].entries, config.groups[index].buffer_size = entries, size
-        error, stage = _ffi.new("int *"), _ffi.new("const char **")
-        engine = lib.ut_engine_open(lib.ut_kernel_get_real(), config, error, stage)
-        if not engine:
+        stage = _ffi.new("const char **")
+        error = lib.ut_engine_open_boxed(lib.ut_kernel_get_real(), config, self._box, stage)
+        if error < 0:
             step = _ffi.string(stage[0]).decode()
-            raise OSError(-error[0], f"{step}: {os.strerror(-error[0])}")
-        self._engine = engine
+            raise OSError(-error, f"{step}: {os.strerror(-error)}")
+        engine = self._engine = self._box[0]
         self.owner_pid = os.getpid()
         self.fd: int = engine.ring.fd
         size = engine.record_capacity * _RECORD.size
@@ -359,7 +270,7 @@ class Ring:
 
     def recv_into(self, fd: int, memory: Any, size: int, flags: int, poll_first: int) -> int:
         """Receive into `Memory`, or into a writable pin."""
-        address = memory.c if type(memory) is Memory else memory
+        address = getattr(memory, "c", memory)
         return int(_lib.ut_prep_recv_into(self._engine, fd, address, size, flags, poll_first))
 
     def recvmsg(self, fd: int, message: Message, flags: int, poll_first: int) -> int:
@@ -416,6 +327,7 @@ class Ring:
           Whether memory was given up.
         """
         self._records.release()
+        self._box[0] = _ffi.NULL
         leaked = bool(_lib.ut_engine_close(self._engine, leak))
         self._engine = None
         return leaked

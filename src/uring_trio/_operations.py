@@ -1,19 +1,6 @@
-"""Operations of tasks: who sleeps on what, in which order, and who is woken with what.
+"""Operations of tasks: each ends once, with its last cqe.
 
-How it works
-============
-
-A *direction* is one half of an open file: receiving (recv, accept, read) or sending (send,
-connect, write). The kernel runs two receives of one socket newest first, so operations of
-one direction go first in, first out, and only one is in the kernel at a time; the others
-stand in `Direction.waiting`.
-
-trio's rule for two tasks in one direction is that the second gets `BusyResourceError` as
-soon as *both would block*; on stock ten tasks may ``sendto`` on one socket when there is
-room. So those behind wait until the first was submitted and did not complete in that enter.
-One whose cancel is pending makes nobody busy: the next is held back until its last cqe.
-
-An operation ends once, with its last cqe. Until then its slot and its memory are taken:
+Until then its slot and its memory are taken, whatever becomes of the task:
 
 - A *cancel* of trio's before submission drops it: ``Abort.SUCCEEDED``, no cqe will come.
 - After submission a cancel is a request: ``Abort.FAILED``, and the operation's own cqe
@@ -22,12 +9,13 @@ An operation ends once, with its last cqe. Until then its slot and its memory ar
 - *Closing* wakes the task at once and leaves the operation an orphan, which disposes of
   what it may still bring (an accepted connection is closed). Only an operation on the
   user's own memory keeps its task asleep, because the kernel may still write there.
+- ``-ENOBUFS`` is back-pressure: more receives were ready than there are buffers. Nothing was
+  read; the operation is *held*, and armed again as buffers come home.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -41,21 +29,19 @@ from uring_trio._kernel import (
     ENOBUFS,
     GROUP_SIZES,
     TRANSFER_MAX,
-    unpin,
 )
+from uring_trio._memory import unpin
 from uring_trio._trio_private import WaitTaskRescheduled, run_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uring_trio._directions import Direction
     from uring_trio._io_manager import UringIOManager
 
 Abort = trio.lowlevel.Abort
 
 SMALLEST_BUFFER = GROUP_SIZES[0]
-LAST_GROUP = len(GROUP_SIZES) - 1
-# Receives in a row that a smaller buffer would have held, until the stream goes back to it.
-SMALL_IN_A_ROW = 16
 
 # poll(2)
 POLLIN, POLLOUT, POLLERR, POLLHUP = 0x1, 0x4, 0x8, 0x10
@@ -179,9 +165,32 @@ class Operation:
         self.release()
         self.trap = None
 
+    def group(self) -> int:
+        """Which buffers it takes one of; -1 for none."""
+        return -1
+
     def is_waited_for(self) -> bool:
         """Whether a task sleeps on it, and nobody has asked for its end."""
         return self.task is not None and self.raise_cancel is None and self.closing is None
+
+    def drop(self) -> bool:
+        """End it where the kernel has no part in it; False if the kernel has."""
+        direction = self.direction
+        manager = direction.manager
+        if self is not direction.current:
+            direction.waiting.remove(self)  # type: ignore[union-attr]
+        elif self.slot < 0:
+            manager.held.remove(self)
+            direction.current = None
+        elif manager.ring.cancel(self.slot) == 0:
+            manager.ops[self.slot] = None
+            self.slot = -1
+            direction.current = None
+        else:
+            return False
+        self.task = None
+        self.retire()
+        return True
 
     def abort(self, raise_cancel: Callable[[], Any]) -> Any:
         """trio's abort function."""
@@ -189,17 +198,7 @@ class Operation:
         manager = direction.manager
         if manager.closed:
             return Abort.SUCCEEDED
-        if self.slot < 0:
-            direction.waiting.remove(self)  # type: ignore[union-attr]
-            self.task = None
-            self.retire()
-            return Abort.SUCCEEDED
-        if manager.ring.cancel(self.slot) == 0:
-            self.task = None
-            manager.ops[self.slot] = None
-            self.slot = -1
-            self.retire()
-            direction.current = None
+        if self.drop():
             direction.advance()
             return Abort.SUCCEEDED
         self.raise_cancel = raise_cancel
@@ -217,15 +216,11 @@ class Operation:
         if task is None:
             self.dispose(res)
         elif res in (ENOBUFS, EINTR) and self.raise_cancel is None and self.closing is None:
-            # ENOBUFS: more receives completed than there are buffers. Nothing was read;
-            # buffers come home with this batch, before the next enter.
+            # Nothing was done. ENOBUFS: more receives were ready than there are buffers;
+            # it is armed again as they come home.
             self.task = task
-            try:
-                direction.start(self)
-            except (OSError, RuntimeError) as exc:
-                self.task, value = None, Error(exc)
-            else:
-                return
+            manager.held.append(self)
+            return
         elif res in (ENOBUFS, EINTR, ECANCELED) and self.closing is not None:
             value = Error(self.closing)
         elif res in (ENOBUFS, EINTR):
@@ -265,11 +260,13 @@ class Receive(Operation):
 
     def prepare(self) -> int:
         direction = self.direction
-        group = direction.group
-        if self.size <= SMALLEST_BUFFER:
-            group = 0
+        group = self.group()
         fd = direction.fileno()
         return int(direction.prep_receive(fd, group, self.size, direction.poll_first))
+
+    def group(self) -> int:
+        """Of buffers: as large as the stream's messages, no larger than what was asked for."""
+        return self.direction.group if self.size > SMALLEST_BUFFER else 0
 
     def complete(self, res: int, flags: int, offset: int) -> None:
         direction = self.direction
@@ -337,232 +334,3 @@ class Send(Operation):
         pinned, self.pinned = self.pinned, b""
         if type(pinned) is not bytes:
             unpin(pinned)
-
-
-class Direction:
-    """One half of an open file; see the top of this module."""
-
-    __slots__ = (
-        "current",
-        "fileno",
-        "group",
-        "manager",
-        "poll_first",
-        "prep_receive",
-        "prep_send",
-        "reading",
-        "ring",
-        "small_in_a_row",
-        "spare",
-        "waiting",
-    )
-
-    def __init__(
-        self,
-        manager: UringIOManager,
-        fileno: Callable[[], int],
-        *,
-        reading: bool,
-        is_socket: bool,
-    ) -> None:
-        self.manager = manager
-        self.ring = manager.ring
-        self.fileno = fileno
-        self.reading = reading
-        # Of a stream. The functions have the same form for sockets and for other files.
-        self.prep_receive = manager.ring.recv if is_socket else manager.ring.read
-        self.prep_send = manager.ring.send if is_socket else manager.ring.write
-        self.current: Operation | None = None
-        self.spare: Any = None  # a finished Receive or Send, to be used again
-        self.waiting: deque[Operation] | tuple[()] = ()
-        self.group = 0
-        self.small_in_a_row = 0
-        self.poll_first = True
-
-    def receive(self, size: int, task: Any) -> Receive:
-        """Begin to receive at most *size* bytes, 1 or more, of a stream."""
-        operation: Receive = self.spare
-        if operation is None or self.current is not None:
-            operation = Receive(self)
-            operation.size = size
-            self.submit(operation)
-            return operation
-        # The common case, at full speed; start() and prepare() say the same.
-        manager = self.manager
-        group = self.group if size > SMALLEST_BUFFER else 0
-        slot = self.prep_receive(self.fileno(), group, size, self.poll_first)
-        if slot < 0:
-            raise manager.ring.error(slot)
-        self.spare = None
-        self.current = operation
-        operation.task = task
-        operation.size = size
-        operation.slot = slot
-        operation.tick = manager.tick
-        try:
-            manager.ops[slot] = operation
-        except IndexError:
-            manager.start(operation, slot)
-        return operation
-
-    def send(self, pinned: Any, flags: int, task: Any) -> Send:
-        """Begin to send pinned memory, which is unpinned with the last cqe."""
-        operation: Send = self.spare
-        if operation is None or self.current is not None:
-            operation = Send(self)
-            operation.pinned = pinned
-            operation.flags = flags
-            self.submit(operation)
-            return operation
-        manager = self.manager
-        size = len(pinned)
-        size = min(size, TRANSFER_MAX)
-        slot = self.prep_send(self.fileno(), pinned, size, flags)
-        if slot < 0:
-            unpin(pinned)
-            raise manager.ring.error(slot)
-        self.spare = None
-        self.current = operation
-        operation.task = task
-        operation.pinned = pinned
-        operation.flags = flags
-        operation.slot = slot
-        operation.tick = manager.tick
-        try:
-            manager.ops[slot] = operation
-        except IndexError:
-            manager.start(operation, slot)
-        return operation
-
-    def submit(self, operation: Operation) -> Operation:
-        """Begin any other operation."""
-        if self.current is None:
-            self.start(operation)
-        else:
-            self.queue(operation)
-        return operation
-
-    def start(self, operation: Operation) -> None:
-        """Prepare it: nothing is ahead."""
-        slot = operation.prepare()
-        manager = self.manager
-        if slot < 0:
-            operation.retire()
-            self.current = None
-            raise manager.ring.error(slot)
-        self.current = operation
-        operation.slot = slot
-        operation.tick = manager.tick
-        try:
-            manager.ops[slot] = operation
-        except IndexError:
-            manager.start(operation, slot)
-        if self.waiting:
-            manager.contended.append((self, operation))
-
-    def queue(self, operation: Operation) -> None:
-        """Stand behind the current operation, or find it busy."""
-        current = self.current
-        manager = self.manager
-        assert current is not None
-        if current.tick != manager.tick and current.is_waited_for():
-            operation.task = None
-            operation.retire()
-            raise trio.BusyResourceError(BUSY)
-        if not self.waiting:
-            self.waiting = deque()
-        self.waiting.append(operation)
-        manager.contended.append((self, current))
-
-    def advance(self) -> None:
-        """The current operation is over: start the next."""
-        while self.waiting and self.current is None:
-            operation = self.waiting.popleft()
-            try:
-                self.start(operation)
-            except (OSError, RuntimeError) as exc:
-                task, operation.task = operation.task, None
-                self.manager.wake(task, Error(exc))
-
-    def find_busy(self, operation: Operation) -> None:
-        """After the enter that submitted *operation*: if it waits, those behind are busy."""
-        if (
-            self.current is operation
-            and operation.tick != self.manager.tick
-            and operation.is_waited_for()
-        ):
-            waiting, self.waiting = self.waiting, ()
-            for other in waiting:
-                task, other.task = other.task, None
-                other.retire()
-                self.manager.wake(task, Error(trio.BusyResourceError(BUSY)))
-
-    def end(self, exception: Exception, wake: list[tuple[Any, Exception]], detach: bool) -> bool:
-        """End every operation here, because the file is closed or leaves our hands.
-
-        Args:
-          exception: what the tasks get.
-          wake: tasks to be woken with it are appended.
-          detach: the file lives on: what was received before this is delivered.
-
-        Returns:
-          Whether the kernel must be entered, for it to let go of the file.
-        """
-        waiting, self.waiting = self.waiting, ()
-        for operation in waiting:
-            wake.append((operation.task, exception))
-            operation.task = None
-            operation.retire()
-        current = self.current
-        if current is None:
-            return False
-        if self.ring.cancel(current.slot) == 0:
-            self.manager.ops[current.slot] = None
-            current.slot = -1
-            current.retire()
-            self.current = None
-        elif detach or current.on_user_memory:
-            current.closing = exception
-            return True
-        if current.task is not None:
-            wake.append((current.task, exception))
-            current.task = None
-        return self.current is not None
-
-    def fit_buffers(self, received: int) -> None:
-        """Choose the buffers of the next receive by the size of this one."""
-        if received >= GROUP_SIZES[self.group]:
-            self.small_in_a_row = 0
-            if self.group < LAST_GROUP:
-                self.group += 1
-        elif self.group and received <= GROUP_SIZES[self.group - 1]:
-            self.small_in_a_row += 1
-            if self.small_in_a_row >= SMALL_IN_A_ROW:
-                self.small_in_a_row = 0
-                self.group -= 1
-        else:
-            self.small_in_a_row = 0
-
-
-class Endpoint:
-    """An open file in one run: its two directions."""
-
-    __slots__ = ("__weakref__", "fd", "manager", "owner", "receiver", "sender")
-
-    def __init__(
-        self, manager: UringIOManager, owner: Any, fileno: Callable[[], int], *, is_socket: bool
-    ) -> None:
-        self.manager = manager
-        self.owner = owner
-        self.fd = fileno()
-        self.receiver = Direction(manager, fileno, reading=True, is_socket=is_socket)
-        self.sender = Direction(manager, fileno, reading=False, is_socket=is_socket)
-
-    def __del__(self) -> None:
-        # A spare operation and its direction hold each other, and with them the file. A
-        # socket that nobody closed is closed when it is dropped, as on stock, not at some
-        # later collection.
-        for direction in (self.receiver, self.sender):
-            spare, direction.spare = direction.spare, None
-            if spare is not None:
-                spare.trap = None

@@ -14,11 +14,13 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses
-from uring_trio._kernel import Memory, Message, unpin
-from uring_trio._operations import Direction, Operation
+from uring_trio._memory import Memory, Message, unpin
+from uring_trio._operations import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from uring_trio._directions import Direction
 
 
 class ReceiveBytes(Operation):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -26,7 +25,18 @@ from trio.lowlevel import enable_ki_protection
 
 from uring_trio import _addresses
 from uring_trio._io_manager import UringIOManager
-from uring_trio._kernel import TRANSFER_MAX, Message, pin, unpin
+from uring_trio._memory import Message
+from uring_trio._socket_arguments import (
+    MSG_NOSIGNAL,
+    into_arguments,
+    is_iterable,
+    message_of,
+    own_flags,
+    try_control,
+    try_pin,
+    usable_flags,
+    usable_size,
+)
 from uring_trio._socket_operations import (
     Accept,
     Connect,
@@ -40,15 +50,10 @@ from uring_trio._trio_private import manager_of, park, run_context, stock_socket
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from uring_trio._operations import Endpoint, Operation
+    from uring_trio._directions import Endpoint
+    from uring_trio._operations import Operation
 
 TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
-
-MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
-MSG_FASTOPEN = 0x20000000
-MSG_ZEROCOPY = 0x4000000
-IGNORED_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_WAITALL)
-STOCK_FLAGS = int(socket.MSG_OOB | socket.MSG_ERRQUEUE) | MSG_FASTOPEN | MSG_ZEROCOPY
 
 # What a connect can answer after it was under way; on stock these, and only these, come
 # from SO_ERROR, with an error text that has the address in it.
@@ -57,36 +62,9 @@ LATE_CONNECT_ERRORS = frozenset(
 )
 
 
-def _usable_size(size: object) -> bool:
-    return isinstance(size, int) and 1 <= size <= TRANSFER_MAX
-
-
-def _usable_flags(flags: object) -> bool:
-    return isinstance(flags, int) and 0 <= flags <= 0x7FFFFFFF and not flags & STOCK_FLAGS
-
-
-def _own_flags(flags: int) -> int:
-    return int(flags) & ~IGNORED_FLAGS
-
-
 async def _perform(operation: Operation) -> Any:
     """Sleep until it is over; its value, or its error."""
     return operation.unwrap(await park(operation.trap))
-
-
-def _into_arguments(buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[Any, int, int] | None:
-    """The pinned buffer, size and flags of recv_into and recvfrom_into, if usable."""
-    if not (isinstance(nbytes, int) and nbytes >= 0 and _usable_flags(flags)):
-        return None
-    try:
-        pinned = pin(buffer, writable=True)
-    except (TypeError, BufferError, ValueError):
-        return None
-    size = nbytes or len(pinned)
-    if not 1 <= size <= min(len(pinned), TRANSFER_MAX):
-        unpin(pinned)
-        return None
-    return pinned, size, _own_flags(flags)
 
 
 def _received_from(count: int, message: Message) -> tuple[bytes, Any]:
@@ -157,10 +135,10 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def recv(self, /, *args: Any, **kwargs: Any) -> bytes:
         """Like `socket.socket.recv`, but async."""
         endpoint = self.ring_endpoint()
-        if endpoint is not None and not kwargs and 1 <= len(args) <= 2 and _usable_size(args[0]):
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 2 and usable_size(args[0]):
             flags = args[1] if len(args) == 2 else 0
-            if _usable_flags(flags):
-                flags = _own_flags(flags)
+            if usable_flags(flags):
+                flags = own_flags(flags)
                 receiver = endpoint.receiver
                 if self.is_ring_stream and not flags:
                     operation: Operation = receiver.receive(args[0], run_context.task)
@@ -187,7 +165,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         if endpoint is None:
             return None
         try:
-            found = _into_arguments(*args, **kwargs)
+            found = into_arguments(*args, **kwargs)
         except TypeError:
             found = None
         if found is None:
@@ -198,9 +176,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def recvfrom(self, /, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
         """Like `socket.socket.recvfrom`, but async."""
         endpoint = self.ring_endpoint()
-        if endpoint is not None and not kwargs and 1 <= len(args) <= 2 and _usable_size(args[0]):
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 2 and usable_size(args[0]):
             flags = args[1] if len(args) == 2 else 0
-            if _usable_flags(flags):
+            if usable_flags(flags):
                 message = Message(data_size=args[0])
                 return await self._receive_message(endpoint, message, flags, _received_from)  # type: ignore[no-any-return]
         self._count_stock(endpoint)
@@ -224,9 +202,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def recvmsg(self, /, *args: Any, **kwargs: Any) -> tuple[bytes, Any, int, Any]:
         """Like `socket.socket.recvmsg`, but async."""
         endpoint = self.ring_endpoint()
-        if endpoint is not None and not kwargs and 1 <= len(args) <= 3 and _usable_size(args[0]):
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 3 and usable_size(args[0]):
             control_size, flags = (*args[1:], 0, 0)[:2] if len(args) < 3 else args[1:]
-            if (control_size == 0 or _usable_size(control_size)) and _usable_flags(flags):
+            if (control_size == 0 or usable_size(control_size)) and usable_flags(flags):
                 message = Message(control_size=control_size, data_size=args[0])
                 return await self._receive_message(endpoint, message, flags, _received_message)  # type: ignore[no-any-return]
         self._count_stock(endpoint)
@@ -236,11 +214,11 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def recvmsg_into(self, /, *args: Any, **kwargs: Any) -> tuple[int, Any, int, Any]:
         """Like `socket.socket.recvmsg_into`, but async."""
         endpoint = self.ring_endpoint()
-        if endpoint is not None and not kwargs and 1 <= len(args) <= 3 and _is_iterable(args[0]):
+        if endpoint is not None and not kwargs and 1 <= len(args) <= 3 and is_iterable(args[0]):
             args = (list(args[0]), *args[1:])
             control_size, flags = (*args[1:], 0, 0)[:2]
-            if (control_size == 0 or _usable_size(control_size)) and _usable_flags(flags):
-                message = _message_of(args[0], control_size, writable=True)
+            if (control_size == 0 or usable_size(control_size)) and usable_flags(flags):
+                message = message_of(args[0], control_size, writable=True)
                 if message is not None:
                     return await self._receive_message(  # type: ignore[no-any-return]
                         endpoint, message, flags, _received_message_into, on_user_memory=True
@@ -259,7 +237,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     ) -> Any:
         receiver = endpoint.receiver
         operation = ReceiveMessage(
-            receiver, message, _own_flags(flags), convert, on_user_memory=on_user_memory
+            receiver, message, own_flags(flags), convert, on_user_memory=on_user_memory
         )
         return await _perform(receiver.submit(operation))
 
@@ -271,9 +249,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         endpoint = self.ring_endpoint()
         if endpoint is not None and not kwargs and 1 <= len(args) <= 2:
             flags = args[1] if len(args) == 2 else 0
-            pinned = _try_pin(args[0]) if _usable_flags(flags) else None
+            pinned = try_pin(args[0]) if usable_flags(flags) else None
             if pinned is not None:
-                flags = _own_flags(flags) | MSG_NOSIGNAL
+                flags = own_flags(flags) | MSG_NOSIGNAL
                 operation = endpoint.sender.send(pinned, flags, run_context.task)
                 value = await park(operation.trap)
                 return operation.unwrap(value)  # type: ignore[no-any-return]
@@ -289,8 +267,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             address = await self._resolve_address_nocp(args[-1], local=False)
             args = (*args[:-1], address)
             name = _addresses.pack(self._sock.family, address)
-            if name is not None and _usable_flags(flags):
-                message = _message_of([args[0]], 0)
+            if name is not None and usable_flags(flags):
+                message = message_of([args[0]], 0)
                 if message is not None:
                     message.set_name(name)
                     return await self._send_message(endpoint, message, flags, args[0])
@@ -301,7 +279,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def sendmsg(self, /, *args: Any) -> int:
         """Like `socket.socket.sendmsg`, but async."""
         endpoint = self.ring_endpoint()
-        usable = 1 <= len(args) <= 4 and all(map(_is_iterable, args[:2]))
+        usable = 1 <= len(args) <= 4 and all(map(is_iterable, args[:2]))
         if endpoint is None or not usable:
             self._count_stock(endpoint)
             return await super().sendmsg(*args)  # type: ignore[no-any-return]
@@ -312,9 +290,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         if address is not None:
             address = await self._resolve_address_nocp(address, local=False)
             name = _addresses.pack(self._sock.family, address)
-        control = _try_control(ancillary)
-        if name is not None and control is not None and _usable_flags(flags):
-            message = _message_of(buffers, len(control))
+        control = try_control(ancillary)
+        if name is not None and control is not None and usable_flags(flags):
+            message = message_of(buffers, len(control))
             if message is not None:
                 message.set_control(control)
                 message.set_name(name)
@@ -328,7 +306,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         operation = SendMessage(
             endpoint.sender,
             message,
-            _own_flags(flags) | MSG_NOSIGNAL,
+            own_flags(flags) | MSG_NOSIGNAL,
             on_user_memory=any(type(buffer) is not bytes for buffer in buffers),
         )
         return await _perform(endpoint.sender.submit(operation))  # type: ignore[no-any-return]
@@ -394,38 +372,3 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         if endpoint is not None:
             endpoint.manager.end_operations(endpoint, detach=True)
         return super().detach()  # type: ignore[no-any-return]
-
-
-def _is_iterable(value: object) -> bool:
-    return hasattr(type(value), "__iter__")
-
-
-def _try_pin(buffer: Any) -> Any:
-    try:
-        return pin(buffer)
-    except (TypeError, BufferError, ValueError):
-        return None
-
-
-def _try_control(ancillary: list[Any]) -> bytes | None:
-    try:
-        return _addresses.pack_control(
-            [(level, kind, bytes(memoryview(data))) for level, kind, data in ancillary]
-        )
-    except (TypeError, ValueError, OverflowError, struct.error):
-        return None
-
-
-def _message_of(buffers: list[Any], control_size: int, *, writable: bool = False) -> Message | None:
-    """A message over the caller's memory; None if a buffer is not usable."""
-    message = Message(vectors=len(buffers), control_size=control_size)
-    for index, buffer in enumerate(buffers):
-        try:
-            pinned = pin(buffer, writable=writable)
-        except (TypeError, BufferError, ValueError):
-            message.free()
-            return None
-        message.add_vector(index, pinned, len(pinned))
-    if not writable:
-        message.set_name(b"")
-    return message

@@ -20,7 +20,8 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio._io_manager import UringIOManager
-from uring_trio._kernel import GROUP_SIZES, pin
+from uring_trio._kernel import GROUP_SIZES
+from uring_trio._memory import pin
 from uring_trio._sockets import UringSocket
 from uring_trio._trio_private import (
     fd_holder,
@@ -38,7 +39,7 @@ from uring_trio._trio_private import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uring_trio._operations import Direction, Endpoint
+    from uring_trio._directions import Direction, Endpoint
 
 # What receive_some() without a size asks for: as much as our largest buffer takes. (Stock
 # asks for 64 KiB; "a reasonable default" is all that trio promises.)

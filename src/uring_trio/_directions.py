@@ -1,0 +1,263 @@
+"""Directions: who may have an operation in the kernel, and who stands behind it.
+
+A *direction* is one half of an open file: receiving (recv, accept, read) or sending (send,
+connect, write). The kernel runs two receives of one socket newest first, so operations of
+one direction go first in, first out, and only one is in the kernel at a time; the others
+stand in `Direction.waiting`.
+
+trio's rule for two tasks in one direction is that the second gets `BusyResourceError` as
+soon as *both would block*; on stock ten tasks may ``sendto`` on one socket when there is
+room. So those behind wait until the first was submitted and did not complete in that enter.
+One whose cancel is pending makes nobody busy: the next is held back until its last cqe.
+
+Receives of a stream take a buffer of the size that its messages have had. They are tried at
+once where the last one found its data already there (98 % at 64 busy connections); else the
+kernel is told to wait for data first, and spared an attempt in vain.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import trio
+from outcome import Error
+
+from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
+from uring_trio._memory import unpin
+from uring_trio._operations import BUSY, SMALLEST_BUFFER, Operation, Receive, Send
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uring_trio._io_manager import UringIOManager
+
+LAST_GROUP = len(GROUP_SIZES) - 1
+# Receives in a row that a smaller buffer would have held, until the stream goes back to it.
+SMALL_IN_A_ROW = 16
+
+
+class Direction:
+    """One half of an open file; see the top of this module."""
+
+    __slots__ = (
+        "current",
+        "fileno",
+        "group",
+        "manager",
+        "poll_first",
+        "prep_receive",
+        "prep_send",
+        "reading",
+        "ring",
+        "small_in_a_row",
+        "spare",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        manager: UringIOManager,
+        fileno: Callable[[], int],
+        *,
+        reading: bool,
+        is_socket: bool,
+    ) -> None:
+        self.manager = manager
+        self.ring = manager.ring
+        self.fileno = fileno
+        self.reading = reading
+        # Of a stream. The functions have the same form for sockets and for other files.
+        self.prep_receive = manager.ring.recv if is_socket else manager.ring.read
+        self.prep_send = manager.ring.send if is_socket else manager.ring.write
+        self.current: Operation | None = None
+        self.spare: Any = None  # a finished Receive or Send, to be used again
+        self.waiting: deque[Operation] | tuple[()] = ()
+        self.group = 0
+        self.small_in_a_row = 0
+        self.poll_first = True
+
+    def receive(self, size: int, task: Any) -> Receive:
+        """Begin to receive at most *size* bytes, 1 or more, of a stream."""
+        operation: Receive = self.spare
+        if operation is None or self.current is not None:
+            operation = Receive(self)
+            operation.size = size
+            self.submit(operation)
+            return operation
+        # The common case, at full speed; start() and prepare() say the same.
+        manager = self.manager
+        group = self.group if size > SMALLEST_BUFFER else 0
+        slot = self.prep_receive(self.fileno(), group, size, self.poll_first)
+        if slot < 0:
+            raise manager.ring.error(slot)
+        self.spare = None
+        self.current = operation
+        operation.task = task
+        operation.size = size
+        operation.slot = slot
+        operation.tick = manager.tick
+        try:
+            manager.ops[slot] = operation
+        except IndexError:
+            manager.start(operation, slot)
+        return operation
+
+    def send(self, pinned: Any, flags: int, task: Any) -> Send:
+        """Begin to send pinned memory, which is unpinned with the last cqe."""
+        operation: Send = self.spare
+        if operation is None or self.current is not None:
+            operation = Send(self)
+            operation.pinned = pinned
+            operation.flags = flags
+            self.submit(operation)
+            return operation
+        manager = self.manager
+        size = len(pinned)
+        size = min(size, TRANSFER_MAX)
+        slot = self.prep_send(self.fileno(), pinned, size, flags)
+        if slot < 0:
+            unpin(pinned)
+            raise manager.ring.error(slot)
+        self.spare = None
+        self.current = operation
+        operation.task = task
+        operation.pinned = pinned
+        operation.flags = flags
+        operation.slot = slot
+        operation.tick = manager.tick
+        try:
+            manager.ops[slot] = operation
+        except IndexError:
+            manager.start(operation, slot)
+        return operation
+
+    def submit(self, operation: Operation) -> Operation:
+        """Begin any other operation."""
+        if self.current is None:
+            self.start(operation)
+        else:
+            self.queue(operation)
+        return operation
+
+    def start(self, operation: Operation) -> None:
+        """Prepare it: nothing is ahead."""
+        slot = operation.prepare()
+        manager = self.manager
+        if slot < 0:
+            operation.retire()
+            self.current = None
+            raise manager.ring.error(slot)
+        self.current = operation
+        operation.slot = slot
+        operation.tick = manager.tick
+        try:
+            manager.ops[slot] = operation
+        except IndexError:
+            manager.start(operation, slot)
+        if self.waiting:
+            manager.contended.append((self, operation))
+
+    def queue(self, operation: Operation) -> None:
+        """Stand behind the current operation, or find it busy."""
+        current = self.current
+        manager = self.manager
+        assert current is not None
+        if current.tick != manager.tick and current.is_waited_for():
+            operation.task = None
+            operation.retire()
+            raise trio.BusyResourceError(BUSY)
+        if not self.waiting:
+            self.waiting = deque()
+        self.waiting.append(operation)
+        manager.contended.append((self, current))
+
+    def advance(self) -> None:
+        """The current operation is over: start the next."""
+        while self.waiting and self.current is None:
+            operation = self.waiting.popleft()
+            try:
+                self.start(operation)
+            except (OSError, RuntimeError) as exc:
+                task, operation.task = operation.task, None
+                self.manager.wake(task, Error(exc))
+
+    def find_busy(self, operation: Operation) -> None:
+        """After the enter that submitted *operation*: if it waits, those behind are busy."""
+        if (
+            self.current is operation
+            and operation.tick != self.manager.tick
+            and operation.is_waited_for()
+        ):
+            waiting, self.waiting = self.waiting, ()
+            for other in waiting:
+                task, other.task = other.task, None
+                other.retire()
+                self.manager.wake(task, Error(trio.BusyResourceError(BUSY)))
+
+    def end(self, exception: Exception, wake: list[tuple[Any, Exception]], detach: bool) -> bool:
+        """End every operation here, because the file is closed or leaves our hands.
+
+        Args:
+          exception: what the tasks get.
+          wake: tasks to be woken with it are appended.
+          detach: the file lives on: what was received before this is delivered.
+
+        Returns:
+          Whether the kernel must be entered, for it to let go of the file.
+        """
+        waiting, self.waiting = self.waiting, ()
+        for operation in waiting:
+            wake.append((operation.task, exception))
+            operation.task = None
+            operation.retire()
+        current = self.current
+        if current is None:
+            return False
+        task = current.task
+        if not current.drop():
+            if detach or current.on_user_memory:
+                current.closing = exception
+                return True
+            current.task = None
+        if task is not None:
+            wake.append((task, exception))
+        return self.current is not None
+
+    def fit_buffers(self, received: int) -> None:
+        """Choose the buffers of the next receive by the size of this one."""
+        if received >= GROUP_SIZES[self.group]:
+            self.small_in_a_row = 0
+            if self.group < LAST_GROUP:
+                self.group += 1
+        elif self.group and received <= GROUP_SIZES[self.group - 1]:
+            self.small_in_a_row += 1
+            if self.small_in_a_row >= SMALL_IN_A_ROW:
+                self.small_in_a_row = 0
+                self.group -= 1
+        else:
+            self.small_in_a_row = 0
+
+
+class Endpoint:
+    """An open file in one run: its two directions."""
+
+    __slots__ = ("__weakref__", "fd", "manager", "owner", "receiver", "sender")
+
+    def __init__(
+        self, manager: UringIOManager, owner: Any, fileno: Callable[[], int], *, is_socket: bool
+    ) -> None:
+        self.manager = manager
+        self.owner = owner
+        self.fd = fileno()
+        self.receiver = Direction(manager, fileno, reading=True, is_socket=is_socket)
+        self.sender = Direction(manager, fileno, reading=False, is_socket=is_socket)
+
+    def __del__(self) -> None:
+        # A spare operation and its direction hold each other, and with them the file. A
+        # socket that nobody closed is closed when it is dropped, as on stock, not at some
+        # later collection.
+        for direction in (self.receiver, self.sender):
+            spare, direction.spare = direction.spare, None
+            if spare is not None:
+                spare.trap = None

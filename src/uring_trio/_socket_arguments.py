@@ -1,0 +1,83 @@
+"""What the callers of socket methods pass, checked and made ready for the kernel.
+
+Every check has one purpose: to tell whether the ring may take the call. Where it may not,
+the answer is False or None, and the standard library says in its own words what is wrong.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+from uring_trio import _addresses
+from uring_trio._kernel import TRANSFER_MAX
+from uring_trio._memory import Message, pin, unpin
+
+MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
+MSG_FASTOPEN = 0x20000000
+MSG_ZEROCOPY = 0x4000000
+IGNORED_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_WAITALL)
+STOCK_FLAGS = int(socket.MSG_OOB | socket.MSG_ERRQUEUE) | MSG_FASTOPEN | MSG_ZEROCOPY
+
+
+def usable_size(size: object) -> bool:
+    return isinstance(size, int) and 1 <= size <= TRANSFER_MAX
+
+
+def usable_flags(flags: object) -> bool:
+    return isinstance(flags, int) and 0 <= flags <= 0x7FFFFFFF and not flags & STOCK_FLAGS
+
+
+def own_flags(flags: int) -> int:
+    return int(flags) & ~IGNORED_FLAGS
+
+
+def into_arguments(buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[Any, int, int] | None:
+    """The pinned buffer, size and flags of recv_into and recvfrom_into, if usable."""
+    if not (isinstance(nbytes, int) and nbytes >= 0 and usable_flags(flags)):
+        return None
+    try:
+        pinned = pin(buffer, writable=True)
+    except (TypeError, BufferError, ValueError):
+        return None
+    size = nbytes or len(pinned)
+    if not 1 <= size <= min(len(pinned), TRANSFER_MAX):
+        unpin(pinned)
+        return None
+    return pinned, size, own_flags(flags)
+
+
+def is_iterable(value: object) -> bool:
+    return hasattr(type(value), "__iter__")
+
+
+def try_pin(buffer: Any) -> Any:
+    try:
+        return pin(buffer)
+    except (TypeError, BufferError, ValueError):
+        return None
+
+
+def try_control(ancillary: list[Any]) -> bytes | None:
+    try:
+        return _addresses.pack_control(
+            [(level, kind, bytes(memoryview(data))) for level, kind, data in ancillary]
+        )
+    except (TypeError, ValueError, OverflowError, struct.error):
+        return None
+
+
+def message_of(buffers: list[Any], control_size: int, *, writable: bool = False) -> Message | None:
+    """A message over the caller's memory; None if a buffer is not usable."""
+    message = Message(vectors=len(buffers), control_size=control_size)
+    for index, buffer in enumerate(buffers):
+        try:
+            pinned = pin(buffer, writable=writable)
+        except (TypeError, BufferError, ValueError):
+            message.free()
+            return None
+        message.add_vector(index, pinned, len(pinned))
+    if not writable:
+        message.set_name(b"")
+    return message
