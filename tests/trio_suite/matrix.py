@@ -37,6 +37,7 @@ SUITE_NEEDS = (
     "async_generator",
     "cryptography",
     "pyOpenSSL",
+    "pyyaml",
     "trustme",
 )
 
