@@ -44,7 +44,7 @@ from outcome import Error
 from uring_trio._directions import Endpoint
 from uring_trio._guest import Helper
 from uring_trio._kernel import BUFFER_GROUPS, EINTR, Ring
-from uring_trio._operations import BUSY, CLOSED, POLLIN, POLLOUT, Operation, Poll
+from uring_trio._operations import BUSY, CLOSED, POLLIN, POLLOUT, Operation, Poll, deliver
 from uring_trio._trio_private import WaitTaskRescheduled, make_waker, park, run_context
 
 if TYPE_CHECKING:
@@ -176,9 +176,7 @@ class UringIOManager:
         contended, self.contended = self.contended, []
         if events:
             self._batch = 0
-            ops = self.ops
-            for slot, res, flags, offset in self.ring.records(events & COUNT_MASK):
-                ops[slot].complete(res, flags, offset)
+            deliver(self, self.ring.records(events & COUNT_MASK))
         for direction, operation in contended:
             direction.find_busy(operation)
         if self.held:

@@ -93,7 +93,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     what the kernel had done when the cancel came is delivered.
     """
 
-    _endpoint: Endpoint | None = None
+    endpoint: Endpoint | None = None  # in the run that used it last
     is_ring_stream = False
 
     def ring_endpoint(self, task: Any = None) -> Endpoint | None:
@@ -102,7 +102,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             manager = manager_of(task or run_context.task)
         except AttributeError:
             return None
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         if endpoint is not None and endpoint.manager is manager and endpoint.owner is self._sock:
             return endpoint
         return self._open_endpoint(manager)
@@ -121,8 +121,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             manager.count_stock_call("type")
         else:
             self.is_ring_stream = stdlib.type == socket.SOCK_STREAM
-            self._endpoint = manager.open_endpoint(stdlib, stdlib.fileno, is_socket=True)
-            return self._endpoint
+            self.endpoint = manager.open_endpoint(stdlib, stdlib.fileno, is_socket=True)
+            return self.endpoint
         return None
 
     def _count_stock(self, endpoint: Endpoint | None, reason: str = "arguments") -> None:
@@ -361,14 +361,14 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         """Close the socket. What still sleeps on it gets `trio.ClosedResourceError`."""
         # On stock this closes without a word to the IO manager. Here a receive in flight
         # would hold the file open, and the peer would not see its end.
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         if endpoint is not None:
             endpoint.manager.end_operations(endpoint)
         super().__exit__(exc_type, exc_value, traceback)
 
     def detach(self) -> int:
         """Like `socket.socket.detach`. A receive in flight does not read on for us."""
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         if endpoint is not None:
             endpoint.manager.end_operations(endpoint, detach=True)
         return super().detach()  # type: ignore[no-any-return]

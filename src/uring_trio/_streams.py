@@ -24,6 +24,7 @@ from uring_trio._kernel import GROUP_SIZES
 from uring_trio._memory import pin
 from uring_trio._sockets import UringSocket
 from uring_trio._trio_private import (
+    did_shutdown_write,
     fd_holder,
     fd_stream_type,
     held_fd,
@@ -62,10 +63,20 @@ def _raise_stream_error(exc: OSError) -> NoReturn:
 @enable_ki_protection
 async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
     sock = self.socket
-    task = getattr(run_context, "task", None)
-    endpoint = sock.ring_endpoint(task) if type(sock) is UringSocket else None
-    if endpoint is None:
+    if type(sock) is not UringSocket:
         return await _socket_receive_some(self, max_bytes)
+    task = getattr(run_context, "task", None)
+    endpoint = sock.endpoint
+    # What ring_endpoint() looks at first, without the call.
+    if (
+        endpoint is None
+        or task is None
+        or endpoint.manager is not manager_of(task)
+        or sock._sock is not endpoint.owner
+    ):
+        endpoint = sock.ring_endpoint(task)
+        if endpoint is None:
+            return await _socket_receive_some(self, max_bytes)
     if max_bytes is None:
         max_bytes = RECEIVE_SIZE
     elif max_bytes < 1:
@@ -87,12 +98,22 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
 @enable_ki_protection
 async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
     sock = self.socket
-    task = getattr(run_context, "task", None)
-    endpoint = sock.ring_endpoint(task) if type(sock) is UringSocket else None
-    if endpoint is None:
+    if type(sock) is not UringSocket:
         await _socket_send_all(self, data)
         return
-    if sock.did_shutdown_SHUT_WR:
+    task = getattr(run_context, "task", None)
+    endpoint = sock.endpoint
+    if (
+        endpoint is None
+        or task is None
+        or endpoint.manager is not manager_of(task)
+        or sock._sock is not endpoint.owner
+    ):
+        endpoint = sock.ring_endpoint(task)
+        if endpoint is None:
+            await _socket_send_all(self, data)
+            return
+    if did_shutdown_write(sock):
         raise trio.ClosedResourceError("can't send data after sending EOF")
     guard = send_guard(self)
     hold(guard)
