@@ -30,7 +30,15 @@ PUBLIC_MODULES = {"pytest_plugin"}
 
 # What pip brings with us, and what that brings.
 RUN_TIME = {"trio", "outcome", "_cffi_backend", "uring_trio"}
-RUN_TIME |= {"attr", "attrs", "sortedcontainers", "idna", "sniffio", "exceptiongroup"}
+RUN_TIME |= {
+    "attr",
+    "attrs",
+    "sortedcontainers",
+    "idna",
+    "sniffio",
+    "exceptiongroup",
+    "typing_extensions",
+}
 
 
 def test_all_is_the_list_and_nothing_else_looks_public() -> None:

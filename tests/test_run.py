@@ -8,6 +8,7 @@ import inspect
 import linecache
 import logging
 import queue
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -319,7 +320,7 @@ class InterruptAt:
         return self.trace
 
     def may_interrupt(self, frame: FrameType) -> bool:
-        if hasattr(_trio_private.run_context, "runner"):
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             return False
         # Python goes through a `with` line again on its way out, where an exception of the
         # trace function would keep the lock for ever. Signals are not handled there.
