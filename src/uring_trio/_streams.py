@@ -28,7 +28,7 @@ from uring_trio._trio_private import (
     fd_holder,
     fd_stream_type,
     held_fd,
-    hold,
+    hold_send_guard,
     let_go,
     manager_of,
     park,
@@ -115,8 +115,7 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
             return
     if did_shutdown_write(sock):
         raise trio.ClosedResourceError("can't send data after sending EOF")
-    guard = send_guard(self)
-    hold(guard)
+    guard = hold_send_guard(self)
     try:
         if type(data) is bytes and data:
             operation = endpoint.sender.send(data, SEND_ALL_FLAGS, task)

@@ -61,11 +61,16 @@ send_guard: Callable[[Any], Any] = attrgetter("_send_conflict_detector")
 receive_guard: Callable[[Any], Any] = attrgetter("_receive_conflict_detector")
 
 
-def hold(guard: Any) -> None:
-    """What ``with guard:`` does first. The statement costs 0.4 us, this and `let_go` 0.1."""
+def hold_send_guard(stream: Any) -> Any:
+    """What ``with send_guard(stream):`` does first; the guard, for `let_go`.
+
+    The statement costs 0.4 us, this and `let_go` 0.1.
+    """
+    guard = stream._send_conflict_detector
     if guard._held:
         guard.__enter__()  # raises BusyResourceError in trio's words
     guard._held = True
+    return guard
 
 
 def let_go(guard: Any) -> None:
@@ -165,6 +170,8 @@ def make_waker(runner: Any) -> Callable[[Any, Any], None]:
     """A function ``wake(task, value)`` for a run: *value* is what `park` returns."""
     runq = runner.runq
     instruments = runner.instruments
+    # Instruments is a UserDict, whose ``in`` is a Python function (0.1 us); its dict's is not.
+    hooks = getattr(instruments, "data", instruments)
 
     def wake(task: Any, value: Any) -> None:
         # What Runner.reschedule does, without an Outcome around the value.
@@ -173,7 +180,7 @@ def make_waker(runner: Any) -> Callable[[Any, Any], None]:
         task._abort_func = None
         task.custom_sleep_data = None
         runq.append(task)
-        if "task_scheduled" in instruments:
+        if "task_scheduled" in hooks:
             instruments.call("task_scheduled", task)
 
     def wake_guest(task: Any, value: Any) -> None:
