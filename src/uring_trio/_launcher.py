@@ -114,7 +114,8 @@ def run_script(path: str, arguments: list[str]) -> None:
     main_module.__dict__["__cached__"] = None
     main_module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
     with io.open_code(path) as file:
-        code = compile(file.read(), path, "exec")
+        # Else it would be compiled with the future statements of this module.
+        code = compile(file.read(), path, "exec", dont_inherit=True)
     exec(code, main_module.__dict__)  # noqa: S102  it is the program
 
 
