@@ -45,7 +45,7 @@ from uring_trio._directions import Endpoint
 from uring_trio._guest import Helper
 from uring_trio._kernel import BUFFER_GROUPS, EINTR, Ring
 from uring_trio._operations import BUSY, CLOSED, POLLIN, POLLOUT, Operation, Poll, deliver
-from uring_trio._trio_private import WaitTaskRescheduled, make_waker, park, run_context
+from uring_trio._trio_private import WaitTaskRescheduled, make_waker, manager_of, park, run_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,7 +119,8 @@ class UringIOManager:
         self._runner: Any = None
         self._helper: Helper | None = None  # in guest mode
         self._last_statistics: IOStatistics | None = None
-        self.wake: Callable[[Any, Any], None] = self._wake_before_run
+        # No bound method: a cycle would keep the ring of a refused run for the collector.
+        self.wake: Callable[[Any, Any], None] = _wake_before_run
         self.ring = Ring()
         self.pool = self.ring.pool
         _managers.add(self)
@@ -202,10 +203,6 @@ class UringIOManager:
     def _bind(self, runner: Any) -> None:
         self._runner = runner
         self.wake = make_waker(runner)
-
-    def _wake_before_run(self, task: Any, value: Any) -> None:
-        self._bind(task._runner)
-        self.wake(task, value)
 
     # ---- guest mode -------------------------------------------------------------------
 
@@ -434,6 +431,12 @@ class UringIOManager:
             operations=operations,
             stock_calls=dict(self.stock_calls),
         )
+
+
+def _wake_before_run(task: Any, value: Any) -> None:
+    manager = manager_of(task)
+    manager._bind(task._runner)
+    manager.wake(task, value)
 
 
 def _abandon_all() -> None:
