@@ -8,6 +8,7 @@ from typing import Any
 import harness
 import pytest
 import trio
+
 import uring_trio
 
 pytestmark = pytest.mark.skipif(
