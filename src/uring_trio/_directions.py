@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 from outcome import Error
 
-from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
-from uring_trio._memory import unpin
-from uring_trio._operations import BUSY, SMALLEST_BUFFER, Operation, Receive, Send
+from uring_trio._kernel import GROUP_SIZES
+from uring_trio._operations import BUSY, Operation, Receive, Send
+from uring_trio._trio_private import run_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,59 +77,29 @@ class Direction:
         self.small_in_a_row = 0
         self.poll_first = True
 
-    def receive(self, size: int, task: Any) -> Receive:
+    def receive(self, size: int) -> Receive:
         """Begin to receive at most *size* bytes, 1 or more, of a stream."""
         operation: Receive = self.spare
-        if operation is None or self.current is not None:
+        if operation is None:
             operation = Receive(self)
-            operation.size = size
-            self.submit(operation)
-            return operation
-        # The common case, at full speed; start() and prepare() say the same.
-        manager = self.manager
-        group = self.group if size > SMALLEST_BUFFER else 0
-        slot = self.prep_receive(self.fileno(), group, size, self.poll_first)
-        if slot < 0:
-            raise manager.ring.error(slot)
-        self.spare = None
-        self.current = operation
-        operation.task = task
+        else:
+            self.spare = None
+            operation.task = run_context.task
         operation.size = size
-        operation.slot = slot
-        operation.tick = manager.tick
-        try:
-            manager.ops[slot] = operation
-        except IndexError:
-            manager.start(operation, slot)
+        self.submit(operation)
         return operation
 
-    def send(self, pinned: Any, flags: int, task: Any) -> Send:
+    def send(self, pinned: Any, flags: int) -> Send:
         """Begin to send pinned memory, which is unpinned with the last cqe."""
         operation: Send = self.spare
-        if operation is None or self.current is not None:
+        if operation is None:
             operation = Send(self)
-            operation.pinned = pinned
-            operation.flags = flags
-            self.submit(operation)
-            return operation
-        manager = self.manager
-        size = len(pinned)
-        size = min(size, TRANSFER_MAX)
-        slot = self.prep_send(self.fileno(), pinned, size, flags)
-        if slot < 0:
-            unpin(pinned)
-            raise manager.ring.error(slot)
-        self.spare = None
-        self.current = operation
-        operation.task = task
+        else:
+            self.spare = None
+            operation.task = run_context.task
         operation.pinned = pinned
         operation.flags = flags
-        operation.slot = slot
-        operation.tick = manager.tick
-        try:
-            manager.ops[slot] = operation
-        except IndexError:
-            manager.start(operation, slot)
+        self.submit(operation)
         return operation
 
     def submit(self, operation: Operation) -> Operation:

@@ -41,7 +41,9 @@ CQE_F_SOCK_NONEMPTY = 1 << 2
 
 SQ_ENTRIES = 256  # what one enter submits without a second; more is queued, never refused
 CQ_ENTRIES = 4096  # several cqes an sqe: what does not fit costs an extra enter
-SQ_ENTRIES_MIN = 32  # halved down to this where RLIMIT_MEMLOCK is small (64 KiB takes 256)
+SQ_ENTRIES_MIN = (
+    32  # halved down to this where RLIMIT_MEMLOCK is small (64 KiB takes one ring of 128)
+)
 
 # (buffers, bytes of each). A stream gets buffers as large as its messages: the kernel
 # chops what does not fit into several operations, and one buffer per message is what

@@ -141,7 +141,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 flags = own_flags(flags)
                 receiver = endpoint.receiver
                 if self.is_ring_stream and not flags:
-                    operation: Operation = receiver.receive(args[0], run_context.task)
+                    operation: Operation = receiver.receive(args[0])
                     value = await park(operation.trap)
                     return value if type(value) is bytes else operation.unwrap(value)
                 operation = ReceiveBytes(receiver, int(args[0]), flags)
@@ -252,7 +252,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             pinned = try_pin(args[0]) if usable_flags(flags) else None
             if pinned is not None:
                 flags = own_flags(flags) | MSG_NOSIGNAL
-                operation = endpoint.sender.send(pinned, flags, run_context.task)
+                operation = endpoint.sender.send(pinned, flags)
                 value = await park(operation.trap)
                 return operation.unwrap(value)  # type: ignore[no-any-return]
         self._count_stock(endpoint)

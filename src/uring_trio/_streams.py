@@ -20,11 +20,11 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio._io_manager import UringIOManager
-from uring_trio._kernel import GROUP_SIZES
+from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
 from uring_trio._memory import pin
+from uring_trio._operations import SMALLEST_BUFFER
 from uring_trio._sockets import UringSocket
 from uring_trio._trio_private import (
-    did_shutdown_write,
     fd_holder,
     fd_stream_type,
     held_fd,
@@ -41,11 +41,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uring_trio._directions import Direction, Endpoint
+    from uring_trio._operations import Receive, Send
 
 # What receive_some() without a size asks for: as much as our largest buffer takes. (Stock
 # asks for 64 KiB; "a reasonable default" is all that trio promises.)
 RECEIVE_SIZE = GROUP_SIZES[-1]
 SEND_ALL_FLAGS = int(socket.MSG_WAITALL | socket.MSG_NOSIGNAL)
+
+SENT_EOF = "can't send data after sending EOF"
 
 _socket_receive_some = trio.SocketStream.receive_some
 _socket_send_all = trio.SocketStream.send_all
@@ -72,7 +75,7 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
         endpoint is None
         or task is None
         or endpoint.manager is not manager_of(task)
-        or sock._sock is not endpoint.owner
+        or endpoint.owner is not sock._sock
     ):
         endpoint = sock.ring_endpoint(task)
         if endpoint is None:
@@ -86,7 +89,29 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
     elif max_bytes > RECEIVE_SIZE:
         max_bytes = RECEIVE_SIZE
     try:
-        operation = endpoint.receiver.receive(max_bytes, task)
+        direction = endpoint.receiver
+        operation: Receive = direction.spare
+        if operation is None or direction.current is not None:
+            operation = direction.receive(max_bytes)
+        else:
+            # Direction.start() and Receive.prepare(), flat.
+            manager = direction.manager
+            group = direction.group if max_bytes > SMALLEST_BUFFER else 0
+            slot = direction.prep_receive(
+                direction.fileno(), group, max_bytes, direction.poll_first
+            )
+            if slot < 0:
+                raise manager.ring.error(slot)
+            direction.spare = None
+            direction.current = operation
+            operation.task = task
+            operation.size = max_bytes
+            operation.slot = slot
+            operation.tick = manager.tick
+            try:
+                manager.ops[slot] = operation
+            except IndexError:
+                manager.start(operation, slot)
         value = await park(operation.trap)
         if type(value) is bytes:
             return value
@@ -107,35 +132,60 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
         endpoint is None
         or task is None
         or endpoint.manager is not manager_of(task)
-        or sock._sock is not endpoint.owner
+        or endpoint.owner is not sock._sock
     ):
         endpoint = sock.ring_endpoint(task)
         if endpoint is None:
             await _socket_send_all(self, data)
             return
-    if did_shutdown_write(sock):
-        raise trio.ClosedResourceError("can't send data after sending EOF")
     guard = hold_send_guard(self)
     try:
-        if type(data) is bytes and data:
-            operation = endpoint.sender.send(data, SEND_ALL_FLAGS, task)
-            value = await park(operation.trap)
-            if value == len(data):
-                return
-            sent = operation.unwrap(value)
-            if operation.raise_cancel is not None:
-                operation.raise_cancel()
-            await _send_rest(endpoint.sender, data, sent)
-        else:
-            await _send_buffer(endpoint.sender, data)
+        direction = endpoint.sender
+        operation: Send = direction.spare
+        if (
+            operation is None
+            or direction.current is not None
+            or type(data) is not bytes
+            or not 0 < len(data) <= TRANSFER_MAX
+        ):
+            await _send_buffer(sock, direction, data)
+            return
+        # Direction.start() and Send.prepare(), flat.
+        manager = direction.manager
+        slot = direction.prep_send(direction.fileno(), data, len(data), SEND_ALL_FLAGS)
+        if slot < 0:
+            raise manager.ring.error(slot)
+        direction.spare = None
+        direction.current = operation
+        operation.task = task
+        operation.pinned = data
+        operation.flags = SEND_ALL_FLAGS
+        operation.slot = slot
+        operation.tick = manager.tick
+        try:
+            manager.ops[slot] = operation
+        except IndexError:
+            manager.start(operation, slot)
+        value = await park(operation.trap)
+        if value == len(data):
+            return
+        sent = operation.unwrap(value)
+        if operation.raise_cancel is not None:
+            operation.raise_cancel()
+        await _send_rest(direction, data, sent)
     except OSError as exc:
+        if exc.errno == errno.EPIPE and sock.did_shutdown_SHUT_WR:
+            # Found out by the kernel: asking first costs more than the ring does.
+            raise trio.ClosedResourceError(SENT_EOF) from None
         _raise_stream_error(exc)
     finally:
         let_go(guard)
 
 
-async def _send_buffer(sender: Direction, data: bytes | bytearray | memoryview) -> None:
+async def _send_buffer(sock: Any, sender: Direction, data: bytes | bytearray | memoryview) -> None:
     """Send all of a buffer that may be empty, or change after this."""
+    if sock.did_shutdown_SHUT_WR:
+        raise trio.ClosedResourceError(SENT_EOF)
     with memoryview(data) as view:
         if view.nbytes == 0:
             if sender.fileno() < 0:
@@ -150,7 +200,7 @@ async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> 
     with memoryview(data) as whole, whole.cast("B") as view:
         while sent < view.nbytes:
             with view[sent:] as rest:
-                operation = sender.send(pin(rest), SEND_ALL_FLAGS, run_context.task)
+                operation = sender.send(pin(rest), SEND_ALL_FLAGS)
                 value = await park(operation.trap)
                 sent += operation.unwrap(value)
                 if operation.raise_cancel is not None and sent < view.nbytes:
@@ -199,7 +249,7 @@ async def _fd_receive(self: Any, max_bytes: int | None = None) -> bytes:
         elif max_bytes < 1:
             raise ValueError("max_bytes must be integer >= 1")
         while True:
-            operation = endpoint.receiver.receive(min(max_bytes, RECEIVE_SIZE), run_context.task)
+            operation = endpoint.receiver.receive(min(max_bytes, RECEIVE_SIZE))
             value = await park(operation.trap)
             if type(value) is bytes:
                 return value
@@ -234,7 +284,7 @@ async def _write_all(endpoint: Endpoint, data: Any, view: memoryview) -> None:
     while sent < view.nbytes:
         with view[sent:] as rest:
             pinned = data if type(data) is bytes and not sent else pin(rest)
-            operation = sender.send(pinned, 0, run_context.task)
+            operation = sender.send(pinned, 0)
             try:
                 sent += operation.unwrap(await park(operation.trap))
                 if operation.raise_cancel is not None and sent < view.nbytes:

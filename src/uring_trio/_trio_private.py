@@ -10,7 +10,7 @@ them is unknown to us, and its runs stay on trio's own manager (see `missing_nam
 | ``Runner.io_manager, runq, instruments, is_guest, force_guest_tick_asap`` | swap, wake tasks |
 | ``Task._runner, _next_send_fn, _next_send, _abort_func, custom_sleep_data, coro`` | wake a task |
 | ``_core._traps.WaitTaskRescheduled`` | yield a prebuilt one: a task sleeps |
-| ``_socket._SocketType`` | rebind it, subclass it; ``._sock``, ``._resolve_address_nocp``, ``._did_shutdown_SHUT_WR`` |
+| ``_socket._SocketType`` | rebind it, subclass it; ``._sock``, ``._resolve_address_nocp`` |
 | ``SocketStream``, ``FdStream`` | replace methods; their conflict detectors (``_held``) and fd holder |
 
 Waking a task the documented way, ``reschedule(task, outcome.Value(x))``, costs 3.4 us;
@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import trio
-from trio import _highlevel_socket, _socket, _util
+from trio import _socket, _util
 from trio._core import _run, _traps
 
 if TYPE_CHECKING:
@@ -50,11 +50,6 @@ WaitTaskRescheduled: Any = getattr(_traps, "WaitTaskRescheduled", None)
 #: the run context, for a caller that has the task.
 manager_of: Callable[[Any], Any] = attrgetter("_runner.io_manager")
 
-#: Of a socket: ``did_shutdown_SHUT_WR``, without the property's call.
-did_shutdown_write: Callable[[Any], bool] = attrgetter("_did_shutdown_SHUT_WR")
-
-#: The default of ``SocketStream.receive_some`` and ``FdStream.receive_some``, bytes.
-RECEIVE_SIZE: int = getattr(_highlevel_socket, "DEFAULT_RECEIVE_SIZE", 65536)
 
 #: Of a stream: the guard that finds two tasks in one direction.
 send_guard: Callable[[Any], Any] = attrgetter("_send_conflict_detector")
