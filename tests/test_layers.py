@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "uring_trio"
 LAYERS = [
     {"_errors", "_remedies", "_addresses"},
     {"_kernel", "_trio_private"},
-    {"_memory", "_guest", "_loadgen", "_probe"},
+    {"_memory", "_guest", "_statistics", "_loadgen", "_probe"},
     {"_operations", "_socket_arguments"},
     {"_directions", "_socket_operations"},
     {"_io_manager"},

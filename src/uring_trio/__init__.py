@@ -10,9 +10,9 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from uring_trio._errors import UringUnavailable
-from uring_trio._io_manager import IOStatistics
 from uring_trio._probe import ProbeReport, probe
 from uring_trio._run import install, run, start_guest_run, uninstall
+from uring_trio._statistics import IOStatistics
 
 __all__ = [
     "IOStatistics",

@@ -27,16 +27,19 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from uring_trio import _probe, _streams, _trio_private
 from uring_trio._errors import UringUnavailable
-from uring_trio._io_manager import IOStatistics, UringIOManager
+from uring_trio._io_manager import UringIOManager
 from uring_trio._probe import Choice, choose, logger, remember_run, stock_backend, warn_once
 from uring_trio._remedies import Failure, explain
 from uring_trio._sockets import UringSocket
+
+if TYPE_CHECKING:
+    from uring_trio._statistics import IOStatistics
 
 
 @dataclass

@@ -33,7 +33,6 @@ import os
 import stat
 import weakref
 from collections import deque
-from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -45,6 +44,7 @@ from uring_trio._directions import Endpoint
 from uring_trio._guest import Helper
 from uring_trio._kernel import BUFFER_GROUPS, EINTR, Ring
 from uring_trio._operations import BUSY, CLOSED, POLLIN, POLLOUT, Operation, Poll, deliver
+from uring_trio._statistics import IOStatistics, take_statistics
 from uring_trio._trio_private import WaitTaskRescheduled, make_waker, manager_of, park, run_context
 
 if TYPE_CHECKING:
@@ -65,33 +65,6 @@ CLOSE_TIMEOUT_S = 1.0
 # Memory that the kernel may write to after its ring was closed: given up on purpose.
 _leaked: list[Any] = []
 _managers: weakref.WeakSet[UringIOManager] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class IOStatistics:
-    """What `trio.lowlevel.current_statistics` shows as ``io_statistics``.
-
-    Attributes:
-      backend: ``"io_uring"``.
-      tasks_waiting_read, tasks_waiting_write: tasks that sleep on I/O, by direction. trio's
-        own wakeup socket is always one that reads.
-      in_flight: operations that the kernel has not finished.
-      leases_out: receive buffers in our hands.
-      enters: calls of io_uring_enter so far.
-      stale_cqes: completions that belonged to no operation; anything but 0 is a bug.
-      operations: operations submitted so far, by opcode.
-      stock_calls: calls of socket and stream methods that went trio's own way, by reason.
-    """
-
-    backend: str
-    tasks_waiting_read: int
-    tasks_waiting_write: int
-    in_flight: int
-    leases_out: int
-    enters: int
-    stale_cqes: int
-    operations: dict[str, int]
-    stock_calls: dict[str, int]
 
 
 class UringIOManager:
@@ -412,24 +385,11 @@ class UringIOManager:
         """The counters of this run; after its end, those it ended with."""
         if self._last_statistics is not None:
             return self._last_statistics
-        reading = writing = 0
-        for operation in [*self.ops, *self.held]:
-            if operation is not None and operation.task is not None:
-                if operation.reading:
-                    reading += 1
-                else:
-                    writing += 1
-        counters, operations = self.ring.statistics()
-        return IOStatistics(
-            backend="io_uring",
-            tasks_waiting_read=reading,
-            tasks_waiting_write=writing,
-            in_flight=counters["in_flight"],
-            leases_out=0 if not self._batch else counters["leases_out"],
-            enters=counters["enters"],
-            stale_cqes=counters["stale_cqes"],
-            operations=operations,
-            stock_calls=dict(self.stock_calls),
+        return take_statistics(
+            [operation for operation in (*self.ops, *self.held) if operation is not None],
+            self.ring,
+            batch_is_out=self._batch != 0,
+            stock_calls=self.stock_calls,
         )
 
 

@@ -1,0 +1,65 @@
+"""The counters of a run on the ring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from uring_trio._kernel import Ring
+
+
+@dataclass(frozen=True)
+class IOStatistics:
+    """What `trio.lowlevel.current_statistics` shows as ``io_statistics``.
+
+    Attributes:
+      backend: ``"io_uring"``.
+      tasks_waiting_read, tasks_waiting_write: tasks that sleep on I/O, by direction. trio's
+        own wakeup socket is always one that reads.
+      in_flight: operations that the kernel has not finished.
+      leases_out: receive buffers in our hands.
+      enters: calls of io_uring_enter so far.
+      stale_cqes: completions that belonged to no operation; anything but 0 is a bug.
+      operations: operations submitted so far, by opcode.
+      stock_calls: calls of socket and stream methods that went trio's own way, by reason.
+    """
+
+    backend: str
+    tasks_waiting_read: int
+    tasks_waiting_write: int
+    in_flight: int
+    leases_out: int
+    enters: int
+    stale_cqes: int
+    operations: dict[str, int]
+    stock_calls: dict[str, int]
+
+
+def take_statistics(
+    operations: Iterable[Any], ring: Ring, *, batch_is_out: bool, stock_calls: dict[str, int]
+) -> IOStatistics:
+    """The counters as they stand.
+
+    Args:
+      operations: polls and operations that have not ended.
+      ring: what they run on.
+      batch_is_out: whether records, and buffers with them, wait to be processed. The engine
+        takes a batch's buffers back with the next wait, and counts them as leased until then.
+      stock_calls: by reason.
+    """
+    reading = [operation.reading for operation in operations if operation.task is not None]
+    counters, by_opcode = ring.statistics()
+    return IOStatistics(
+        backend="io_uring",
+        tasks_waiting_read=sum(reading),
+        tasks_waiting_write=len(reading) - sum(reading),
+        in_flight=counters["in_flight"],
+        leases_out=counters["leases_out"] if batch_is_out else 0,
+        enters=counters["enters"],
+        stale_cqes=counters["stale_cqes"],
+        operations=by_opcode,
+        stock_calls=dict(stock_calls),
+    )
