@@ -372,7 +372,7 @@ class UringIOManager:
         if not self.closed:
             self.closed = True
             self._end_run()
-            os.close(self.ring.fd)
+            self.ring.abandon()
 
     def __del__(self) -> None:
         # trio closes its manager, except when setting up a run fails after it was made.

@@ -319,6 +319,11 @@ class Ring:
             {opcode_name(i): n for i, n in enumerate(found.operations) if n},
         )
 
+    def abandon(self) -> None:
+        """In a forked child: close its copy of the fd, now and not again when collected."""
+        self._box[0] = _ffi.NULL
+        os.close(self.fd)
+
     def close(self, *, leak: bool) -> bool:
         """Close the ring and free its memory; afterwards nothing here may be called.
 
