@@ -18,7 +18,8 @@ kernel is told to wait for data first, and spared an attempt in vain.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 from outcome import Error
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 LAST_GROUP = len(GROUP_SIZES) - 1
 # Receives in a row that a smaller buffer would have held, until the stream goes back to it.
 SMALL_IN_A_ROW = 16
+
+
+def _raise(exception: Exception) -> NoReturn:
+    raise exception
 
 
 class Direction:
@@ -75,7 +80,9 @@ class Direction:
         self.waiting: deque[Operation] | tuple[()] = ()
         self.group = 0
         self.small_in_a_row = 0
-        self.poll_first = True
+        # The first is tried at once: a new connection often has its request there already,
+        # and a poll of a listening socket would never see that nobody can send.
+        self.poll_first = False
 
     def receive(self, size: int) -> Receive:
         """Begin to receive at most *size* bytes, 1 or more, of a stream."""
@@ -160,9 +167,11 @@ class Direction:
             and operation.is_waited_for()
         ):
             waiting, self.waiting = self.waiting, ()
+            tasks = [other.task for other in waiting]
             for other in waiting:
-                task, other.task = other.task, None
+                other.task = None
                 other.retire()
+            for task in tasks:  # only now: a wake may call abort functions
                 self.manager.wake(task, Error(trio.BusyResourceError(BUSY)))
 
     def end(self, exception: Exception, wake: list[tuple[Any, Exception]], detach: bool) -> bool:
@@ -187,7 +196,8 @@ class Direction:
         task = current.task
         if not current.drop():
             if detach or current.on_user_memory:
-                current.closing = exception
+                if current.raise_cancel is None:
+                    current.raise_cancel = partial(_raise, exception)
                 return True
             current.task = None
         if task is not None:

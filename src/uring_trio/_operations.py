@@ -77,6 +77,8 @@ class Poll:
         """trio's abort function. The kernel's poll is orphaned, as epoll's would be."""
         manager = self.manager
         if not manager.closed:
+            if self.task is None:
+                return Abort.FAILED  # as in Operation.abort
             manager.pollers.pop(self.key, None)
             self.task = None
             self.drop()
@@ -125,15 +127,15 @@ class Poll:
 class Operation:
     """An operation of one direction, from a task's call to its last cqe."""
 
-    __slots__ = ("closing", "direction", "raise_cancel", "slot", "task", "tick", "trap")
+    __slots__ = ("direction", "raise_cancel", "slot", "task", "tick", "trap")
 
     def __init__(self, direction: Direction) -> None:
         self.direction = direction
         self.task: Any = run_context.task
         self.slot = -1
         self.tick = -1
+        # Raises what its end was asked for with: a cancel, or a closing.
         self.raise_cancel: Callable[[], Any] | None = None
-        self.closing: Exception | None = None
         self.trap = WaitTaskRescheduled(self.abort)
 
     @property
@@ -171,7 +173,7 @@ class Operation:
 
     def is_waited_for(self) -> bool:
         """Whether a task sleeps on it, and nobody has asked for its end."""
-        return self.task is not None and self.raise_cancel is None and self.closing is None
+        return self.task is not None and self.raise_cancel is None
 
     def drop(self) -> bool:
         """End it where the kernel has no part in it; False if the kernel has."""
@@ -198,6 +200,9 @@ class Operation:
         manager = direction.manager
         if manager.closed:
             return Abort.SUCCEEDED
+        if self.task is None:
+            # An instrument cancels while a closing is about to wake this task, too.
+            return Abort.FAILED
         if self.drop():
             direction.advance()
             return Abort.SUCCEEDED
@@ -215,15 +220,14 @@ class Operation:
         value: Any
         if task is None:
             self.dispose(res)
-        elif res in (ENOBUFS, EINTR) and self.raise_cancel is None and self.closing is None:
+        elif res == EINTR or (res == ENOBUFS and self.group() >= 0):
             # Nothing was done. ENOBUFS: more receives were ready than there are buffers;
-            # it is armed again as they come home.
-            self.task = task
-            manager.held.append(self)
-            return
-        elif res in (ENOBUFS, EINTR, ECANCELED) and self.closing is not None:
-            value = Error(self.closing)
-        elif res in (ENOBUFS, EINTR):
+            # it is armed again as they come home. (Without a buffer it is an error like
+            # any other: a sendmsg with more control data than the kernel takes.)
+            if self.raise_cancel is None:
+                self.task = task
+                manager.held.append(self)
+                return
             value = ECANCELED
         else:
             try:
@@ -320,12 +324,7 @@ def deliver(manager: UringIOManager, records: Iterator[tuple[int, int, int, int]
             continue
         direction = operation.direction
         task = operation.task
-        if (
-            task is None
-            or direction.waiting
-            or operation.raise_cancel is not None
-            or operation.closing is not None
-        ):
+        if task is None or direction.waiting or operation.raise_cancel is not None:
             operation.complete(res, flags, offset)
             continue
         ops[slot] = None
