@@ -353,18 +353,26 @@ class UringIOManager:
                     if isinstance(operation, Operation):
                         operation.release()
         end = monotonic() + CLOSE_TIMEOUT_S
-        while any(operation is not None for operation in self.ops):
-            left_ns = math.ceil((end - monotonic()) * 1e9)
-            if left_ns <= 0:
-                return False
-            answer = self._batch or self.ring.wait(left_ns)
-            self._batch = 0
-            if answer < 0 and answer != EINTR:
-                return False
+        answer, self._batch = self._batch, 0
+        while True:
             if answer > 0:
                 for slot, res, flags, offset in self.ring.records(answer & COUNT_MASK):
                     if self.ops[slot] is not None:
                         self.ops[slot].complete(res, flags, offset)
+            # The kernel's count too, and not ours alone: a signal handler that raises as the
+            # wait returns takes with it what the wait has answered.
+            in_flight = self.ring.statistics()[0]["in_flight"]
+            if not in_flight or all(operation is None for operation in self.ops):
+                break
+            left_ns = math.ceil((end - monotonic()) * 1e9)
+            if left_ns <= 0:
+                return False
+            answer = self.ring.wait(left_ns)
+            if answer < 0 and answer != EINTR:
+                return False
+        for operation in self.ops:
+            if isinstance(operation, Operation):
+                operation.release()
         return True
 
     def abandon_in_child(self) -> None:
