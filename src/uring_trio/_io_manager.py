@@ -380,6 +380,9 @@ class UringIOManager:
         if not self.closed:
             self.closed = True
             self._end_run()
+            if self._helper is not None:  # its eventfd would wake the parent's thread
+                self._helper.close()
+                self._helper = None
             self.ring.abandon()
 
     def __del__(self) -> None:
