@@ -17,6 +17,7 @@ kernel is told to wait for data first, and spared an attempt in vain.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -39,7 +40,7 @@ SMALL_IN_A_ROW = 16
 
 
 def _raise(exception: Exception) -> NoReturn:
-    raise exception
+    raise copy.copy(exception)  # no cycle through its traceback, and this frame
 
 
 class Direction:

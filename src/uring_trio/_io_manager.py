@@ -43,7 +43,16 @@ from outcome import Error
 from uring_trio._directions import Endpoint
 from uring_trio._guest import Helper
 from uring_trio._kernel import BUFFER_GROUPS, EINTR, Ring
-from uring_trio._operations import BUSY, CLOSED, POLLIN, POLLOUT, Operation, Poll, deliver
+from uring_trio._operations import (
+    BUSY,
+    CLOSED,
+    POLLIN,
+    POLLOUT,
+    Operation,
+    Poll,
+    deliver,
+    raise_error,
+)
 from uring_trio._statistics import IOStatistics, take_statistics
 from uring_trio._trio_private import WaitTaskRescheduled, make_waker, manager_of, park, run_context
 
@@ -214,7 +223,7 @@ class UringIOManager:
         self.pollers[key] = poll
         value: Any = await park(WaitTaskRescheduled(poll.abort))
         if value is not None:
-            value.unwrap()
+            raise_error(value)
 
     # ---- operations -------------------------------------------------------------------
 

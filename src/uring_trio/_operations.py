@@ -16,7 +16,7 @@ Until then its slot and its memory are taken, whatever becomes of the task:
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 from outcome import Error
@@ -53,6 +53,20 @@ CLOSED = "another task closed this fd"
 def os_error(result: int) -> OSError:
     """The exception for a cqe's negative result."""
     return OSError(-result, os.strerror(-result))
+
+
+def raise_error(error: Any) -> NoReturn:
+    """Raise what an `outcome.Error` holds, and leave it empty.
+
+    The callers' frames hold it, and the exception's traceback holds their frames: a cycle,
+    which would keep the user's locals until some later collection.
+    """
+    exception = error.error
+    object.__setattr__(error, "error", None)  # as outcome does: it is frozen
+    try:
+        raise exception
+    finally:
+        del exception
 
 
 class Poll:
@@ -244,7 +258,7 @@ class Operation:
     def unwrap(self, value: Any) -> Any:
         """In the task: what `park` gave, or the exception that it means."""
         if type(value) is Error:
-            return value.unwrap()
+            raise_error(value)
         if type(value) is int and value < 0:
             if value == ECANCELED:
                 raise_cancel, self.raise_cancel = self.raise_cancel, None

@@ -342,6 +342,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             await _perform(endpoint.sender.submit(Connect(endpoint.sender, message, 0)))
         except trio.Cancelled:
             # The kernel goes on connecting: the socket is in no state that one could name.
+            # What others have queued on its number must not reach the number's next owner.
+            endpoint.manager.end_operations(endpoint)
             self._sock.close()
             raise
         except OSError as exc:

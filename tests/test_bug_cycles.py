@@ -1,0 +1,72 @@
+"""What ends with an exception leaves no cycle behind: stock trio does not, either."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+import harness
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+pytestmark = pytest.mark.differential
+
+
+class Canary:
+    """In a local variable of the user's: alive as long as his frame."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        Canary.alive += 1
+
+    def __del__(self) -> None:
+        Canary.alive -= 1
+
+
+async def cancelled_at_once(operation: Callable[[], Awaitable[object]]) -> None:
+    canary = Canary()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await operation()
+    assert scope.cancelled_caught
+    del scope, canary
+
+
+async def closed(operation: Callable[[], Awaitable[object]], sock: object) -> None:
+    async def sleep() -> None:
+        canary = Canary()  # noqa: F841
+        with pytest.raises(trio.ClosedResourceError):
+            await operation()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sleep)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.notify_closing(sock)  # type: ignore[arg-type]
+
+
+async def test_no_cycles() -> None:
+    a, b = await harness.stream_pair()
+    async with a, b:
+        operations: list[Callable[[], Awaitable[object]]] = [
+            a.receive_some,
+            lambda: a.send_all(b"x"),
+            lambda: a.socket.recv(10),
+            lambda: a.socket.recvmsg(10),
+            lambda: a.socket.recv_into(bytearray(10)),
+            lambda: trio.lowlevel.wait_readable(a.socket),  # noqa: ASYNC105
+        ]
+        gc.collect()
+        gc.disable()
+        try:
+            for index, operation in enumerate(operations):
+                await cancelled_at_once(operation)
+                if index != 1:  # a send does not sleep
+                    await closed(operation, a.socket)
+                assert Canary.alive == 0, index
+        finally:
+            gc.enable()
