@@ -106,7 +106,8 @@ class ProcessState:
     """What is known in this process; a forked child begins anew."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # Re-entrant, because a signal handler may ask while its thread does.
+        self.lock = threading.RLock()
         self.kernel_probe: KernelProbe | None = None
         self.ring_given_up_at = -math.inf  # by time.monotonic()
         self.warned: dict[str, object] = {}  # by cause, whose warning it was
