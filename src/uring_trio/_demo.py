@@ -27,7 +27,7 @@ from uring_trio._loadgen import (
     cores_for_server_and_load,
     measure_load,
 )
-from uring_trio._probe import ProbeReport, probe
+from uring_trio._probe import ProbeReport, backend_from_environment, probe
 from uring_trio._run import run
 
 if TYPE_CHECKING:
@@ -298,6 +298,14 @@ def demo(display: Display, seconds: float) -> int:
     return 1 if errors else 0
 
 
+def duration(text: str) -> float:
+    """The value of --seconds: argparse shows what a ValueError of this refuses."""
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -305,12 +313,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Compare an echo server on io_uring with the same on stock trio.",
     )
     parser.add_argument("--plain", action="store_true", help="plain lines, also where rich is")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each measurement")
+    parser.add_argument("--seconds", type=duration, default=SECONDS, help="for each measurement")
     parser.add_argument("--serve", choices=(RING, STOCK), help=argparse.SUPPRESS)
     arguments: Any = parser.parse_args(argv)
     if arguments.serve:
         run_server(arguments.serve)
         return 0
+    try:
+        backend_from_environment()
+    except ValueError as exc:
+        parser.error(str(exc))
     try:
         return demo(make_display(arguments.plain), arguments.seconds)
     except KeyboardInterrupt:
