@@ -234,6 +234,12 @@ class Endpoint:
         self.receiver = Direction(manager, fileno, reading=True, is_socket=is_socket)
         self.sender = Direction(manager, fileno, reading=False, is_socket=is_socket)
 
+    def is_in_use(self) -> bool:
+        """Whether its file is open, as far as its owner knows, or has operations."""
+        if self.receiver.fileno() == self.fd:
+            return True
+        return self.receiver.current is not None or self.sender.current is not None
+
     def __del__(self) -> None:
         # A spare operation and its direction hold each other, and with them the file. A
         # socket that nobody closed is closed when it is dropped, as on stock, not at some

@@ -30,7 +30,6 @@ import copy
 import errno
 import math
 import os
-import stat
 import weakref
 from collections import deque
 from threading import get_ident
@@ -43,16 +42,8 @@ from outcome import Error
 from uring_trio._directions import Endpoint
 from uring_trio._guest import Helper
 from uring_trio._kernel import BUFFER_GROUPS, EINTR, Ring
-from uring_trio._operations import (
-    BUSY,
-    CLOSED,
-    POLLIN,
-    POLLOUT,
-    Operation,
-    Poll,
-    deliver,
-    raise_error,
-)
+from uring_trio._operations import BUSY, CLOSED, Operation, deliver, raise_error
+from uring_trio._polls import POLLIN, POLLOUT, Poll, require_pollable
 from uring_trio._statistics import IOStatistics, take_statistics
 from uring_trio._trio_private import WaitTaskRescheduled, make_waker, manager_of, park, run_context
 
@@ -168,8 +159,10 @@ class UringIOManager:
     def _start_held(self) -> None:
         """Arm again as many operations as there are buffers for, oldest first."""
         free = [entries for entries, _ in BUFFER_GROUPS]
-        held, self.held = self.held, deque()
-        for operation in held:
+        for _ in range(len(self.held)):
+            if not self.held:
+                return  # an instrument of a woken task has cancelled the rest
+            operation = self.held.popleft()
             group = operation.group()
             if group >= 0 and not free[group]:
                 self.held.append(operation)
@@ -179,6 +172,7 @@ class UringIOManager:
             try:
                 operation.direction.start(operation)
             except (OSError, RuntimeError) as exc:
+                operation.direction.advance()
                 task, operation.task = operation.task, None
                 self.wake(task, Error(exc))
 
@@ -215,10 +209,7 @@ class UringIOManager:
         key = fd * 2 + (events == POLLOUT)
         if key in self.pollers:
             raise trio.BusyResourceError(BUSY)
-        mode = os.fstat(fd).st_mode  # EBADF comes from here
-        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-            # As epoll does. POLL_ADD would find a file on disk always ready.
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        require_pollable(fd)
         poll = Poll(self, fd, key, events, run_context.task)
         self.pollers[key] = poll
         value: Any = await park(WaitTaskRescheduled(poll.abort))
@@ -250,7 +241,8 @@ class UringIOManager:
                 continue
             if endpoint.owner is owner:
                 return endpoint
-            alive.append(reference)
+            if endpoint.is_in_use():
+                alive.append(reference)
         endpoint = Endpoint(self, owner, fileno, is_socket=is_socket)
         self._endpoints[fd] = [*alive, weakref.ref(endpoint)]
         return endpoint

@@ -22,7 +22,6 @@ import trio
 from outcome import Error
 
 from uring_trio._kernel import (
-    CQE_F_MORE,
     CQE_F_SOCK_NONEMPTY,
     ECANCELED,
     EINTR,
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
 Abort = trio.lowlevel.Abort
 
 SMALLEST_BUFFER = GROUP_SIZES[0]
-
-# poll(2)
-POLLIN, POLLOUT, POLLERR, POLLHUP = 0x1, 0x4, 0x8, 0x10
 
 BUSY = "another task is already reading / writing this fd"
 CLOSED = "another task closed this fd"
@@ -67,75 +63,6 @@ def raise_error(error: Any) -> NoReturn:
         raise exception
     finally:
         del exception
-
-
-class Poll:
-    """`wait_readable` or `wait_writable` of one task."""
-
-    __slots__ = ("events", "fd", "key", "manager", "slot", "task")
-
-    def __init__(self, manager: UringIOManager, fd: int, key: int, events: int, task: Any) -> None:
-        self.manager = manager
-        self.fd = fd
-        self.key = key
-        self.events = events
-        self.task = task
-        self.slot = manager.start(self, manager.ring.poll(fd, events, 0))
-
-    @property
-    def reading(self) -> bool:
-        """Whether it counts as a task that waits to read."""
-        return self.events == POLLIN
-
-    def abort(self, _raise_cancel: Any) -> Any:
-        """trio's abort function. The kernel's poll is orphaned, as epoll's would be."""
-        manager = self.manager
-        if not manager.closed:
-            if self.task is None:
-                return Abort.FAILED  # as in Operation.abort
-            manager.pollers.pop(self.key, None)
-            self.task = None
-            self.drop()
-            manager.after_abort()
-        return Abort.SUCCEEDED
-
-    def drop(self) -> bool:
-        """End the kernel's part; True if it is still in the kernel."""
-        if self.slot < 0:
-            return False
-        if self.manager.ring.cancel(self.slot) != 0:
-            return True
-        self.manager.ops[self.slot] = None
-        self.slot = -1
-        return False
-
-    def complete(self, res: int, flags: int, _offset: int) -> None:
-        """Take a cqe."""
-        manager = self.manager
-        if not flags & CQE_F_MORE:
-            manager.ops[self.slot] = None
-            self.slot = -1
-        if self.task is None:
-            return  # an orphan; a multishot one was cancelled when it was left
-        if res >= 0 and not res & (self.events | POLLERR | POLLHUP):
-            # POLL_ADD always reports POLLRDHUP: a peer that has half-closed completes a
-            # wait for POLLOUT at once, while nothing can be written. Asked again one-shot
-            # it would spin; a multishot poll reports only what changes.
-            if self.slot >= 0:
-                return
-            res = manager.ring.poll(self.fd, self.events, 1)
-            if res >= 0:
-                self.slot = manager.start(self, res)
-                return
-        del manager.pollers[self.key]
-        task, self.task = self.task, None
-        self.drop()
-        if res >= 0:
-            manager.wake(task, None)
-        elif res == ECANCELED:
-            manager.wake(task, Error(trio.ClosedResourceError(CLOSED)))
-        else:
-            manager.wake(task, Error(os_error(res)))
 
 
 class Operation:
@@ -184,6 +111,14 @@ class Operation:
     def group(self) -> int:
         """Which buffers it takes one of; -1 for none."""
         return -1
+
+    def raise_if_cut_off(self) -> None:
+        """In the task, after a short count: raise what its end was asked for with, if it was.
+
+        An operation that ended well may be in use again by now; one that did not is retired.
+        """
+        if self.trap is None and self.raise_cancel is not None:
+            self.raise_cancel()
 
     def is_waited_for(self) -> bool:
         """Whether a task sleeps on it, and nobody has asked for its end."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from uring_trio._directions import Direction
 
+SCM_PIDFD = 4  # SO_PASSPIDFD, since 6.5: the peer's pidfd
+
 
 class ReceiveBytes(Operation):
     """recv with flags, or of a datagram: ``bytes``."""
@@ -127,7 +129,7 @@ class ReceiveMessage(MessageOperation):
             return
         _, control, _ = self.message.result()
         for level, kind, data in _addresses.unpack_control(control):
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            if level == socket.SOL_SOCKET and kind in (socket.SCM_RIGHTS, SCM_PIDFD):
                 descriptors = array.array("i")
                 descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
                 for fd in descriptors:

@@ -170,8 +170,7 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
         if value == len(data):
             return
         sent = operation.unwrap(value)
-        if operation.raise_cancel is not None:
-            operation.raise_cancel()
+        operation.raise_if_cut_off()
         await _send_rest(direction, data, sent)
     except OSError as exc:
         if exc.errno == errno.EPIPE and sock.did_shutdown_SHUT_WR:
@@ -203,8 +202,8 @@ async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> 
                 operation = sender.send(pin(rest), SEND_ALL_FLAGS)
                 value = await park(operation.trap)
                 sent += operation.unwrap(value)
-                if operation.raise_cancel is not None and sent < view.nbytes:
-                    operation.raise_cancel()
+                if sent < view.nbytes:
+                    operation.raise_if_cut_off()
 
 
 # ---- FdStream -----------------------------------------------------------------------------
@@ -287,8 +286,8 @@ async def _write_all(endpoint: Endpoint, data: Any, view: memoryview) -> None:
             operation = sender.send(pinned, 0)
             try:
                 sent += operation.unwrap(await park(operation.trap))
-                if operation.raise_cancel is not None and sent < view.nbytes:
-                    operation.raise_cancel()
+                if sent < view.nbytes:
+                    operation.raise_if_cut_off()
             except BlockingIOError:
                 endpoint.manager.count_stock_call("not pollable by the ring")
                 await endpoint.manager.wait_writable(sender.fileno())

@@ -1,0 +1,107 @@
+"""Readiness on the ring: what ``wait_readable`` and ``wait_writable`` sleep on.
+
+A poll is no operation of a direction: trio lets its task go at once when it is cancelled or
+its file is closed, and the kernel's part becomes an orphan whose cqe is expected and ignored.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+from typing import TYPE_CHECKING, Any
+
+import trio
+from outcome import Error
+
+from uring_trio._kernel import CQE_F_MORE, ECANCELED
+from uring_trio._operations import CLOSED, Abort, os_error
+
+if TYPE_CHECKING:
+    from uring_trio._io_manager import UringIOManager
+
+# poll(2)
+POLLIN, POLLOUT, POLLERR, POLLHUP = 0x1, 0x4, 0x8, 0x10
+
+
+def require_pollable(fd: int) -> None:
+    """Raise PermissionError (EPERM) where epoll would, and EBADF for what is no descriptor.
+
+    POLL_ADD finds a file that has no poll function always ready: one on disk, /dev/null.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    if stat.S_ISCHR(mode):
+        with select.epoll() as epoll:
+            epoll.register(fd, 0)
+
+
+class Poll:
+    """`wait_readable` or `wait_writable` of one task."""
+
+    __slots__ = ("events", "fd", "key", "manager", "slot", "task")
+
+    def __init__(self, manager: UringIOManager, fd: int, key: int, events: int, task: Any) -> None:
+        self.manager = manager
+        self.fd = fd
+        self.key = key
+        self.events = events
+        self.task = task
+        self.slot = manager.start(self, manager.ring.poll(fd, events, 0))
+
+    @property
+    def reading(self) -> bool:
+        """Whether it counts as a task that waits to read."""
+        return self.events == POLLIN
+
+    def abort(self, _raise_cancel: Any) -> Any:
+        """trio's abort function. The kernel's poll is orphaned, as epoll's would be."""
+        manager = self.manager
+        if not manager.closed:
+            if self.task is None:
+                return Abort.FAILED  # as in Operation.abort
+            manager.pollers.pop(self.key, None)
+            self.task = None
+            self.drop()
+            manager.after_abort()
+        return Abort.SUCCEEDED
+
+    def drop(self) -> bool:
+        """End the kernel's part; True if it is still in the kernel."""
+        if self.slot < 0:
+            return False
+        if self.manager.ring.cancel(self.slot) != 0:
+            return True
+        self.manager.ops[self.slot] = None
+        self.slot = -1
+        return False
+
+    def complete(self, res: int, flags: int, _offset: int) -> None:
+        """Take a cqe."""
+        manager = self.manager
+        if not flags & CQE_F_MORE:
+            manager.ops[self.slot] = None
+            self.slot = -1
+        if self.task is None:
+            return  # an orphan; a multishot one was cancelled when it was left
+        if res >= 0 and not res & (self.events | POLLERR | POLLHUP):
+            # POLL_ADD always reports POLLRDHUP: a peer that has half-closed completes a
+            # wait for POLLOUT at once, while nothing can be written. Asked again one-shot
+            # it would spin; a multishot poll reports only what changes.
+            if self.slot >= 0:
+                return
+            res = manager.ring.poll(self.fd, self.events, 1)
+            if res >= 0:
+                self.slot = manager.start(self, res)
+                return
+        del manager.pollers[self.key]
+        task, self.task = self.task, None
+        self.drop()
+        if res >= 0:
+            manager.wake(task, None)
+        elif res == ECANCELED:
+            manager.wake(task, Error(trio.ClosedResourceError(CLOSED)))
+        else:
+            manager.wake(task, Error(os_error(res)))
