@@ -21,7 +21,7 @@ import sandbox, trio, uring_trio
 async def backend():
     return trio.lowlevel.current_statistics().io_statistics.backend
 
-sandbox.limit_memlock(32 << 10)  # the probe's ring fits, a run's does not
+sandbox.limit_memlock(48 << 10)  # the probe's ring fits, a run's does not
 promised = uring_trio.probe(refresh=True).backend
 print(promised, uring_trio.run(backend))
 """
