@@ -22,7 +22,7 @@ STOCK_FLAGS = int(socket.MSG_OOB | socket.MSG_ERRQUEUE) | MSG_FASTOPEN | MSG_ZER
 
 
 def usable_size(size: object) -> bool:
-    return isinstance(size, int) and 1 <= size <= TRANSFER_MAX
+    return isinstance(size, int) and 0 < size <= TRANSFER_MAX
 
 
 def usable_flags(flags: object) -> bool:

@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 
+# Compared by identity: 0.0, False and None are no flags that the ring may judge.
+NO_FLAGS = 0
+
 # What a connect can answer after it was under way; on stock these, and only these, come
 # from SO_ERROR, with an error text that has the address in it.
 LATE_CONNECT_ERRORS = frozenset(
@@ -136,15 +139,14 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         """Like `socket.socket.recv`, but async."""
         endpoint = self.ring_endpoint()
         if endpoint is not None and not kwargs and 1 <= len(args) <= 2 and usable_size(args[0]):
-            flags = args[1] if len(args) == 2 else 0
+            receiver = endpoint.receiver
+            flags = args[1] if len(args) == 2 else NO_FLAGS
+            if self.is_ring_stream and flags is NO_FLAGS:
+                stream_operation = receiver.receive(args[0])
+                value = await park(stream_operation.trap)
+                return value if type(value) is bytes else stream_operation.unwrap(value)
             if usable_flags(flags):
-                flags = own_flags(flags)
-                receiver = endpoint.receiver
-                if self.is_ring_stream and not flags:
-                    operation: Operation = receiver.receive(args[0])
-                    value = await park(operation.trap)
-                    return value if type(value) is bytes else operation.unwrap(value)
-                operation = ReceiveBytes(receiver, int(args[0]), flags)
+                operation = ReceiveBytes(receiver, int(args[0]), own_flags(flags))
                 return await _perform(receiver.submit(operation))  # type: ignore[no-any-return]
         self._count_stock(endpoint)
         return await super().recv(*args, **kwargs)  # type: ignore[no-any-return]
@@ -248,10 +250,15 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         """Like `socket.socket.send`, but async."""
         endpoint = self.ring_endpoint()
         if endpoint is not None and not kwargs and 1 <= len(args) <= 2:
-            flags = args[1] if len(args) == 2 else 0
-            pinned = try_pin(args[0]) if usable_flags(flags) else None
-            if pinned is not None:
+            flags = args[1] if len(args) == 2 else NO_FLAGS
+            if flags is NO_FLAGS:
+                flags = MSG_NOSIGNAL
+            elif usable_flags(flags):
                 flags = own_flags(flags) | MSG_NOSIGNAL
+            else:
+                flags = None
+            pinned = try_pin(args[0]) if flags is not None else None
+            if pinned is not None:
                 operation = endpoint.sender.send(pinned, flags)
                 value = await park(operation.trap)
                 return operation.unwrap(value)  # type: ignore[no-any-return]
