@@ -250,7 +250,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         """Like `socket.socket.send`, but async."""
         endpoint = self.ring_endpoint()
         if endpoint is not None and not kwargs and 1 <= len(args) <= 2:
-            flags = args[1] if len(args) == 2 else NO_FLAGS
+            flags: Any = args[1] if len(args) == 2 else NO_FLAGS
             if flags is NO_FLAGS:
                 flags = MSG_NOSIGNAL
             elif usable_flags(flags):
