@@ -63,4 +63,5 @@ struct ut_probe {
     uint8_t opcodes[256];
     unsigned opcode_count;
 };
-void ut_probe_run(const struct ut_kernel *, int64_t timeout_ns, struct ut_probe *out);
+void ut_probe_run(const struct ut_kernel *, const struct ut_config *, int64_t timeout_ns,
+                  struct ut_probe *out);

@@ -16,7 +16,7 @@
 
 #include "prep.h"
 
-static const struct ut_config probe_config = {
+static const struct ut_config small_config = {
     .sq_entries = 8,
     .cq_entries = 32,
     .sq_entries_min = 8,
@@ -106,11 +106,12 @@ static int try_cancel(struct ut_engine *engine, const int pair[2], uint64_t dead
     return record.res == -ECANCELED ? 0 : -EOPNOTSUPP;
 }
 
-void ut_probe_run(const struct ut_kernel *kernel, int64_t timeout_ns, struct ut_probe *out)
+void ut_probe_run(const struct ut_kernel *kernel, const struct ut_config *config,
+                  int64_t timeout_ns, struct ut_probe *out)
 {
     int pair[2];
     memset(out, 0, sizeof *out);
-    struct ut_engine *engine = ut_engine_open(kernel, &probe_config, &out->error, &out->stage);
+    struct ut_engine *engine = ut_engine_open(kernel, config != NULL ? config : &small_config, &out->error, &out->stage);
     if (engine == NULL)
         return;
     out->setup_flags = engine->ring.setup_flags;

@@ -4,7 +4,7 @@
 #ifndef UT_PROBE_H
 #define UT_PROBE_H
 
-#include "kernel.h"
+#include "engine.h"
 
 struct ut_probe {
     int error;         /* 0, or -errno of the step that failed */
@@ -15,9 +15,11 @@ struct ut_probe {
     unsigned opcode_count;
 };
 
-/* Makes a small ring, receives over a socket pair into a provided buffer with
+/* Makes a ring of `config` (NULL: a small one; what a run gets can differ under a small
+ * RLIMIT_MEMLOCK), receives over a socket pair into a provided buffer with
  * POLL_FIRST, cancels a second receive, and takes all down again. Never sleeps
  * for more than `timeout_ns`. */
-void ut_probe_run(const struct ut_kernel *kernel, int64_t timeout_ns, struct ut_probe *out);
+void ut_probe_run(const struct ut_kernel *kernel, const struct ut_config *config,
+                  int64_t timeout_ns, struct ut_probe *out);
 
 #endif

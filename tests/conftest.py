@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import harness
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So a shell starts a background job; tests of KeyboardInterrupt would wait for ever.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in (
         "differential: its async tests run on stock trio and on the ring",
         "ring_only: promised by the ring alone, so not run on epoll",

@@ -102,6 +102,9 @@ def print_summary(done: list[Check]) -> bool:
 
 def main(names: list[str]) -> int:
     """Run all checks, or those whose names contain one of *names*."""
+    # A shell starts a background job with SIGINT ignored, and children inherit that; tests of
+    # KeyboardInterrupt would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     chosen = [c for c in checks() if not names or any(name in c.name for name in names)]
     for check in chosen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import socket as stdlib_socket
 import subprocess
@@ -243,6 +244,7 @@ def test_keyboard_interrupt_while_the_ring_is_made(backend: str) -> None:
 
     def calls_until_main(point: int) -> int:
         profile = InterruptAfterCall(point)
+        gc.collect()  # what other tests left is not to be interrupted in its __del__
         with harness.no_new_fds():
             sys.setprofile(profile)
             try:

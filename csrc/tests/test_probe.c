@@ -22,7 +22,7 @@ static void set_up(void)
 
 static void run(void)
 {
-    ut_probe_run(&ut_kernel_fake, TIMEOUT_NS, &probe);
+    ut_probe_run(&ut_kernel_fake, NULL, TIMEOUT_NS, &probe);
 }
 
 /* The same where the probe's operation may still be in flight at its end. */
@@ -204,7 +204,7 @@ static void each_failing_allocation(void)
 
 static void this_kernel(void)
 {
-    ut_probe_run(&ut_kernel_real, TIMEOUT_NS, &probe);
+    ut_probe_run(&ut_kernel_real, NULL, TIMEOUT_NS, &probe);
     CHECK(probe.error <= 0);
     CHECK(probe.stage != NULL);
     if (probe.error != 0) {

@@ -427,7 +427,7 @@ static int refused_in_child(void)
     if (ut_engine_close(engine, 0) != 1) /* touches no mapping: they do not exist here */
         return 3;
     struct ut_probe probe;
-    ut_probe_run(&ut_kernel_real, 1000 * MS, &probe);
+    ut_probe_run(&ut_kernel_real, NULL, 1000 * MS, &probe);
     return probe.error == 0 ? 0 : 4;
 }
 
@@ -462,7 +462,7 @@ static void closing_with_operations_in_flight_leaks(void)
 int main(void)
 {
     struct ut_probe probe;
-    ut_probe_run(&ut_kernel_real, 1000 * MS, &probe);
+    ut_probe_run(&ut_kernel_real, NULL, 1000 * MS, &probe);
     if (probe.error != 0) {
         printf("test_real.c: skipped: %s: %s\n", probe.stage, strerror(-probe.error));
         return CHECK_SKIP_STATUS;

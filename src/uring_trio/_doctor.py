@@ -53,7 +53,7 @@ def for_people(report: ProbeReport) -> str:
 
 
 def listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names) or "not asked for"
+    return ", ".join(names) or "not known"
 
 
 def labelled(label: str, text: str) -> list[str]:

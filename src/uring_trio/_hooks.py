@@ -58,12 +58,6 @@ Methods = dict[type, dict[str, Callable[..., Any]]]
 observers: list[Callable[[Run], None]] = []
 
 
-# Waits for a ring's memory to come back, doubled from the first; 190 ms in all. After 32 ms
-# it was there in each of 60 runs (Linux 6.18, 64 KiB). Doubled, and not at a fixed pace,
-# because an attempt that fails half-way is charged too: at 0.5 ms it took seconds.
-MEMORY_WAITS_S = (0.002, 0.004, 0.008, 0.016, 0.032, 0.128)
-
-
 class _Thread(threading.local):
     # An entrance is about to swap this run's manager, so trio may begin with its own.
     entrance_waiting = False
@@ -258,7 +252,7 @@ def _close_if_made(manager: Any) -> None:
 def _memory_waits() -> tuple[float, ...]:
     """None, unless memory is on its way: a ring of ours was closed just now."""
     elapsed = time.monotonic() - _probe.ring_given_up_at()
-    return MEMORY_WAITS_S if elapsed < sum(MEMORY_WAITS_S) else ()
+    return _probe.MEMORY_WAITS_S if elapsed < sum(_probe.MEMORY_WAITS_S) else ()
 
 
 def _add_user(manager: UringIOManager) -> None:

@@ -200,6 +200,16 @@ def opcode_name(opcode: int) -> str:
     return OPCODE_NAMES[opcode] if opcode < len(OPCODE_NAMES) else f"opcode_{opcode}"
 
 
+def _config() -> Any:
+    """The sizes of a run's ring, and of the probe's: what is promised is what a run gets."""
+    config = _ffi.new("struct ut_config *")
+    config.sq_entries, config.cq_entries = SQ_ENTRIES, CQ_ENTRIES
+    config.sq_entries_min = SQ_ENTRIES_MIN
+    for index, (entries, size) in enumerate(BUFFER_GROUPS):
+        config.groups[index].entries, config.groups[index].buffer_size = entries, size
+    return config
+
+
 def probe_kernel() -> KernelProbe:
     """Make a throw-away ring and try by doing every feature that is required.
 
@@ -208,7 +218,7 @@ def probe_kernel() -> KernelProbe:
     if _lib is None:
         return KernelProbe(error=0, stage="extension")
     found = _ffi.new("struct ut_probe *")
-    _lib.ut_probe_run(_lib.ut_kernel_get_real(), PROBE_TIMEOUT_NS, found)
+    _lib.ut_probe_run(_lib.ut_kernel_get_real(), _config(), PROBE_TIMEOUT_NS, found)
     seen_to_work: tuple[str, ...] = ()
     if found.error == 0:
         seen_to_work = ("BUFFER_RINGS", "POLL_FIRST", "CANCEL_BY_OPERATION")
@@ -244,13 +254,8 @@ class Ring:
         # The box owns the engine from its first moment: a KeyboardInterrupt may strike as
         # soon as the C call returns, before there is a name to hold what it returned.
         self._box = _ffi.gc(_ffi.new("struct ut_engine **"), lib.ut_engine_close_boxed)
-        config = _ffi.new("struct ut_config *")
-        config.sq_entries, config.cq_entries = SQ_ENTRIES, CQ_ENTRIES
-        config.sq_entries_min = SQ_ENTRIES_MIN
-        for index, (entries, size) in enumerate(BUFFER_GROUPS):
-            config.groups[index].entries, config.groups[index].buffer_size = entries, size
         stage = _ffi.new("const char **")
-        error = lib.ut_engine_open_boxed(lib.ut_kernel_get_real(), config, self._box, stage)
+        error = lib.ut_engine_open_boxed(lib.ut_kernel_get_real(), _config(), self._box, stage)
         if error < 0:
             step = _ffi.string(stage[0]).decode()
             raise OSError(-error, f"{step}: {os.strerror(-error)}")
