@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 import harness
 import pytest
 import sandbox
 
 import uring_trio
-
-if TYPE_CHECKING:
-    import subprocess
 
 needs_ring = pytest.mark.skipif(
     harness.ring_denied() is not None, reason=str(harness.ring_denied())
@@ -90,3 +88,16 @@ def test_version_and_help_exit_with_0() -> None:
         done = uring(*arguments)
         assert done.returncode == 0
         assert "usage" in done.stdout
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        command = [sys.executable, "-m", "uring_trio", "doctor", "--json"]
+        done = subprocess.run(
+            command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(write_end)
+    assert done.stderr == ""

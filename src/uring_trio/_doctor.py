@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import textwrap
@@ -24,7 +25,11 @@ def main(*, as_json: bool) -> int:
     except ValueError as exc:
         print(f"uring_trio doctor: {exc}", file=sys.stderr)
         return EXIT_USAGE
-    print(json.dumps(report.as_dict(), indent=2) if as_json else for_people(report))
+    try:
+        print(json.dumps(report.as_dict(), indent=2) if as_json else for_people(report), flush=True)
+    except BrokenPipeError:
+        # The reader has seen enough (``| head``). Python flushes once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_RING if report.backend == "io_uring" else EXIT_FALLBACK
 
 
