@@ -12,11 +12,16 @@
  * for as long as a sleep would cost, but only where that has paid lately: each short wait
  * gives credit, each look in vain takes several. Paced clients and an idle server lose a
  * few looks and then never look again until waits are short.
+ *
+ * Waits may be short and a look in vain all the same: for a thread of this process that
+ * wants this very core (to_thread.run_sync on one CPU). So each further look in vain
+ * doubles the credit that the next one needs, until one is worth it.
  */
 #include "spin.h"
 
-#define UT_SPIN_CREDIT_MAX 16
 #define CREDIT_WANTED 4
+#define CREDIT_MAX 16 /* two looks in vain after many that were worth it stop nothing */
+#define DOUBLINGS_MAX 10
 #define MISS_COSTS 4
 /* More than a short sleep gives: an enter whose own send completed at once looks like
  * one, and a paced peer has one of each a message. */
@@ -25,29 +30,38 @@
  * it, measured as 25 us and more. */
 #define SHORT_SLEEP_NS (2 * UT_SPIN_NS + 10000)
 
+static unsigned wanted(const struct ut_spin *spin)
+{
+    unsigned doublings = spin->misses > 1 ? spin->misses - 1 : 0;
+    return CREDIT_WANTED << (doublings < DOUBLINGS_MAX ? doublings : DOUBLINGS_MAX);
+}
+
 static void add(struct ut_spin *spin, int amount)
 {
+    int max = wanted(spin) > CREDIT_MAX ? (int)wanted(spin) : CREDIT_MAX;
     int credit = (int)spin->credit + amount;
     if (credit < 0)
         credit = 0;
-    if (credit > UT_SPIN_CREDIT_MAX)
-        credit = UT_SPIN_CREDIT_MAX;
-    spin->credit = (unsigned)credit;
+    spin->credit = (unsigned)(credit < max ? credit : max);
 }
 
 bool ut_spin_is_wanted(const struct ut_spin *spin)
 {
-    return spin->credit >= CREDIT_WANTED;
+    return spin->credit >= wanted(spin);
 }
 
 void ut_spin_hit(struct ut_spin *spin)
 {
+    spin->misses = 0;
     add(spin, 1);
 }
 
 void ut_spin_miss(struct ut_spin *spin)
 {
-    add(spin, -MISS_COSTS);
+    if (++spin->misses == 1)
+        add(spin, -MISS_COSTS);
+    else
+        spin->credit = 0;
 }
 
 void ut_spin_slept(struct ut_spin *spin, uint64_t slept_ns)

@@ -11,7 +11,8 @@
 #define UT_SPIN_NS 20000
 
 struct ut_spin {
-    unsigned credit; /* 0 .. UT_SPIN_CREDIT_MAX */
+    unsigned credit;
+    unsigned misses; /* looks in vain since the last that was not */
 };
 
 /* True if the last waits were so short that sleeping was a waste. */

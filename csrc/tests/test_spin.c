@@ -67,6 +67,26 @@ static void short_sleeps_give_credit_and_long_ones_and_misses_take_it(void)
     CHECK(ut_spin_is_wanted(&spin));
 }
 
+static void looks_in_vain_become_rare_although_sleeps_are_short(void)
+{
+    struct ut_spin spin = {0};
+    int looks = 0;
+    for (int waits = 0; waits < 100000; waits++) {
+        if (ut_spin_is_wanted(&spin)) {
+            looks++;
+            ut_spin_miss(&spin);
+        }
+        ut_spin_slept(&spin, SHORT_NS);
+    }
+    CHECK(looks < 50);
+    while (!ut_spin_is_wanted(&spin))
+        ut_spin_slept(&spin, SHORT_NS);
+    ut_spin_hit(&spin); /* worth it: trusted again at once */
+    CHECK(ut_spin_is_wanted(&spin));
+    ut_spin_miss(&spin);
+    CHECK(ut_spin_is_wanted(&spin));
+}
+
 static void what_comes_soon_is_seen_without_a_sleep(void)
 {
     set_up();
@@ -160,6 +180,7 @@ int main(void)
     check_after_each = fake_check_books;
     RUN(a_fresh_engine_does_not_look);
     RUN(short_sleeps_give_credit_and_long_ones_and_misses_take_it);
+    RUN(looks_in_vain_become_rare_although_sleeps_are_short);
     RUN(what_comes_soon_is_seen_without_a_sleep);
     RUN(what_comes_at_once_needs_one_enter);
     RUN(what_comes_late_is_slept_for);

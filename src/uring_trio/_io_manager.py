@@ -30,6 +30,7 @@ import copy
 import errno
 import math
 import os
+import socket
 import weakref
 from collections import deque
 from threading import get_ident
@@ -204,12 +205,14 @@ class UringIOManager:
         await self._wait_ready(fd, POLLOUT)
 
     async def _wait_ready(self, fd: Any, events: int) -> None:
+        is_socket = isinstance(fd, socket.socket)  # trio's wakeup is one, so it must be quick
         if not isinstance(fd, int):
             fd = fd.fileno()
         key = fd * 2 + (events == POLLOUT)
         if key in self.pollers:
             raise trio.BusyResourceError(BUSY)
-        require_pollable(fd)
+        if not is_socket or fd < 0:
+            require_pollable(fd)
         poll = Poll(self, fd, key, events, run_context.task)
         self.pollers[key] = poll
         value: Any = await park(WaitTaskRescheduled(poll.abort))
