@@ -9,8 +9,9 @@ Until then its slot and its memory are taken, whatever becomes of the task:
 - *Closing* wakes the task at once and leaves the operation an orphan, which disposes of
   what it may still bring (an accepted connection is closed). Only an operation on the
   user's own memory keeps its task asleep, because the kernel may still write there.
-- ``-ENOBUFS`` is back-pressure: more receives were ready than there are buffers. Nothing was
-  read; the operation is *held*, and armed again as buffers come home.
+- ``-ENOBUFS`` of a receive into a provided buffer is back-pressure: more were ready than
+  there are buffers. Nothing was read; the operation is *held*: without a slot, but still the
+  current one of its direction, and armed again as buffers come home.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Operation:
         raise NotImplementedError
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
-        """What the task gets; an int below 0 is an error."""
+        """What the task gets for its last cqe; an int below 0 is an error."""
         return res
 
     def dispose(self, res: int) -> None:
@@ -170,9 +171,8 @@ class Operation:
         if task is None:
             self.dispose(res)
         elif res == EINTR or (res == ENOBUFS and self.group() >= 0):
-            # Nothing was done. ENOBUFS: more receives were ready than there are buffers;
-            # it is armed again as they come home. (Without a buffer it is an error like
-            # any other: a sendmsg with more control data than the kernel takes.)
+            # Nothing was done. (ENOBUFS without a provided buffer is an error like any
+            # other: a sendmsg with more control data than the kernel takes.)
             if self.raise_cancel is None:
                 self.task = task
                 manager.held.append(self)
