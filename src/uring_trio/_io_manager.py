@@ -46,7 +46,7 @@ from uring_trio._kernel import BUFFER_GROUPS, EINTR, Ring
 from uring_trio._operations import BUSY, CLOSED, Operation, deliver, raise_error
 from uring_trio._polls import POLLIN, POLLOUT, Poll, require_pollable
 from uring_trio._statistics import IOStatistics, take_statistics
-from uring_trio._trio_private import WaitTaskRescheduled, make_waker, manager_of, park, run_context
+from uring_trio._trio_private import make_waker, manager_of, park, run_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +80,7 @@ class UringIOManager:
         self.on_close: Callable[[], None] | None = None
         self.ops: list[Any] = [None] * 256  # by slot; grows
         self.pollers: dict[int, Poll] = {}  # by fd * 2 + direction
+        self._spare_poll: Poll | None = None
         self.contended: list[tuple[Direction, Operation]] = []
         self.held: deque[Operation] = deque()  # until a buffer comes home
         self.tick = 0  # waits so far: an operation of this tick is not submitted yet
@@ -198,14 +199,18 @@ class UringIOManager:
 
     async def wait_readable(self, fd: Any) -> None:
         """Sleep until *fd* is readable; see `trio.lowlevel.wait_readable`."""
-        await self._wait_ready(fd, POLLIN)
+        poll = self._begin_poll(fd, POLLIN)
+        self._end_poll(poll, await park(poll.trap))
 
     async def wait_writable(self, fd: Any) -> None:
         """Sleep until *fd* is writable; see `trio.lowlevel.wait_writable`."""
-        await self._wait_ready(fd, POLLOUT)
+        poll = self._begin_poll(fd, POLLOUT)
+        self._end_poll(poll, await park(poll.trap))
 
-    async def _wait_ready(self, fd: Any, events: int) -> None:
-        is_socket = isinstance(fd, socket.socket)  # trio's wakeup is one, so it must be quick
+    def _begin_poll(self, fd: Any, events: int) -> Poll:
+        # trio's own wakeup is a socket, and waited for again with each call from a thread:
+        # what is known to be pollable is not looked at, and a poll is used again.
+        is_socket = isinstance(fd, socket.socket)
         if not isinstance(fd, int):
             fd = fd.fileno()
         key = fd * 2 + (events == POLLOUT)
@@ -213,11 +218,18 @@ class UringIOManager:
             raise trio.BusyResourceError(BUSY)
         if not is_socket or fd < 0:
             require_pollable(fd)
-        poll = Poll(self, fd, key, events, run_context.task)
-        self.pollers[key] = poll
-        value: Any = await park(WaitTaskRescheduled(poll.abort))
+        poll, self._spare_poll = self._spare_poll, None
+        if poll is None:
+            poll = Poll(self)
+        poll.begin(fd, key, events)
+        return poll
+
+    def _end_poll(self, poll: Poll, value: Any) -> None:
         if value is not None:
+            poll.trap = None
             raise_error(value)
+        if poll.slot < 0 and not self.closed:
+            self._spare_poll = poll
 
     # ---- operations -------------------------------------------------------------------
 
@@ -336,6 +348,7 @@ class UringIOManager:
         finally:
             self.ops = []
             self.pollers.clear()
+            self._spare_poll = None
             self._end_run()
 
     def _end_run(self) -> None:

@@ -17,6 +17,7 @@ from outcome import Error
 
 from uring_trio._kernel import CQE_F_MORE, ECANCELED
 from uring_trio._operations import CLOSED, Abort, os_error
+from uring_trio._trio_private import WaitTaskRescheduled, run_context
 
 if TYPE_CHECKING:
     from uring_trio._io_manager import UringIOManager
@@ -41,15 +42,27 @@ def require_pollable(fd: int) -> None:
 class Poll:
     """`wait_readable` or `wait_writable` of one task."""
 
-    __slots__ = ("events", "fd", "key", "manager", "slot", "task")
+    __slots__ = ("events", "fd", "key", "manager", "slot", "task", "trap")
 
-    def __init__(self, manager: UringIOManager, fd: int, key: int, events: int, task: Any) -> None:
+    fd: int
+    key: int
+    events: int
+
+    def __init__(self, manager: UringIOManager) -> None:
         self.manager = manager
+        self.task: Any = None
+        self.slot = -1
+        self.trap = WaitTaskRescheduled(self.abort)
+
+    def begin(self, fd: int, key: int, events: int) -> None:
+        """Have the kernel watch *fd* for the task that is running."""
+        manager = self.manager
+        self.slot = manager.start(self, manager.ring.poll(fd, events, 0))
         self.fd = fd
         self.key = key
         self.events = events
-        self.task = task
-        self.slot = manager.start(self, manager.ring.poll(fd, events, 0))
+        self.task = run_context.task
+        manager.pollers[key] = self
 
     @property
     def reading(self) -> bool:

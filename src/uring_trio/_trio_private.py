@@ -49,7 +49,8 @@ WaitTaskRescheduled: Any = getattr(_traps, "WaitTaskRescheduled", None)
 #: Of a task: the IO manager of its run. One look at a thread-local less than by way of
 #: the run context, for a caller that has the task.
 manager_of: Callable[[Any], Any] = attrgetter("_runner.io_manager")
-
+#: Of a task: the runner of its run, for a caller outside of any run.
+runner_of: Callable[[Any], Any] = attrgetter("_runner")
 
 #: Of a stream: the guard that finds two tasks in one direction.
 send_guard: Callable[[Any], Any] = attrgetter("_send_conflict_detector")
