@@ -116,7 +116,8 @@ int ut_prep_connect(struct ut_engine *engine, int fd, struct ut_message *message
 int ut_prep_poll(struct ut_engine *engine, int fd, uint32_t events, int multishot)
 {
     struct io_uring_sqe *sqe;
-    int slot = prep(engine, &sqe, IORING_OP_POLL_ADD, fd, NULL, multishot ? IORING_POLL_ADD_MULTI : 0);
+    int slot = prep(engine, &sqe, IORING_OP_POLL_ADD, fd, NULL,
+                    multishot ? IORING_POLL_ADD_MULTI : 0);
     if (slot >= 0) {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
         events = events << 16 | events >> 16; /* poll32_events is word-reversed there */

@@ -111,7 +111,9 @@ void ut_probe_run(const struct ut_kernel *kernel, const struct ut_config *config
 {
     int pair[2];
     memset(out, 0, sizeof *out);
-    struct ut_engine *engine = ut_engine_open(kernel, config != NULL ? config : &small_config, &out->error, &out->stage);
+    if (config == NULL)
+        config = &small_config;
+    struct ut_engine *engine = ut_engine_open(kernel, config, &out->error, &out->stage);
     if (engine == NULL)
         return;
     out->setup_flags = engine->ring.setup_flags;

@@ -20,8 +20,8 @@
 #include "spin.h"
 
 #define CREDIT_WANTED 4
-#define CREDIT_MAX 16 /* two looks in vain after many that were worth it stop nothing */
-#define DOUBLINGS_MAX 10
+#define CREDIT_MAX 16 /* one look in vain after many that were worth it stops nothing */
+#define DOUBLINGS_MAX 10 /* of what a look needs: 4,096 short sleeps at most */
 #define MISS_COSTS 4
 /* More than a short sleep gives: an enter whose own send completed at once looks like
  * one, and a paced peer has one of each a message. */
