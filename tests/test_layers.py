@@ -17,7 +17,7 @@ LAYERS = [
     {"_kernel", "_trio_private"},
     {"_memory", "_guest", "_statistics", "_loadgen", "_probe"},
     {"_operations", "_socket_arguments"},
-    {"_directions", "_polls", "_socket_operations"},
+    {"_directions", "_draining", "_polls", "_socket_operations"},
     {"_io_manager"},
     {"_sockets"},
     {"_streams"},

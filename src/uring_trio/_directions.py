@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 from outcome import Error
 
-from uring_trio._kernel import GROUP_SIZES
+from uring_trio._kernel import BUFFER_GROUPS, GROUP_SIZES
 from uring_trio._operations import BUSY, Operation, Receive, Send
 from uring_trio._trio_private import run_context
 
@@ -219,6 +219,29 @@ class Direction:
                 self.group -= 1
         else:
             self.small_in_a_row = 0
+
+
+def start_held(manager: UringIOManager) -> None:
+    """Arm again as many held operations as there are buffers for, oldest first."""
+    free = [entries for entries, _ in BUFFER_GROUPS]
+    held = manager.held
+    for _ in range(len(held)):
+        if not held:
+            return  # an instrument of a woken task has cancelled the rest
+        operation = held.popleft()
+        group = operation.group()
+        if group >= 0 and not free[group]:
+            held.append(operation)
+            continue
+        if group >= 0:
+            free[group] -= 1
+        direction = operation.direction
+        try:
+            direction.start(operation)
+        except (OSError, RuntimeError) as exc:
+            direction.advance()
+            task, operation.task = operation.task, None
+            manager.wake(task, Error(exc))
 
 
 class Endpoint:

@@ -40,13 +40,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 from outcome import Error
 
-from uring_trio._directions import Endpoint
+from uring_trio._directions import Endpoint, start_held
+from uring_trio._draining import drain
 from uring_trio._guest import Helper
-from uring_trio._kernel import BUFFER_GROUPS, EINTR, Ring
+from uring_trio._kernel import EINTR, RECORDS_MASK, Ring
 from uring_trio._operations import BUSY, CLOSED, Operation, deliver, raise_error
 from uring_trio._polls import POLLIN, POLLOUT, Poll, require_pollable
 from uring_trio._statistics import IOStatistics, take_statistics
-from uring_trio._trio_private import make_waker, manager_of, park, run_context
+from uring_trio._trio_private import make_waker, manager_of, park, run_context, runner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,11 +58,6 @@ if TYPE_CHECKING:
 HOST_MUST_ENTER = -1
 # Truthy, and no record: something happened that needs no record to be told.
 NOTHING_TO_READ = 1 << 32
-COUNT_MASK = (1 << 32) - 1
-
-# How long closing waits for operations that were cancelled. They take microseconds; one
-# that does not end (a broken driver) must not hang the interpreter's exit.
-CLOSE_TIMEOUT_S = 1.0
 
 # Memory that the kernel may write to after its ring was closed: given up on purpose.
 _leaked: list[Any] = []
@@ -78,7 +74,7 @@ class UringIOManager:
     def __init__(self) -> None:
         self.closed = False
         self.on_close: Callable[[], None] | None = None
-        self.ops: list[Any] = [None] * 256  # by slot; grows
+        self.ops: list[Any] = [None] * 256  # by slot; grows, as the engine's table does
         self.pollers: dict[int, Poll] = {}  # by fd * 2 + direction
         self._spare_poll: Poll | None = None
         self.contended: list[tuple[Direction, Operation]] = []
@@ -152,31 +148,11 @@ class UringIOManager:
         contended, self.contended = self.contended, []
         if events:
             self._batch = 0
-            deliver(self, self.ring.records(events & COUNT_MASK))
+            deliver(self, self.ring.records(events & RECORDS_MASK))
         for direction, operation in contended:
             direction.find_busy(operation)
         if self.held:
-            self._start_held()
-
-    def _start_held(self) -> None:
-        """Arm again as many operations as there are buffers for, oldest first."""
-        free = [entries for entries, _ in BUFFER_GROUPS]
-        for _ in range(len(self.held)):
-            if not self.held:
-                return  # an instrument of a woken task has cancelled the rest
-            operation = self.held.popleft()
-            group = operation.group()
-            if group >= 0 and not free[group]:
-                self.held.append(operation)
-                continue
-            if group >= 0:
-                free[group] -= 1
-            try:
-                operation.direction.start(operation)
-            except (OSError, RuntimeError) as exc:
-                operation.direction.advance()
-                task, operation.task = operation.task, None
-                self.wake(task, Error(exc))
+            start_held(self)
 
     def _bind(self, runner: Any) -> None:
         self._runner = runner
@@ -234,7 +210,7 @@ class UringIOManager:
     # ---- operations -------------------------------------------------------------------
 
     def start(self, operation: Any, slot: int) -> int:
-        """Enter an operation's slot, as the preparing function gave it."""
+        """Enter an operation or a poll at its slot, as the preparing function gave it."""
         if slot < 0:
             raise self.ring.error(slot)
         if slot >= len(self.ops):
@@ -337,7 +313,7 @@ class UringIOManager:
         self.closed = True
         _managers.discard(self)
         try:
-            finished = get_ident() == self._thread and self._drain()
+            finished = get_ident() == self._thread and drain(self, self._batch)
             if not finished:
                 _leaked.append([op for op in self.ops if op is not None])
             self.pool = b""
@@ -346,6 +322,7 @@ class UringIOManager:
                 self._helper.close()
                 self._helper = None
         finally:
+            self._batch = 0
             self.ops = []
             self.pollers.clear()
             self._spare_poll = None
@@ -356,41 +333,6 @@ class UringIOManager:
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close()
-
-    def _drain(self) -> bool:
-        """True when the kernel has finished with everything."""
-        self.held.clear()
-        for slot, operation in enumerate(self.ops):
-            if operation is not None:
-                operation.task = None
-                if isinstance(operation, Operation):
-                    operation.direction.waiting = ()
-                if self.ring.cancel(slot) == 0:
-                    self.ops[slot] = None
-                    if isinstance(operation, Operation):
-                        operation.release()
-        end = monotonic() + CLOSE_TIMEOUT_S
-        answer, self._batch = self._batch, 0
-        while True:
-            if answer > 0:
-                for slot, res, flags, offset in self.ring.records(answer & COUNT_MASK):
-                    if self.ops[slot] is not None:
-                        self.ops[slot].complete(res, flags, offset)
-            # The kernel's count too, and not ours alone: a signal handler that raises as the
-            # wait returns takes with it what the wait has answered.
-            in_flight = self.ring.statistics()[0]["in_flight"]
-            if not in_flight or all(operation is None for operation in self.ops):
-                break
-            left_ns = math.ceil((end - monotonic()) * 1e9)
-            if left_ns <= 0:
-                return False
-            answer = self.ring.wait(left_ns)
-            if answer < 0 and answer != EINTR:
-                return False
-        for operation in self.ops:
-            if isinstance(operation, Operation):
-                operation.release()
-        return True
 
     def abandon_in_child(self) -> None:
         """In a forked child: the ring is the parent's; forget it."""
@@ -423,7 +365,7 @@ class UringIOManager:
 
 def _wake_before_run(task: Any, value: Any) -> None:
     manager = manager_of(task)
-    manager._bind(task._runner)
+    manager._bind(runner_of(task))
     manager.wake(task, value)
 
 

@@ -56,6 +56,9 @@ GROUP_SIZES = tuple(size for _, size in BUFFER_GROUPS)
 # The most that one operation moves: the kernel's own limit for read and write.
 TRANSFER_MAX = 0x7FFFF000
 
+# Of a wait's answer, cqes seen << 32 | records of the batch: the records.
+RECORDS_MASK = (1 << 32) - 1
+
 PROBE_TIMEOUT_NS = 1_000_000_000  # each step takes microseconds; a sandbox may never answer
 
 _RECORD = struct.Struct("IiII")  # slot, res, flags, offset: struct ut_record
