@@ -32,7 +32,7 @@
 /* Enters of one wait, each running 20 pieces of work: enough for a batch of 320
  * receives, and a bound for a peer that sends faster than we read. */
 #define ENTER_ROUNDS_MAX 16
-/* The kernel had no memory for a request: how long until we try it again. */
+/* The kernel had no memory for an operation: how long until we try it again. */
 #define RETRY_NS 1000000
 #define QUEUE_MIN 64
 
@@ -229,7 +229,7 @@ static int64_t answer(const struct ut_engine *engine, unsigned seen)
 }
 
 /* Enters while the kernel has work for us, without sleeping. 0 or -errno; -EAGAIN
- * if requests find no memory: they stay in the SQ. */
+ * if operations find no memory: they stay in the SQ. */
 static int run_work(struct ut_engine *engine, unsigned *seen)
 {
     bool starved = false;
@@ -251,7 +251,7 @@ static int run_work(struct ut_engine *engine, unsigned *seen)
     return 0;
 }
 
-/* Requests find no memory. Sleeps until something in flight ends, or it is time to
+/* Operations find no memory. Sleeps until something in flight ends, or it is time to
  * try them again. */
 static int sleep_for_memory(struct ut_engine *engine, int64_t timeout_ns)
 {

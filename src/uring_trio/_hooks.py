@@ -184,7 +184,9 @@ def install(choice: Choice) -> None:
     """
     bound = _trio_private.bound_io_manager()
     if bound not in (_trio_private.stock_io_manager, InstalledIOManager):
-        raise RuntimeError(f"trio's IO manager is replaced already, by {bound!r}")
+        raise RuntimeError(
+            f"trio's IO manager is replaced already, by {bound!r}; have that undone first"
+        )
     with _lock:
         _trio_private.bind_io_manager(InstalledIOManager)
         if choice.failure is None:
@@ -250,7 +252,7 @@ def _close_if_made(manager: Any) -> None:
 
 
 def _memory_waits() -> tuple[float, ...]:
-    """None, unless memory is on its way: a ring of ours was closed just now."""
+    """No waits, unless memory is on its way: a ring of ours was closed just now."""
     elapsed = time.monotonic() - _probe.ring_given_up_at()
     return _probe.MEMORY_WAITS_S if elapsed < sum(_probe.MEMORY_WAITS_S) else ()
 

@@ -165,7 +165,10 @@ def load_extension() -> tuple[Any, Any]:
       ImportError: it was not built.
     """
     if _lib is None:
-        raise ImportError("uring_trio was installed without its C extension")
+        raise ImportError(
+            "uring_trio was installed without its C extension; "
+            "install it again on Linux, with a C compiler and Python's headers"
+        )
     return _ffi, _lib
 
 

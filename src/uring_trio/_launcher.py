@@ -85,7 +85,7 @@ def parse(argv: list[str]) -> tuple[Backend, bool, str, list[str]]:
     while rest and rest[0].startswith("-") and rest[0] != "-m":
         option, equals, value = rest.pop(0).partition("=")
         if option != "--backend":
-            raise UsageError(f"unknown option {option}")
+            raise UsageError(f"unknown option {option}; the program's own come after its name")
         if not equals:
             value = rest.pop(0) if rest else ""
         matching = [known for known in BACKENDS if known == value]
@@ -96,7 +96,7 @@ def parse(argv: list[str]) -> tuple[Backend, bool, str, list[str]]:
     if is_module:
         rest.pop(0)
     if not rest:
-        raise UsageError("which program?")
+        raise UsageError("no program: give a script, or -m and a module")
     return backend, is_module, rest[0], rest[1:]
 
 
