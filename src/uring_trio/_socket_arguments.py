@@ -15,21 +15,26 @@ from uring_trio._kernel import TRANSFER_MAX
 from uring_trio._memory import Message, pin, unpin
 
 MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
+# Not in every Python's socket module; Linux's numbers.
 MSG_FASTOPEN = 0x20000000
 MSG_ZEROCOPY = 0x4000000
+# Taken off (see `_sockets`), and left to stock.
 IGNORED_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_WAITALL)
 STOCK_FLAGS = int(socket.MSG_OOB | socket.MSG_ERRQUEUE) | MSG_FASTOPEN | MSG_ZEROCOPY
 
 
 def usable_size(size: object) -> bool:
+    """Whether it is a count of bytes that one operation can move; 0 is stock's."""
     return isinstance(size, int) and 0 < size <= TRANSFER_MAX
 
 
 def usable_flags(flags: object) -> bool:
+    """Whether they are flags (a C int) that the ring may take."""
     return isinstance(flags, int) and 0 <= flags <= 0x7FFFFFFF and not flags & STOCK_FLAGS
 
 
 def own_flags(flags: int) -> int:
+    """The flags without those that are taken off."""
     return int(flags) & ~IGNORED_FLAGS
 
 
@@ -49,10 +54,12 @@ def into_arguments(buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[Any, i
 
 
 def is_iterable(value: object) -> bool:
+    """Whether it may be a list of buffers; asked without iterating it."""
     return hasattr(type(value), "__iter__")
 
 
 def try_pin(buffer: Any) -> Any:
+    """Pinned memory to be sent; None if the object has none."""
     try:
         return pin(buffer)
     except (TypeError, BufferError, ValueError):
@@ -60,6 +67,7 @@ def try_pin(buffer: Any) -> Any:
 
 
 def try_control(ancillary: list[Any]) -> bytes | None:
+    """Control messages as the kernel takes them; None if one is not usable."""
     try:
         return _addresses.pack_control(
             [(level, kind, bytes(memoryview(data))) for level, kind, data in ancillary]

@@ -128,9 +128,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             return self.endpoint
         return None
 
-    def _count_stock(self, endpoint: Endpoint | None, reason: str = "arguments") -> None:
+    def _count_stock(self, endpoint: Endpoint | None) -> None:
         if endpoint is not None:
-            endpoint.manager.count_stock_call(reason)
+            endpoint.manager.count_stock_call("arguments")
 
     # ---- receive ----------------------------------------------------------------------
 
@@ -147,9 +147,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 return value if type(value) is bytes else stream_operation.unwrap(value)
             if usable_flags(flags):
                 operation = ReceiveBytes(receiver, int(args[0]), own_flags(flags))
-                return await _perform(receiver.submit(operation))  # type: ignore[no-any-return]
+                return await _perform(receiver.submit(operation))
         self._count_stock(endpoint)
-        return await super().recv(*args, **kwargs)  # type: ignore[no-any-return]
+        return await super().recv(*args, **kwargs)
 
     @enable_ki_protection
     async def recv_into(self, /, *args: Any, **kwargs: Any) -> int:
@@ -157,11 +157,11 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         endpoint = self.ring_endpoint()
         found = self._parse_into(endpoint, args, kwargs)
         if endpoint is None or found is None:
-            return await super().recv_into(*args, **kwargs)  # type: ignore[no-any-return]
+            return await super().recv_into(*args, **kwargs)
         pinned, size, flags = found
         receiver = endpoint.receiver
         operation = ReceiveInto(receiver, pinned, size, flags)
-        return await _perform(receiver.submit(operation))  # type: ignore[no-any-return]
+        return await _perform(receiver.submit(operation))
 
     def _parse_into(self, endpoint: Endpoint | None, args: Any, kwargs: Any) -> Any:
         if endpoint is None:
@@ -182,9 +182,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             flags = args[1] if len(args) == 2 else 0
             if usable_flags(flags):
                 message = Message(data_size=args[0])
-                return await self._receive_message(endpoint, message, flags, _received_from)  # type: ignore[no-any-return]
+                return await self._receive_message(endpoint, message, flags, _received_from)
         self._count_stock(endpoint)
-        return await super().recvfrom(*args, **kwargs)  # type: ignore[no-any-return]
+        return await super().recvfrom(*args, **kwargs)
 
     @enable_ki_protection
     async def recvfrom_into(self, /, *args: Any, **kwargs: Any) -> tuple[int, Any]:
@@ -192,11 +192,11 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         endpoint = self.ring_endpoint()
         found = self._parse_into(endpoint, args, kwargs)
         if endpoint is None or found is None:
-            return await super().recvfrom_into(*args, **kwargs)  # type: ignore[no-any-return]
+            return await super().recvfrom_into(*args, **kwargs)
         pinned, size, flags = found
         message = Message(vectors=1)
         message.add_vector(0, pinned, size)
-        return await self._receive_message(  # type: ignore[no-any-return]
+        return await self._receive_message(
             endpoint, message, flags, _received_from_into, on_user_memory=True
         )
 
@@ -208,9 +208,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             control_size, flags = (*args[1:], 0, 0)[:2] if len(args) < 3 else args[1:]
             if (control_size == 0 or usable_size(control_size)) and usable_flags(flags):
                 message = Message(control_size=control_size, data_size=args[0])
-                return await self._receive_message(endpoint, message, flags, _received_message)  # type: ignore[no-any-return]
+                return await self._receive_message(endpoint, message, flags, _received_message)
         self._count_stock(endpoint)
-        return await super().recvmsg(*args, **kwargs)  # type: ignore[no-any-return]
+        return await super().recvmsg(*args, **kwargs)
 
     @enable_ki_protection
     async def recvmsg_into(self, /, *args: Any, **kwargs: Any) -> tuple[int, Any, int, Any]:
@@ -222,11 +222,11 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             if (control_size == 0 or usable_size(control_size)) and usable_flags(flags):
                 message = message_of(args[0], control_size, writable=True)
                 if message is not None:
-                    return await self._receive_message(  # type: ignore[no-any-return]
+                    return await self._receive_message(
                         endpoint, message, flags, _received_message_into, on_user_memory=True
                     )
         self._count_stock(endpoint)
-        return await super().recvmsg_into(*args, **kwargs)  # type: ignore[no-any-return]
+        return await super().recvmsg_into(*args, **kwargs)
 
     async def _receive_message(
         self,
@@ -261,9 +261,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             if pinned is not None:
                 operation = endpoint.sender.send(pinned, flags)
                 value = await park(operation.trap)
-                return operation.unwrap(value)  # type: ignore[no-any-return]
+                return operation.unwrap(value)
         self._count_stock(endpoint)
-        return await super().send(*args, **kwargs)  # type: ignore[no-any-return]
+        return await super().send(*args, **kwargs)
 
     @enable_ki_protection
     async def sendto(self, /, *args: Any) -> int:
@@ -280,7 +280,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                     message.set_name(name)
                     return await self._send_message(endpoint, message, flags, args[0])
         self._count_stock(endpoint)
-        return await super().sendto(*args)  # type: ignore[no-any-return]
+        return await super().sendto(*args)
 
     @enable_ki_protection
     async def sendmsg(self, /, *args: Any) -> int:
@@ -289,7 +289,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         usable = 1 <= len(args) <= 4 and all(map(is_iterable, args[:2]))
         if endpoint is None or not usable:
             self._count_stock(endpoint)
-            return await super().sendmsg(*args)  # type: ignore[no-any-return]
+            return await super().sendmsg(*args)
         defaults: tuple[Any, ...] = ((), (), 0, None)
         buffers, ancillary, flags, address = (*args, *defaults[len(args) :])
         buffers, ancillary = list(buffers), list(ancillary)  # they may be generators
@@ -305,7 +305,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 message.set_name(name)
                 return await self._send_message(endpoint, message, flags, *buffers)
         self._count_stock(endpoint)
-        return await super().sendmsg(buffers, ancillary, flags, address)  # type: ignore[no-any-return]
+        return await super().sendmsg(buffers, ancillary, flags, address)
 
     async def _send_message(
         self, endpoint: Endpoint, message: Message, flags: int, *buffers: Any
@@ -316,7 +316,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             own_flags(flags) | MSG_NOSIGNAL,
             on_user_memory=any(type(buffer) is not bytes for buffer in buffers),
         )
-        return await _perform(endpoint.sender.submit(operation))  # type: ignore[no-any-return]
+        return await _perform(endpoint.sender.submit(operation))
 
     # ---- accept, connect --------------------------------------------------------------
 
@@ -325,7 +325,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         """Like `socket.socket.accept`, but async."""
         endpoint = self.ring_endpoint()
         if endpoint is None:
-            return await super().accept()  # type: ignore[no-any-return]
+            return await super().accept()
         operation = Accept(endpoint.receiver, self._sock)
         accepted, address = await _perform(endpoint.receiver.submit(operation))
         return trio.socket.from_stdlib_socket(accepted), address
@@ -380,4 +380,4 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         endpoint = self.endpoint
         if endpoint is not None:
             endpoint.manager.end_operations(endpoint, detach=True)
-        return super().detach()  # type: ignore[no-any-return]
+        return super().detach()

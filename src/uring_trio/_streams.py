@@ -115,7 +115,7 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
         value = await park(operation.trap)
         if type(value) is bytes:
             return value
-        return operation.unwrap(value)  # type: ignore[no-any-return]
+        return operation.unwrap(value)
     except OSError as exc:
         _raise_stream_error(exc)
 
@@ -239,7 +239,7 @@ def _raise_fd_error(exc: OSError) -> NoReturn:
 async def _fd_receive(self: Any, max_bytes: int | None = None) -> bytes:
     endpoint = _fd_endpoint(self)
     if endpoint is None:
-        return await _fd_receive_some(self, max_bytes)  # type: ignore[no-any-return]
+        return await _fd_receive_some(self, max_bytes)
     with receive_guard(self):
         if max_bytes is None:
             max_bytes = RECEIVE_SIZE
@@ -253,7 +253,7 @@ async def _fd_receive(self: Any, max_bytes: int | None = None) -> bytes:
             if type(value) is bytes:
                 return value
             try:
-                return operation.unwrap(value)  # type: ignore[no-any-return]
+                return operation.unwrap(value)
             except BlockingIOError:
                 # Not every driver can be asked without blocking (some terminals).
                 endpoint.manager.count_stock_call("not pollable by the ring")
