@@ -13,7 +13,7 @@ struct ut_config {
     struct ut_group_config groups[3];
 };
 
-struct ut_ring { unsigned setup_flags, features, sq_entries, cq_entries; int fd; ...; };
+struct ut_ring { int fd; ...; };
 struct ut_engine { struct ut_ring ring; struct ut_record *records; unsigned record_capacity;
                    char *pool; size_t pool_size; ...; };
 

@@ -103,7 +103,6 @@ struct io_uring_probe {
 #define IO_URING_OP_SUPPORTED (1U << 0)
 
 #define IORING_OFF_SQ_RING 0ULL
-#define IORING_OFF_CQ_RING 0x8000000ULL
 #define IORING_OFF_SQES 0x10000000ULL
 
 /* sqe->flags */
