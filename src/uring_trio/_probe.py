@@ -238,7 +238,9 @@ def kernel_probe(*, again: bool = False) -> KernelProbe:
     # One thread at a time: rings that are tried at once may be in each other's way.
     with state.lock:
         if state.kernel_probe is None or again:
-            state.kernel_probe = _probe_with_patience()
+            # With patience only the first time: a lasting lack of memory is told at once.
+            first = state.kernel_probe is None
+            state.kernel_probe = _probe_with_patience() if first else _kernel.probe_kernel()
             note_ring_given_up()
         return state.kernel_probe
 

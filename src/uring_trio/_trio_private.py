@@ -85,7 +85,7 @@ _NAMES: tuple[tuple[object, str, str], ...] = (
     (_traps, "trio._core._traps", "WaitTaskRescheduled"),
     (_socket, "trio._socket", "_SocketType"),
     (_unix_pipes, "trio._unix_pipes", "FdStream"),
-    (stock_socket_type, "trio._socket._SocketType", "_resolve_address_nocp _nonblocking_helper"),
+    (stock_socket_type, "trio._socket._SocketType", "_resolve_address_nocp did_shutdown_SHUT_WR"),
     (
         stock_io_manager,
         "TheIOManager",
@@ -98,6 +98,12 @@ _NAMES: tuple[tuple[object, str, str], ...] = (
 _FIELDS: tuple[tuple[str, str], ...] = (
     ("Runner", "io_manager runq instruments is_guest"),
     ("Task", "_runner _next_send_fn _next_send _abort_func custom_sleep_data coro"),
+)
+# What a class sets in its ``__init__``: there is no instance to look at.
+_SET_IN_INIT: tuple[tuple[Any, str, str], ...] = (
+    (stock_socket_type, "_SocketType", "_sock"),
+    (trio.SocketStream, "SocketStream", "_send_conflict_detector"),
+    (fd_stream_type, "FdStream", "_fd_holder _send_conflict_detector _receive_conflict_detector"),
 )
 
 
@@ -115,6 +121,10 @@ def missing_names() -> list[str]:
             for attribute in getattr(getattr(_run, class_name, None), "__attrs_attrs__", ())
         }
         missing += [f"{class_name}.{name}" for name in names.split() if name not in fields]
+    for owner, where, names in _SET_IN_INIT:
+        code = getattr(getattr(owner, "__init__", None), "__code__", None)
+        set_there = getattr(code, "co_names", ())
+        missing += [f"{where}.{name}" for name in names.split() if name not in set_there]
     if not hasattr(getattr(_run, "Runner", None), "force_guest_tick_asap"):
         missing.append("Runner.force_guest_tick_asap")
     return missing
