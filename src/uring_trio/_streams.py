@@ -4,9 +4,10 @@ Both classes are final, so two methods of each are replaced in place. A replacem
 the ring only in a run that is on it, and only for a socket that is exactly ours; otherwise
 it calls the method that was there (FakeNet, users' own socket classes, epoll runs).
 
-``send_all`` asks for MSG_WAITALL: the kernel goes on by itself when there is room again,
-where stock is woken for each piece. A cancel then finds out how much was sent; as with
-stock, a cancelled ``send_all`` has sent some of the data, all or none.
+``send_all`` is a loop of sends that may be short, and not one with MSG_WAITALL, although
+the kernel would go on by itself then: where the peer resets the connection in the middle,
+that send answers with what it had sent, the socket's error is used up, and nobody hears of
+the reset. The next send finds EPIPE, and a reader beside it a clean end of file.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 # What receive_some() without a size asks for: as much as our largest buffer takes. (Stock
 # asks for 64 KiB; "a reasonable default" is all that trio promises.)
 RECEIVE_SIZE = GROUP_SIZES[-1]
-SEND_ALL_FLAGS = int(socket.MSG_WAITALL | socket.MSG_NOSIGNAL)
+SEND_ALL_FLAGS = int(socket.MSG_NOSIGNAL)
 
 SENT_EOF = "can't send data after sending EOF"
 
@@ -195,7 +196,7 @@ async def _send_buffer(sock: Any, sender: Direction, data: bytes | bytearray | m
 
 
 async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> None:
-    """Send what comes after *sent*: the backstop of MSG_WAITALL, and the loop of write."""
+    """Send what comes after *sent*."""
     with memoryview(data) as whole, whole.cast("B") as view:
         while sent < view.nbytes:
             with view[sent:] as rest:
