@@ -396,7 +396,16 @@ static int open_arrays(struct ut_engine *engine)
     return engine->records == NULL || engine->queue == NULL ? -ENOMEM : 0;
 }
 
-struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, const struct ut_config *config,
+/* What the ring has taken is not given back at once, so a smaller one is for later. */
+static void shrink(struct ut_config *config, const struct ut_ring *ring)
+{
+    if (ring->sq_entries / 2 < config->sq_entries_min)
+        return;
+    config->sq_entries = ring->sq_entries / 2;
+    config->cq_entries = ring->cq_entries / 2;
+}
+
+struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, struct ut_config *config,
                                  int *error, const char **stage)
 {
     ut_kernel_watch_forks();
@@ -416,6 +425,8 @@ struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, const struct ut
     if (*error == 0) {
         *stage = "register buffer ring";
         *error = open_groups(engine, config);
+        if (*error == -ENOMEM)
+            shrink(config, &engine->ring);
     }
     if (*error == 0)
         return engine;
@@ -423,7 +434,7 @@ struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, const struct ut
     return NULL;
 }
 
-int ut_engine_open_boxed(const struct ut_kernel *kernel, const struct ut_config *config,
+int ut_engine_open_boxed(const struct ut_kernel *kernel, struct ut_config *config,
                          struct ut_engine **box, const char **stage)
 {
     int error;

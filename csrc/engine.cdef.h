@@ -23,7 +23,7 @@ struct ut_statistics {
     uint64_t operations[32];
 };
 
-int ut_engine_open_boxed(const struct ut_kernel *, const struct ut_config *,
+int ut_engine_open_boxed(const struct ut_kernel *, struct ut_config *,
                          struct ut_engine **box, const char **stage);
 void ut_engine_close_boxed(struct ut_engine **box);
 int ut_engine_close(struct ut_engine *, int leak);
@@ -63,5 +63,5 @@ struct ut_probe {
     uint8_t opcodes[256];
     unsigned opcode_count;
 };
-void ut_probe_run(const struct ut_kernel *, const struct ut_config *, int64_t timeout_ns,
+void ut_probe_run(const struct ut_kernel *, struct ut_config *, int64_t timeout_ns,
                   struct ut_probe *out);

@@ -69,13 +69,15 @@ struct ut_config {
     struct ut_group_config groups[UT_GROUPS];
 };
 
-/* NULL on failure, with -errno in `*error` and the step in `*stage`. */
-struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, const struct ut_config *config,
+/* NULL on failure, with -errno in `*error` and the step in `*stage`. Where there was
+ * memory for the ring and then not for its buffer rings, the sizes in `*config` are
+ * halved, if they may be: to be tried with once the kernel has taken the ring apart. */
+struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, struct ut_config *config,
                                  int *error, const char **stage);
 
 /* The same, into a box that has an owner before there is an engine in it: Python
  * may be interrupted as soon as the call returns. 0 or -errno. */
-int ut_engine_open_boxed(const struct ut_kernel *kernel, const struct ut_config *config,
+int ut_engine_open_boxed(const struct ut_kernel *kernel, struct ut_config *config,
                          struct ut_engine **box, const char **stage);
 void ut_engine_close_boxed(struct ut_engine **box); /* nothing if the box is empty */
 

@@ -106,13 +106,14 @@ static int try_cancel(struct ut_engine *engine, const int pair[2], uint64_t dead
     return record.res == -ECANCELED ? 0 : -EOPNOTSUPP;
 }
 
-void ut_probe_run(const struct ut_kernel *kernel, const struct ut_config *config,
+void ut_probe_run(const struct ut_kernel *kernel, struct ut_config *config,
                   int64_t timeout_ns, struct ut_probe *out)
 {
     int pair[2];
     memset(out, 0, sizeof *out);
+    struct ut_config small = small_config;
     if (config == NULL)
-        config = &small_config;
+        config = &small;
     struct ut_engine *engine = ut_engine_open(kernel, config, &out->error, &out->stage);
     if (engine == NULL)
         return;

@@ -19,7 +19,7 @@ struct ut_probe {
  * RLIMIT_MEMLOCK), receives over a socket pair into a provided buffer with
  * POLL_FIRST, cancels a second receive, and takes all down again. Never sleeps
  * for more than `timeout_ns`. */
-void ut_probe_run(const struct ut_kernel *kernel, const struct ut_config *config,
+void ut_probe_run(const struct ut_kernel *kernel, struct ut_config *config,
                   int64_t timeout_ns, struct ut_probe *out);
 
 #endif

@@ -46,6 +46,32 @@ static void each_failing_call_of_open_is_named_and_leaves_nothing(void)
     tools_close(tools_open(8, 32));
 }
 
+static void too_little_for_buffer_rings_halves_the_next_try(void)
+{
+    for (unsigned nth = 2; nth <= OPEN_CALLS; nth++) { /* 1 is the set-up itself */
+        struct ut_config config = tools_config;        /* 8 and 32, at least 2 */
+        int error = 0;
+        const char *stage = NULL;
+        fake_reset();
+        fake.setup_entries_max = 4; /* so the ring gets 4 and 16 */
+        fake.fail_call = nth + 1;   /* after the refused set-up */
+        fake.fail_error = -ENOMEM;
+        CHECK(ut_engine_open(&ut_kernel_fake, &config, &error, &stage) == NULL);
+        bool of_buffers = strcmp(stages[nth - 1], "register buffer ring") == 0;
+        CHECK_EQ(config.sq_entries, of_buffers ? 2 : 8);
+        CHECK_EQ(config.cq_entries, of_buffers ? 8 : 32);
+    }
+    struct ut_config least = tools_config;
+    least.sq_entries = least.sq_entries_min;
+    int error = 0;
+    const char *stage = NULL;
+    fake_reset();
+    fake.fail_call = OPEN_CALLS;
+    fake.fail_error = -ENOMEM;
+    CHECK(ut_engine_open(&ut_kernel_fake, &least, &error, &stage) == NULL);
+    CHECK_EQ(least.sq_entries, least.sq_entries_min);
+}
+
 static void each_failing_allocation_of_open_is_ENOMEM_and_leaves_nothing(void)
 {
     unsigned nth = 1;
@@ -54,8 +80,8 @@ static void each_failing_allocation_of_open_is_ENOMEM_and_leaves_nothing(void)
         const char *stage = NULL;
         fake_reset();
         fail_alloc_at(nth);
-        struct ut_engine *engine =
-            ut_engine_open(&ut_kernel_fake, &tools_config, &error, &stage);
+        struct ut_config config = tools_config;
+        struct ut_engine *engine = ut_engine_open(&ut_kernel_fake, &config, &error, &stage);
         fail_alloc_at(0);
         if (engine != NULL) {
             tools_close(engine);
@@ -217,6 +243,7 @@ int main(void)
 {
     check_after_each = fake_check_books;
     RUN(each_failing_call_of_open_is_named_and_leaves_nothing);
+    RUN(too_little_for_buffer_rings_halves_the_next_try);
     RUN(each_failing_allocation_of_open_is_ENOMEM_and_leaves_nothing);
     RUN(no_memory_for_an_operation_loses_no_other);
     RUN(cancels_need_no_memory);

@@ -34,6 +34,7 @@ import trio
 from uring_trio import _probe, _streams, _trio_private
 from uring_trio._errors import UringUnavailable
 from uring_trio._io_manager import UringIOManager
+from uring_trio._kernel import RingSizes
 from uring_trio._probe import Choice, choose, logger, remember_run, stock_backend, warn_once
 from uring_trio._remedies import Failure, explain
 from uring_trio._sockets import UringSocket
@@ -234,11 +235,13 @@ def _make_ring(manager: UringIOManager) -> None:
     locked. So a small RLIMIT_MEMLOCK refuses the next of two runs in a row, unless it
     waits for that.
     """
-    for wait_s in (*_memory_waits(), None):
+    sizes = RingSizes()
+    for wait_s in (*_probe.MEMORY_WAITS_S, None):
         try:
-            UringIOManager.__init__(manager)
+            UringIOManager.__init__(manager, sizes)
         except OSError as exc:
-            if exc.errno != errno.ENOMEM or wait_s is None:
+            on_its_way = sizes.halved or _probe.gave_up_a_ring_just_now()
+            if exc.errno != errno.ENOMEM or wait_s is None or not on_its_way:
                 raise
             time.sleep(wait_s)
         else:
@@ -249,12 +252,6 @@ def _close_if_made(manager: Any) -> None:
     """Close a manager that trio did not get; one whose ring was never made has nothing."""
     if hasattr(manager, "ring"):
         manager.close()
-
-
-def _memory_waits() -> tuple[float, ...]:
-    """No waits, unless memory is on its way: a ring of ours was closed just now."""
-    elapsed = time.monotonic() - _probe.ring_given_up_at()
-    return _probe.MEMORY_WAITS_S if elapsed < sum(_probe.MEMORY_WAITS_S) else ()
 
 
 def _add_user(manager: UringIOManager) -> None:

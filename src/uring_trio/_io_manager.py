@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uring_trio._directions import Direction
+    from uring_trio._kernel import RingSizes
 
 # The answer of get_events in a helper thread: the host must enter.
 HOST_MUST_ENTER = -1
@@ -71,7 +72,7 @@ class UringIOManager:
       OSError: this run's ring could not be made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: RingSizes | None = None) -> None:
         self.closed = False
         self.on_close: Callable[[], None] | None = None
         self.ops: list[Any] = [None] * 256  # by slot; grows, as the engine's table does
@@ -92,7 +93,7 @@ class UringIOManager:
         self._last_statistics: IOStatistics | None = None
         # No bound method: a cycle would keep the ring of a refused run for the collector.
         self.wake: Callable[[Any, Any], None] = _wake_before_run
-        self.ring = Ring()
+        self.ring = Ring(sizes)
         self.pool = self.ring.pool
         _managers.add(self)
 

@@ -211,17 +211,30 @@ def opcode_name(opcode: int) -> str:
     return OPCODE_NAMES[opcode] if opcode < len(OPCODE_NAMES) else f"opcode_{opcode}"
 
 
-def _config() -> Any:
-    """The sizes of a run's ring, and of the probe's: what is promised is what a run gets."""
-    config = _ffi.new("struct ut_config *")
-    config.sq_entries, config.cq_entries = SQ_ENTRIES, CQ_ENTRIES
-    config.sq_entries_min = SQ_ENTRIES_MIN
-    for index, (entries, size) in enumerate(BUFFER_GROUPS):
-        config.groups[index].entries, config.groups[index].buffer_size = entries, size
-    return config
+class RingSizes:
+    """The sizes of a run's ring, and of the probe's: what is promised is what a run gets.
+
+    An attempt that had memory for the ring, and then not for its buffer rings, halves
+    them. The kernel gives the memory of a closed ring back later, so whoever waits for
+    that tries again with the same object.
+    """
+
+    def __init__(self) -> None:
+        if _ffi is None:
+            return
+        config = self.c = _ffi.new("struct ut_config *")
+        config.sq_entries, config.cq_entries = SQ_ENTRIES, CQ_ENTRIES
+        config.sq_entries_min = SQ_ENTRIES_MIN
+        for index, (entries, size) in enumerate(BUFFER_GROUPS):
+            config.groups[index].entries, config.groups[index].buffer_size = entries, size
+
+    @property
+    def halved(self) -> bool:
+        """Whether an attempt has left less to be tried."""
+        return _ffi is not None and bool(self.c.sq_entries < SQ_ENTRIES)
 
 
-def probe_kernel() -> KernelProbe:
+def probe_kernel(sizes: RingSizes | None = None) -> KernelProbe:
     """Make a throw-away ring and try by doing every feature that is required.
 
     Never raises; what failed is in the result.
@@ -229,7 +242,8 @@ def probe_kernel() -> KernelProbe:
     if _lib is None:
         return KernelProbe(error=0, stage="extension")
     found = _ffi.new("struct ut_probe *")
-    _lib.ut_probe_run(_lib.ut_kernel_get_real(), _config(), PROBE_TIMEOUT_NS, found)
+    config = (sizes or RingSizes()).c
+    _lib.ut_probe_run(_lib.ut_kernel_get_real(), config, PROBE_TIMEOUT_NS, found)
     seen_to_work: tuple[str, ...] = ()
     if found.error == 0:
         seen_to_work = ("BUFFER_RINGS", "POLL_FIRST", "CANCEL_BY_OPERATION")
@@ -271,13 +285,14 @@ class Ring:
       OSError: the ring could not be made; the errno says why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: RingSizes | None = None) -> None:
         _, lib = load_extension()
+        config = (sizes or RingSizes()).c
         # The box owns the engine from its first moment: a KeyboardInterrupt may strike as
         # soon as the C call returns, before there is a name to hold what it returned.
         self._box = _ffi.gc(_ffi.new("struct ut_engine **"), lib.ut_engine_close_boxed)
         stage = _ffi.new("const char **")
-        error = lib.ut_engine_open_boxed(lib.ut_kernel_get_real(), _config(), self._box, stage)
+        error = lib.ut_engine_open_boxed(lib.ut_kernel_get_real(), config, self._box, stage)
         if error < 0:
             step = _ffi.string(stage[0]).decode()
             raise OSError(-error, f"{step}: {os.strerror(-error)}")

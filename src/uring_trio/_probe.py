@@ -238,21 +238,27 @@ def kernel_probe(*, again: bool = False) -> KernelProbe:
     # One thread at a time: rings that are tried at once may be in each other's way.
     with state.lock:
         if state.kernel_probe is None or again:
-            # With patience only the first time: a lasting lack of memory is told at once.
             first = state.kernel_probe is None
-            state.kernel_probe = _probe_with_patience() if first else _kernel.probe_kernel()
-            note_ring_given_up()
+            state.kernel_probe = _probe_with_patience(first=first)
+            if state.kernel_probe.stage != "io_uring_setup":
+                note_ring_given_up()
         return state.kernel_probe
 
 
-def _probe_with_patience() -> KernelProbe:
-    """Probe, and wait for memory that is on its way, as a run does for its ring."""
-    for wait_s in MEMORY_WAITS_S:
-        found = _kernel.probe_kernel()
-        if found.error != errno.ENOMEM:
-            return found
+def _probe_with_patience(*, first: bool) -> KernelProbe:
+    """Probe, and wait for memory that is on its way, as a run does for its ring.
+
+    Other rings of this user may be going too, but only the first time is it waited for
+    them: a lasting lack of memory is told at once.
+    """
+    sizes = _kernel.RingSizes()
+    for wait_s in (*MEMORY_WAITS_S, None):
+        found = _kernel.probe_kernel(sizes)
+        on_its_way = first or sizes.halved or gave_up_a_ring_just_now()
+        if found.error != errno.ENOMEM or wait_s is None or not on_its_way:
+            break
         time.sleep(wait_s)
-    return _kernel.probe_kernel()
+    return found
 
 
 def raise_if_denied_now() -> None:
@@ -272,9 +278,10 @@ def note_ring_given_up() -> None:
     _state.ring_given_up_at = time.monotonic()
 
 
-def ring_given_up_at() -> float:
-    """When a ring of this process was last closed, by ``time.monotonic()``."""
-    return _state.ring_given_up_at
+def gave_up_a_ring_just_now() -> bool:
+    """Whether the memory of a closed ring of this process may be on its way back."""
+    # Twice what is waited for it: some of that has passed while we wait.
+    return time.monotonic() - _state.ring_given_up_at < 2 * sum(MEMORY_WAITS_S)
 
 
 def warn_once(failure: Failure) -> None:
