@@ -10,10 +10,10 @@ import signal, uring_trio
 from uring_trio import _kernel
 ask = _kernel.probe_kernel
 
-def interrupted():
+def interrupted(*args):
     _kernel.probe_kernel = ask
     signal.raise_signal(signal.SIGUSR1)
-    return ask()
+    return ask(*args)
 
 _kernel.probe_kernel = interrupted
 signal.signal(signal.SIGUSR1, lambda *_: print(uring_trio.probe().backend))
