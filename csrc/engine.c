@@ -32,14 +32,9 @@
 /* Enters of one wait, each running 20 pieces of work: enough for a batch of 320
  * receives, and a bound for a peer that sends faster than we read. */
 #define ENTER_ROUNDS_MAX 16
+#define WORK_MAX 20 /* pieces of deferred work that one enter runs, as seen on 6.18 */
 /* The kernel had no memory for an operation: how long until we try it again. */
 #define RETRY_NS 1000000
-#define QUEUE_MIN 64
-
-static bool is_foreign(const struct ut_engine *engine)
-{
-    return engine->fork_count != ut_fork_count;
-}
 
 /* ---- the queue ------------------------------------------------------------ */
 
@@ -63,7 +58,7 @@ static int reserve(struct ut_engine *engine)
 
 int ut_engine_new_op(struct ut_engine *engine, struct io_uring_sqe **sqe, uint32_t *slot)
 {
-    if (is_foreign(engine))
+    if (ut_engine_is_foreign(engine))
         return -EOWNERDEAD;
     if (reserve(engine) < 0)
         return -ENOMEM;
@@ -78,7 +73,7 @@ int ut_engine_new_op(struct ut_engine *engine, struct io_uring_sqe **sqe, uint32
 
 int ut_engine_cancel(struct ut_engine *engine, uint32_t slot)
 {
-    if (is_foreign(engine))
+    if (ut_engine_is_foreign(engine))
         return -EOWNERDEAD;
     struct ut_op *op = ut_op_at(&engine->ops, slot);
     switch (op->state) {
@@ -228,6 +223,14 @@ static int64_t answer(const struct ut_engine *engine, unsigned seen)
     return (int64_t)seen << 32 | engine->record_count;
 }
 
+/* Whether one more enter could run out of the small buffers. The work waits in the kernel
+ * until the batch gives them back: that is cheaper than -ENOBUFS, which ends a multishot. */
+static bool is_short_of_buffers(const struct ut_engine *engine)
+{
+    const struct ut_bufring *small = &engine->groups[0];
+    return small->leased > 0 && small->entries - small->leased < WORK_MAX;
+}
+
 /* Enters while the kernel has work for us, without sleeping. 0 or -errno; -EAGAIN
  * if operations find no memory: they stay in the SQ. */
 static int run_work(struct ut_engine *engine, unsigned *seen)
@@ -240,7 +243,7 @@ static int run_work(struct ut_engine *engine, unsigned *seen)
         unsigned to_submit = starved ? 0 : ut_ring_unsubmitted(&engine->ring);
         if (to_submit == 0 && !ut_ring_wants_enter(&engine->ring))
             return starved ? -EAGAIN : 0;
-        if (engine->record_count == engine->record_capacity)
+        if (engine->record_count == engine->record_capacity || is_short_of_buffers(engine))
             return 0;
         int result = enter(engine, to_submit, 0, 0);
         *seen += drain(engine);
@@ -302,7 +305,7 @@ static int sleep_once(struct ut_engine *engine, int64_t timeout_ns)
 
 int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
 {
-    if (is_foreign(engine))
+    if (ut_engine_is_foreign(engine))
         return -EOWNERDEAD;
     release_batch(engine);
     if (engine->pending_error < 0) {
@@ -343,7 +346,7 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
 
 int ut_engine_flush(struct ut_engine *engine)
 {
-    if (is_foreign(engine))
+    if (ut_engine_is_foreign(engine))
         return -EOWNERDEAD;
     bool starved = false; /* as in run_work() */
     for (int round = 0; round < ENTER_ROUNDS_MAX; round++) {
@@ -359,139 +362,4 @@ int ut_engine_flush(struct ut_engine *engine)
             return result;
     }
     return 0;
-}
-
-/* ---- open, close, statistics ---------------------------------------------- */
-
-static int open_groups(struct ut_engine *engine, const struct ut_config *config)
-{
-    const struct ut_kernel *kernel = engine->ring.kernel;
-    for (unsigned group = 0; group < UT_GROUPS; group++)
-        engine->pool_size +=
-            (size_t)config->groups[group].entries * config->groups[group].buffer_size;
-    UT_ASSERT(engine->pool_size <= UINT32_MAX);
-    void *pool;
-    int error = kernel->allocate(&pool, engine->pool_size, 0);
-    if (error < 0)
-        return error;
-    engine->pool = pool;
-    uint32_t offset = 0;
-    for (unsigned group = 0; group < UT_GROUPS; group++) {
-        error = ut_bufring_open(&engine->groups[group], &engine->ring, (uint16_t)group,
-                                config->groups[group].entries, config->groups[group].buffer_size,
-                                engine->pool, offset);
-        if (error < 0)
-            return error;
-        offset += config->groups[group].entries * config->groups[group].buffer_size;
-    }
-    return 0;
-}
-
-static int open_arrays(struct ut_engine *engine)
-{
-    engine->record_capacity = engine->ring.cq_entries;
-    engine->records = calloc(engine->record_capacity, sizeof *engine->records);
-    engine->queue_capacity = QUEUE_MIN;
-    engine->queue = malloc(engine->queue_capacity * sizeof *engine->queue);
-    return engine->records == NULL || engine->queue == NULL ? -ENOMEM : 0;
-}
-
-/* What the ring has taken is not given back at once, so a smaller one is for later. */
-static void shrink(struct ut_config *config, const struct ut_ring *ring)
-{
-    if (ring->sq_entries / 2 < config->sq_entries_min)
-        return;
-    config->sq_entries = ring->sq_entries / 2;
-    config->cq_entries = ring->cq_entries / 2;
-}
-
-struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, struct ut_config *config,
-                                 int *error, const char **stage)
-{
-    ut_kernel_watch_forks();
-    *stage = "allocate the engine";
-    *error = -ENOMEM;
-    struct ut_engine *engine = calloc(1, sizeof *engine);
-    if (engine == NULL)
-        return NULL;
-    engine->fork_count = ut_fork_count;
-    *stage = "io_uring_setup";
-    *error = ut_ring_open(&engine->ring, kernel, config->sq_entries, config->cq_entries,
-                          config->sq_entries_min);
-    if (*error == 0) {
-        *stage = "allocate the engine";
-        *error = open_arrays(engine);
-    }
-    if (*error == 0) {
-        *stage = "register buffer ring";
-        *error = open_groups(engine, config);
-        if (*error == -ENOMEM)
-            shrink(config, &engine->ring);
-    }
-    if (*error == 0)
-        return engine;
-    ut_engine_close(engine, 0);
-    return NULL;
-}
-
-int ut_engine_open_boxed(const struct ut_kernel *kernel, struct ut_config *config,
-                         struct ut_engine **box, const char **stage)
-{
-    int error;
-    *box = ut_engine_open(kernel, config, &error, stage);
-    return *box != NULL ? 0 : error;
-}
-
-void ut_engine_close_boxed(struct ut_engine **box)
-{
-    if (*box != NULL)
-        ut_engine_close(*box, 0);
-    *box = NULL;
-}
-
-int ut_engine_close(struct ut_engine *engine, int leak)
-{
-    const struct ut_kernel *kernel = engine->ring.kernel;
-    if (is_foreign(engine)) {
-        if (engine->ring.fd >= 0)
-            kernel->close_fd(engine->ring.fd); /* the mappings do not exist here */
-        engine->ring.fd = -1;
-        return 1;
-    }
-    bool leaked = leak || engine->in_flight > 0;
-    ut_ring_close(&engine->ring);
-    if (leaked)
-        return 1; /* the kernel may write to buffers until it has cancelled all */
-    for (unsigned group = 0; group < UT_GROUPS; group++)
-        ut_bufring_close(&engine->groups[group], kernel);
-    if (engine->pool != NULL)
-        kernel->unmap(engine->pool, engine->pool_size);
-    ut_op_table_close(&engine->ops);
-    free(engine->queue);
-    free(engine->records);
-    free(engine);
-    return 0;
-}
-
-int ut_engine_register_eventfd(struct ut_engine *engine, int event_fd)
-{
-    if (is_foreign(engine))
-        return -EOWNERDEAD; /* it would signal the parent's ring to us */
-    return engine->ring.kernel->register_op(engine->ring.fd, IORING_REGISTER_EVENTFD, &event_fd,
-                                            1);
-}
-
-void ut_engine_statistics(const struct ut_engine *engine, struct ut_statistics *out)
-{
-    memset(out, 0, sizeof *out);
-    out->enters = engine->enters;
-    out->cqes = engine->cqes;
-    out->stale_cqes = engine->stale_cqes;
-    out->queued = engine->queued;
-    out->in_flight = engine->in_flight;
-    if (!is_foreign(engine))
-        out->unread_cqes = ut_ring_cq_ready(&engine->ring);
-    for (unsigned group = 0; group < UT_GROUPS; group++)
-        out->leases_out += engine->groups[group].leased;
-    memcpy(out->operations, engine->operations, sizeof out->operations);
 }

@@ -45,14 +45,18 @@ void *ut_memory_new(size_t size);
 void ut_memory_free(void *);
 
 int ut_prep_recv(struct ut_engine *, int fd, unsigned group, uint32_t size, int poll_first);
+int ut_prep_recv_multishot(struct ut_engine *, int fd, unsigned group, int poll_first);
 int ut_prep_recv_into(struct ut_engine *, int fd, void *memory, uint32_t size, int flags,
                       int poll_first);
 int ut_prep_send(struct ut_engine *, int fd, const char *data, uint32_t size, int flags);
+int ut_prep_send_from(struct ut_engine *, int fd, const char *data, size_t offset,
+                      uint32_t size, int flags);
 int ut_prep_read(struct ut_engine *, int fd, unsigned group, uint32_t size, int unused);
 int ut_prep_write(struct ut_engine *, int fd, const char *data, uint32_t size, int unused);
 int ut_prep_recvmsg(struct ut_engine *, int fd, struct ut_message *, int flags, int poll_first);
 int ut_prep_sendmsg(struct ut_engine *, int fd, struct ut_message *, int flags);
 int ut_prep_accept(struct ut_engine *, int fd, struct ut_message *, int flags);
+int ut_prep_accept_multishot(struct ut_engine *, int fd, int flags);
 int ut_prep_connect(struct ut_engine *, int fd, struct ut_message *);
 int ut_prep_poll(struct ut_engine *, int fd, uint32_t events, int multishot);
 

@@ -107,6 +107,12 @@ int ut_engine_register_eventfd(struct ut_engine *engine, int event_fd);
 
 void ut_engine_statistics(const struct ut_engine *engine, struct ut_statistics *out);
 
+/* The engine belongs to the process that this one was forked from. */
+static inline bool ut_engine_is_foreign(const struct ut_engine *engine)
+{
+    return engine->fork_count != ut_fork_count;
+}
+
 /* For prep.c: a queued operation with an empty sqe, its slot in `*slot`.
  * Returns 0, -ENOMEM or -EOWNERDEAD. */
 int ut_engine_new_op(struct ut_engine *engine, struct io_uring_sqe **sqe, uint32_t *slot);

@@ -28,6 +28,15 @@ int ut_prep_recv(struct ut_engine *engine, int fd, unsigned group, uint32_t size
     return slot;
 }
 
+int ut_prep_recv_multishot(struct ut_engine *engine, int fd, unsigned group, int poll_first)
+{
+    /* Length 0: each cqe fills a buffer as far as there is data. */
+    int slot = ut_prep_recv(engine, fd, group, 0, poll_first);
+    if (slot >= 0)
+        ut_op_at(&engine->ops, (uint32_t)slot)->sqe.ioprio |= IORING_RECV_MULTISHOT;
+    return slot;
+}
+
 int ut_prep_recv_into(struct ut_engine *engine, int fd, void *memory, uint32_t size, int flags,
                       int poll_first)
 {
@@ -47,6 +56,12 @@ int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t si
     if (slot >= 0)
         sqe->op_flags = (uint32_t)flags;
     return slot;
+}
+
+int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
+                      uint32_t size, int flags)
+{
+    return ut_prep_send(engine, fd, data + offset, size, flags);
 }
 
 int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int unused)
@@ -99,6 +114,17 @@ int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message,
     int slot = prep(engine, &sqe, IORING_OP_ACCEPT, fd, &message->name, 0);
     if (slot >= 0) {
         sqe->off = (uint64_t)(uintptr_t)&message->name_length;
+        sqe->op_flags = (uint32_t)flags;
+    }
+    return slot;
+}
+
+int ut_prep_accept_multishot(struct ut_engine *engine, int fd, int flags)
+{
+    struct io_uring_sqe *sqe;
+    int slot = prep(engine, &sqe, IORING_OP_ACCEPT, fd, NULL, 0);
+    if (slot >= 0) {
+        sqe->ioprio = IORING_ACCEPT_MULTISHOT;
         sqe->op_flags = (uint32_t)flags;
     }
     return slot;

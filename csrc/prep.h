@@ -16,10 +16,18 @@
  * socket, and no buffer is taken until there is something to put into it. */
 int ut_prep_recv(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int poll_first);
 
+/* Receives until it is cancelled, or the stream ends, or a cqe has no F_MORE: each cqe is
+ * one buffer of `group`. Where there is none left it ends with -ENOBUFS. */
+int ut_prep_recv_multishot(struct ut_engine *engine, int fd, unsigned group, int poll_first);
+
 /* Receives into the caller's memory. */
 int ut_prep_recv_into(struct ut_engine *engine, int fd, void *memory, uint32_t size, int flags,
                       int poll_first);
 int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t size, int flags);
+
+/* The same from `data + offset`: what a short send has left. */
+int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
+                      uint32_t size, int flags);
 
 /* read(2) into a buffer of `group`, write(2), both at the file's own position. The last
  * argument has no meaning; it gives them the form of ut_prep_recv and ut_prep_send. */
@@ -32,6 +40,8 @@ int ut_prep_sendmsg(struct ut_engine *engine, int fd, struct ut_message *message
 
 /* The peer's address goes into `message`. */
 int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message, int flags);
+/* Accepts until it is cancelled or a cqe has no F_MORE; no addresses. */
+int ut_prep_accept_multishot(struct ut_engine *engine, int fd, int flags);
 /* Connects to the name in `message`. */
 int ut_prep_connect(struct ut_engine *engine, int fd, struct ut_message *message);
 

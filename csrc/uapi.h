@@ -158,6 +158,8 @@ enum io_uring_op {
 
 /* sqe->ioprio of recv and send */
 #define IORING_RECVSEND_POLL_FIRST (1U << 0)
+#define IORING_RECV_MULTISHOT (1U << 1)   /* 6.0 */
+#define IORING_ACCEPT_MULTISHOT (1U << 0) /* 5.19 */
 
 /* cqe->flags */
 #define IORING_CQE_F_BUFFER (1U << 0)

@@ -10,8 +10,8 @@ import math
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from uring_trio._kernel import EINTR, RECORDS_MASK
-from uring_trio._operations import Operation
+from uring_trio._kernel import CQE_F_MORE, EINTR, RECORDS_MASK
+from uring_trio._operations import Operation, Routed
 
 if TYPE_CHECKING:
     from uring_trio._io_manager import UringIOManager
@@ -37,7 +37,10 @@ def drain(manager: UringIOManager, answer: int) -> bool:
     while True:
         if answer > 0:
             for slot, res, flags, offset in ring.records(answer & RECORDS_MASK):
-                if ops[slot] is not None:
+                if isinstance(ops[slot], Routed):
+                    if not flags & CQE_F_MORE:
+                        ops[slot] = None
+                elif ops[slot] is not None:
                     ops[slot].complete(res, flags, offset)
         # The kernel's count too, and not ours alone: a signal handler that raises as the
         # wait returns takes with it what the wait has answered.

@@ -312,6 +312,9 @@ class Ring:
         self.read = partial(lib.ut_prep_read, engine)
         self.write = partial(lib.ut_prep_write, engine)
         self.poll = partial(lib.ut_prep_poll, engine)
+        self.recv_multishot = partial(lib.ut_prep_recv_multishot, engine)
+        self.send_from = partial(lib.ut_prep_send_from, engine)
+        self.accept_multishot = partial(lib.ut_prep_accept_multishot, engine)
 
     def recv_into(self, fd: int, memory: Any, size: int, flags: int, poll_first: int) -> int:
         """Receive into `Memory`, or into a writable pin."""

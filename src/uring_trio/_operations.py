@@ -204,6 +204,29 @@ class Operation:
         return value
 
 
+class Routed:
+    """Owns operations whose cqes go to one task in a batch, and wake it once a tick.
+
+    For a loop that serves many files by itself (the callback servers): no task, and no
+    schedule, for each of them. Exactly the class that is the manager's `routed_type` is
+    treated so; see `deliver`.
+
+    Attributes:
+      batch: (owner, slot, res, flags, offset) of each cqe, shared by all of one loop.
+      worker: whose ``wake()`` is called when the batch is no longer empty; it must take
+        the whole batch in the same tick, while the records' buffers are leased.
+      task: None, always: nobody sleeps on one.
+    """
+
+    __slots__ = ("batch", "task", "worker")
+
+    batch: list[Any]
+    task: None
+    worker: Any
+
+    reading = False
+
+
 class Receive(Operation):
     """recv or read of a stream, into a provided buffer."""
 
@@ -265,11 +288,18 @@ def deliver(manager: UringIOManager, records: Iterator[tuple[int, int, int, int]
     wake = manager.wake
     pool = manager.pool
     last_tick = manager.last_tick
+    routed = manager.routed_type
     for slot, res, flags, offset in records:
         operation = ops[slot]
         kind = type(operation)
         if (kind is not Receive or res <= 0) and (kind is not Send or res < 0):
-            operation.complete(res, flags, offset)
+            if kind is routed:
+                batch = operation.batch
+                if not batch:
+                    operation.worker.wake()
+                batch.append((operation, slot, res, flags, offset))
+            else:
+                operation.complete(res, flags, offset)
             continue
         direction = operation.direction
         task = operation.task
