@@ -1,0 +1,1 @@
+"""Callback servers: Gain's API on nurseries."""
