@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.echo import ECHO_SCENARIOS, run_echo
 from benchmarks.idle import run_idle
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import PEERS, RING, choose_peers
 from uring_trio._loadgen import cores_for_server_and_load
 
 IDLE = "idle"
@@ -44,25 +44,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def choose_peers(names: list[str]) -> list[Peer]:
-    """Those that were asked for and can run here; say why for the others."""
-    chosen = []
-    for peer in PEERS:
-        if peer.name not in names:
-            continue
-        reason = peer.missing()
-        if reason is None:
-            chosen.append(peer)
-        else:
-            print(f"without {peer.name}: {reason}")
-    return chosen
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run what was asked for; 1 if a connection broke on the way."""
     arguments = parse_arguments(argv)
     scenarios = arguments.scenario or SCENARIOS
-    peers = choose_peers(arguments.servers.split(","))
+    peers = choose_peers(PEERS, arguments.servers.split(","))
     server_core, load_core = cores_for_server_and_load()
     found: dict[str, Any] = {
         "environment": report.environment(),
@@ -86,10 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     for scenario in ECHO_SCENARIOS:
         if scenario.name in scenarios:
             result = run_echo(scenario, peers, arguments.rounds, arguments.seconds, progress)
-            print(report.echo_table(result), flush=True)
+            print(report.comparison_table(result), flush=True)
             found["echo"][scenario.name] = result.as_dict()
-            bars += report.echo_bars(result)
-            errors += sum(result.errors(peer.name) for peer in peers)
+            bars += report.check_bars(result, RING, report.BARS.get(scenario.name, []))
+            errors += result.errors()
     if IDLE in scenarios:
         idle = {peer.name: run_idle(peer, progress) for peer in peers}
         print(report.idle_table(idle), flush=True)

@@ -1,21 +1,18 @@
-"""Echo under load: CPU per message, messages a second and latency of every server.
-
-All servers take turns within a round, in an order that is turned round every time, so
-that a machine that slows down for a while slows down all of them. Ratios are taken
-within a round, before the median.
-"""
+"""Echo under load: CPU per message, messages a second and latency of every server."""
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from benchmarks.peers import STOCK, Peer
+from benchmarks.comparison import Comparison, take_turns
+from benchmarks.peers import STOCK, STOCK_AGAIN
 from uring_trio._loadgen import LoadOptions, LoadReport, cores_for_server_and_load, measure_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from benchmarks.peers import Peer
 
 WARMUP_S = 0.3  # CPython's caches and TCP's windows settle within some 100 ms
 
@@ -55,56 +52,6 @@ METRICS: dict[str, Callable[[LoadReport], float]] = {
 }
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """A metric relative to another server's: the median over the rounds, and the extremes."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass
-class EchoResult:
-    """One scenario: each server's reports, a report for each round."""
-
-    scenario: EchoScenario
-    reports: dict[str, list[LoadReport]]
-
-    def median(self, name: str, metric: str) -> float:
-        """The median over the rounds."""
-        return statistics.median(map(METRICS[metric], self.reports[name]))
-
-    def ratio(self, name: str, metric: str, base: str = STOCK) -> Ratio | None:
-        """*name* relative to *base*, round by round; None if one of them was not run."""
-        if name not in self.reports or base not in self.reports:
-            return None
-        read = METRICS[metric]
-        pairs = zip(self.reports[name], self.reports[base], strict=True)
-        # Without messages in a round there is no base; the errors are shown then.
-        ratios = [read(one) / read(other) for one, other in pairs if read(other)]
-        if not ratios:
-            return None
-        return Ratio(statistics.median(ratios), min(ratios), max(ratios))
-
-    def errors(self, name: str) -> int:
-        """Connections that broke or stalled, in all rounds."""
-        return sum(report.errors for report in self.reports[name])
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        found: dict[str, Any] = {}
-        for name, reports in self.reports.items():
-            cpu, p50 = self.ratio(name, "cpu_us"), self.ratio(name, "p50_us")
-            found[name] = {
-                "median": {metric: self.median(name, metric) for metric in METRICS},
-                "cpu_of_stock": asdict(cpu) if cpu else None,
-                "p50_of_stock": asdict(p50) if p50 else None,
-                "rounds": [asdict(report) for report in reports],
-            }
-        return found
-
-
 def measure_once(peer: Peer, scenario: EchoScenario, seconds: float) -> LoadReport:
     """Start a server, load it, and stop it."""
     server_core, load_core = cores_for_server_and_load()
@@ -128,11 +75,15 @@ def run_echo(
     rounds: int,
     seconds: float,
     progress: Callable[[str], None],
-) -> EchoResult:
+    *,
+    base: str = STOCK,
+    again: str = STOCK_AGAIN,
+) -> Comparison[LoadReport]:
     """All rounds of a scenario."""
-    result = EchoResult(scenario, {peer.name: [] for peer in peers})
-    for number in range(rounds):
-        for peer in peers if number % 2 == 0 else reversed(peers):
-            progress(f"{scenario.name}, round {number + 1} of {rounds}: {peer.name}")
-            result.reports[peer.name].append(measure_once(peer, scenario, seconds))
-    return result
+    reports = take_turns(
+        peers,
+        rounds,
+        lambda peer: measure_once(peer, scenario, seconds),
+        lambda text: progress(f"{scenario.name}, {text}"),
+    )
+    return Comparison(scenario.name, METRICS, reports, base, again)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from benchmarks import c_servers
 from uring_trio._loadgen import ServerProcess
 from uring_trio._probe import probe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 # What ratios are relative to, and the same once more: how far apart two measurements of
 # one and the same program are is the noise of all the others.
@@ -16,40 +23,77 @@ STOCK_AGAIN = "stock-again"
 RING = "ring"
 
 
+@contextmanager
+def pinned(cpus: Iterable[int]) -> Iterator[None]:
+    """Run this thread on *cpus* alone; a process that it starts meanwhile stays there."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 @dataclass(frozen=True)
 class Peer:
     """A server to compare.
 
     Attributes:
       name: what it is called in options and tables.
-      module: the program, in ``benchmarks.servers``.
+      program: a module of ``benchmarks.servers``, or one of ``c_servers.SOURCES``.
       about: what it is, for people.
+      arguments: its command line.
       is_trio: its program answers questions about trio's statistics.
+      is_c: its program is one in C.
+      needs: what it cannot run without: "io_uring", "uvloop".
     """
 
     name: str
-    module: str
+    program: str
     about: str
+    arguments: tuple[str, ...] = ()
     is_trio: bool = False
+    is_c: bool = False
+    needs: tuple[str, ...] = ()
 
-    def start(self, cpu: int | None) -> ServerProcess:
-        """Start the server on core *cpu*."""
-        return ServerProcess([sys.executable, "-m", f"benchmarks.servers.{self.module}"], cpu=cpu)
+    def start(self, *cpus: int) -> ServerProcess:
+        """Start the server on the cores *cpus*."""
+        if self.is_c:
+            command = [str(c_servers.build(self.program))]
+        else:
+            command = [sys.executable, "-m", f"benchmarks.servers.{self.program}"]
+        with pinned(cpus):
+            return ServerProcess([*command, *self.arguments])
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
-        if self.name == RING:
+        if "io_uring" in self.needs:
             report = probe()
-            return None if report.backend == "io_uring" else f"no io_uring: {report.reason}"
-        if self.module == "uvloop_streams" and importlib.util.find_spec("uvloop") is None:
+            if report.backend != "io_uring":
+                return f"no io_uring: {report.reason}"
+        if "uvloop" in self.needs and importlib.util.find_spec("uvloop") is None:
             return "uvloop is not installed; it is in the extra 'bench'"
-        return None
+        return c_servers.missing(self.program) if self.is_c else None
 
 
 PEERS = (
-    Peer(RING, "ring", "SocketStream on uring_trio", is_trio=True),
+    Peer(RING, "ring", "SocketStream on uring_trio", is_trio=True, needs=("io_uring",)),
     Peer(STOCK, "stock", "SocketStream on trio's epoll", is_trio=True),
     Peer(STOCK_AGAIN, "stock", "the same once more: the noise", is_trio=True),
     Peer("asyncio", "asyncio_streams", "asyncio streams"),
-    Peer("uvloop", "uvloop_streams", "asyncio streams on uvloop"),
+    Peer("uvloop", "uvloop_streams", "asyncio streams on uvloop", needs=("uvloop",)),
 )
+
+
+def choose_peers(peers: Sequence[Peer], names: Sequence[str] | None = None) -> list[Peer]:
+    """Those that were asked for, or all, and can run here; say why for the others."""
+    chosen = []
+    for peer in peers:
+        if names is not None and peer.name not in names:
+            continue
+        reason = peer.missing()
+        if reason is None:
+            chosen.append(peer)
+        else:
+            print(f"without {peer.name}: {reason}")
+    return chosen

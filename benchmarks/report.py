@@ -8,25 +8,34 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.comparison import Bar
 from benchmarks.idle import CONNECTIONS, DEADLINES, HALF, IDLE_S
 from benchmarks.peers import RING, STOCK, STOCK_AGAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.echo import EchoResult, Ratio
+    from benchmarks.comparison import Comparison, Ratio
     from benchmarks.idle import IdleResult
 
-# scenario -> (metric, relative to, at most). A bar of 1.0 means: not worse than stock
-# beyond the noise, which is the range of stock against itself.
-BARS: dict[str, list[tuple[str, str, float]]] = {
-    "64x64B": [("cpu_us", STOCK, 0.5), ("cpu_us", "uvloop", 1.2)],
-    "1x64B": [("cpu_us", STOCK, 1.0), ("p50_us", STOCK, 1.05)],
-    "8x1KiB": [("cpu_us", STOCK, 1.0)],
-    "8x16KiB": [("cpu_us", STOCK, 1.0)],
-    "8x100KiB": [("cpu_us", STOCK, 0.7)],
-    "8x1MiB": [("cpu_us", STOCK, 0.7)],
+# What the ring's echo is held to, by scenario.
+BARS: dict[str, list[Bar]] = {
+    "64x64B": [Bar("cpu_us", STOCK, 0.5), Bar("cpu_us", "uvloop", 1.2)],
+    "1x64B": [Bar("cpu_us", STOCK, 1.0), Bar("p50_us", STOCK, 1.05)],
+    "8x1KiB": [Bar("cpu_us", STOCK, 1.0)],
+    "8x16KiB": [Bar("cpu_us", STOCK, 1.0)],
+    "8x100KiB": [Bar("cpu_us", STOCK, 0.7)],
+    "8x1MiB": [Bar("cpu_us", STOCK, 0.7)],
 }
+
+# How metrics are headed. A ratio is shown beside those that bars are about.
+HEADINGS = {
+    "cpu_us": "CPU us/msg",
+    "per_second": "msgs/s",
+    "p50_us": "p50 us",
+    "p99_us": "p99 us",
+}
+WITH_RATIO = ("cpu_us", "p50_us")
 
 # Enters and switches of an idle server may be off by so many; see Watch.
 IDLE_SLACK = 2
@@ -70,6 +79,16 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def format_figure(value: float) -> str:
+    """Large figures without decimals, small ones with one."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}"
+
+
+def verdict(met: bool) -> str:
+    """The first word of a bar's line."""
+    return "met   " if met else "MISSED"
+
+
 def format_ratio(ratio: Ratio | None) -> str:
     """The median, and the extremes behind it."""
     if ratio is None:
@@ -77,32 +96,23 @@ def format_ratio(ratio: Ratio | None) -> str:
     return f"{ratio.median:.2f} [{ratio.low:.2f}-{ratio.high:.2f}]"
 
 
-def echo_table(result: EchoResult) -> str:
-    """One scenario."""
-    rows = [
-        [
-            name,
-            f"{result.median(name, 'cpu_us'):.2f}",
-            format_ratio(result.ratio(name, "cpu_us")),
-            f"{result.median(name, 'per_second'):,.0f}",
-            f"{result.median(name, 'p50_us'):,.1f}",
-            format_ratio(result.ratio(name, "p50_us")),
-            f"{result.median(name, 'p99_us'):,.1f}",
-            str(result.errors(name)),
-        ]
-        for name in result.reports
-    ]
-    header = [
-        "server",
-        "CPU us/msg",
-        "of stock",
-        "msgs/s",
-        "p50 us",
-        "of stock",
-        "p99 us",
-        "errors",
-    ]
-    return f"{result.scenario.name}\n{format_table(header, rows)}\n"
+def comparison_table(comparison: Comparison[Any], headings: dict[str, str] = HEADINGS) -> str:
+    """One scenario, a row for each server."""
+    header = ["server"]
+    for metric in comparison.metrics:
+        header.append(headings[metric])
+        if metric in WITH_RATIO:
+            header.append(f"of {comparison.base}")
+    rows = []
+    for name in comparison.reports:
+        row = [name]
+        for metric in comparison.metrics:
+            value = comparison.median(name, metric)
+            row.append(f"{value:,.2f}" if metric == "cpu_us" else format_figure(value))
+            if metric in WITH_RATIO:
+                row.append(format_ratio(comparison.ratio(name, metric)))
+        rows.append([*row, str(comparison.errors(name))])
+    return f"{comparison.name}\n{format_table([*header, 'errors'], rows)}\n"
 
 
 def idle_table(results: dict[str, IdleResult]) -> str:
@@ -141,20 +151,20 @@ def idle_table(results: dict[str, IdleResult]) -> str:
     return f"{title}\n{format_table(header, rows)}\n"
 
 
-def echo_bars(result: EchoResult) -> list[str]:
+def check_bars(comparison: Comparison[Any], subject: str, bars: Sequence[Bar]) -> list[str]:
     """What the issue asks of this scenario, and whether it was met."""
     lines = []
-    for metric, base, bar in BARS.get(result.scenario.name, []):
-        ratio = result.ratio(RING, metric, base)
+    for bar in bars:
+        name = bar.subject or subject
+        ratio = comparison.ratio(name, bar.metric, bar.base)
         if ratio is None:
             continue
-        noise = result.ratio(STOCK_AGAIN, metric)
-        allowed = max(bar, noise.high) if noise and bar == 1.0 else bar
-        verdict = "met" if ratio.median <= allowed else "MISSED"
+        noise = comparison.ratio(comparison.again, bar.metric)
+        allowed = max(bar.at_most, noise.high) if noise and bar.at_most == 1.0 else bar.at_most
         lines.append(
-            f"{verdict:6}  {result.scenario.name}: {metric} of {base} "
-            f"{format_ratio(ratio)}, at most {bar:g}"
-            f" (stock against itself {format_ratio(noise)})"
+            f"{verdict(ratio.median <= allowed)}  {comparison.name}: {bar.metric} of {name} "
+            f"{format_ratio(ratio)} of {bar.base}, at most {bar.at_most:g}"
+            f" ({comparison.base} against itself {format_ratio(noise)})"
         )
     return lines
 
@@ -176,7 +186,7 @@ def idle_bars(results: dict[str, IdleResult]) -> list[str]:
         limit = max(stock.rss_per_connection_bytes, again.rss_per_connection_bytes)
         checks.append(("bytes a connection", ring.rss_per_connection_bytes, limit))
     lines = [
-        f"{'met' if found <= limit else 'MISSED':6}  idle: {name} {found:.0f}, at most {limit:.0f}"
+        f"{verdict(found <= limit)}  idle: {name} {found:.0f}, at most {limit:.0f}"
         for name, found, limit in checks
         if found is not None
     ]

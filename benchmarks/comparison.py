@@ -1,0 +1,126 @@
+"""Servers that take turns, and the ratios between them.
+
+All servers take turns within a round, in an order that is turned round every time, so
+that a machine that slows down for a while slows down all of them. Ratios are taken
+within a round, before the median.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from benchmarks.peers import Peer
+
+
+class Report(Protocol):
+    """What one measurement of one server gives: a dataclass that knows its errors."""
+
+    @property
+    def errors(self) -> int:
+        """What went wrong; with any, the figures mean little."""
+
+
+ReportT = TypeVar("ReportT", bound=Report)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A metric relative to another server's: the median over the rounds, and the extremes."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure is held to.
+
+    Attributes:
+      metric: what is compared.
+      base: the name of the server that it is relative to.
+      at_most: the highest ratio of medians. 1.0 means: not worse beyond the noise, which
+        is the range of the base against itself.
+      subject: the name of the server that is held to it, or None for the one that the
+        benchmark is about.
+    """
+
+    metric: str
+    base: str
+    at_most: float
+    subject: str | None = None
+
+
+@dataclass
+class Comparison(Generic[ReportT]):
+    """One scenario: each server's reports, a report for each round.
+
+    Attributes:
+      name: the scenario's.
+      metrics: how each is read off a report, the unit in its name.
+      reports: of each server, in the order of its rounds.
+      base: the server that tables give ratios to.
+      again: the same server once more; its ratio to the base is the noise.
+    """
+
+    name: str
+    metrics: Mapping[str, Callable[[ReportT], float]]
+    reports: dict[str, list[ReportT]]
+    base: str
+    again: str
+
+    def median(self, name: str, metric: str) -> float:
+        """The median over the rounds."""
+        return statistics.median(map(self.metrics[metric], self.reports[name]))
+
+    def ratio(self, name: str, metric: str, base: str | None = None) -> Ratio | None:
+        """*name* relative to *base*, round by round; None if one of them was not run."""
+        base = self.base if base is None else base
+        if name not in self.reports or base not in self.reports:
+            return None
+        read = self.metrics[metric]
+        pairs = zip(self.reports[name], self.reports[base], strict=True)
+        # Without messages in a round there is no base; the errors are shown then.
+        ratios = [read(one) / read(other) for one, other in pairs if read(other)]
+        if not ratios:
+            return None
+        return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+    def errors(self, name: str | None = None) -> int:
+        """What went wrong in all rounds, of one server or of all."""
+        names = self.reports if name is None else [name]
+        return sum(report.errors for each in names for report in self.reports[each])
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        found: dict[str, Any] = {}
+        for name, reports in self.reports.items():
+            ratios = {metric: self.ratio(name, metric) for metric in self.metrics}
+            found[name] = {
+                "median": {metric: self.median(name, metric) for metric in self.metrics},
+                f"of_{self.base}": {
+                    metric: asdict(ratio) if ratio else None for metric, ratio in ratios.items()
+                },
+                "rounds": [asdict(report) for report in reports],  # type: ignore[call-overload]
+            }
+        return found
+
+
+def take_turns(
+    peers: Sequence[Peer],
+    rounds: int,
+    measure: Callable[[Peer], ReportT],
+    progress: Callable[[str], None],
+) -> dict[str, list[ReportT]]:
+    """Measure all *peers* in each of *rounds*, every other round backwards."""
+    reports: dict[str, list[ReportT]] = {peer.name: [] for peer in peers}
+    for number in range(rounds):
+        for peer in peers if number % 2 == 0 else reversed(peers):
+            progress(f"round {number + 1} of {rounds}: {peer.name}")
+            reports[peer.name].append(measure(peer))
+    return reports
