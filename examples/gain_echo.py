@@ -97,7 +97,8 @@ def log_warnings_as_json() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processor=structlog.processors.JSONRenderer(), foreign_pre_chain=PROCESSORS
+            processor=structlog.processors.JSONRenderer(),
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *PROCESSORS],
         )
     )
     logging.getLogger("uring_trio.gain").addHandler(handler)
