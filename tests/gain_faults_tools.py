@@ -98,15 +98,15 @@ def round_trip(client: stdlib_socket.socket, data: bytes) -> None:
     assert gain_tools.receive_exactly(client, len(data)) == data
 
 
-def push_until_stuck(client: stdlib_socket.socket, most: int) -> int:
-    """Send ``pattern`` until nothing was taken for a while, at most ``most``; the bytes sent."""
-    data = memoryview(pattern(most))
+def push_until_stuck(client: stdlib_socket.socket, data: bytes) -> int:
+    """Send of ``data`` until nothing was taken for a while; the bytes sent."""
+    view = memoryview(data)
     timeout = client.gettimeout()
     client.settimeout(2 * QUIET_S)
     sent = 0
     with contextlib.suppress(TimeoutError):
-        while sent < most:
-            sent += client.send(data[sent : sent + 65536])
+        while sent < len(data):
+            sent += client.send(view[sent : sent + 65536])
     client.settimeout(timeout)
     return sent
 
