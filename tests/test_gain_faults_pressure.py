@@ -162,15 +162,17 @@ def test_b6_fast_writer_who_does_not_read_is_held_back() -> None:
     """B6: what Gain buffers for a peer who does not read has no bound."""
     handler = Recorder(on_read=echo)
     message = pattern(64 * MIB)
-    with server_in_thread(handler, workers=1, **SMALL) as server:
-        with connect_to(server.addresses()[0], receive_buffer=65536, send_buffer=65536) as client:
-            before = resident_bytes()
-            sent = push_until_stuck(client, message)
-            assert sent < 8 * MIB  # the kernel's buffers, and little more
-            assert bytes_buffered(server) <= 2 * LIMIT + SLACK
-            assert resident_bytes() - before < 16 * MIB
-            assert receive_exactly(client, sent) == message[:sent]
-            round_trip(client, b"and it goes on")
+    with (
+        server_in_thread(handler, workers=1, **SMALL) as server,
+        connect_to(server.addresses()[0], receive_buffer=65536, send_buffer=65536) as client,
+    ):
+        before = resident_bytes()
+        sent = push_until_stuck(client, message)
+        assert sent < 8 * MIB  # the kernel's buffers, and little more
+        assert bytes_buffered(server) <= 2 * LIMIT + SLACK
+        assert resident_bytes() - before < 16 * MIB
+        assert receive_exactly(client, sent) == message[:sent]
+        round_trip(client, b"and it goes on")
 
 
 @pytest.mark.parametrize("mode", ["def", "async def"])
@@ -187,18 +189,20 @@ def test_b6_handler_who_does_not_consume_is_given_no_more_than_the_limit(mode: M
 
     handler = make_recorder(mode, on_read=leave)
     message = pattern(64 * MIB)
-    with server_in_thread(handler, workers=1, **SMALL) as server:
-        with connect_to(server.addresses()[0], send_buffer=65536) as client:
-            sent = push_until_stuck(client, message)
-            assert sent < 8 * MIB
-            conn = handler.conn
-            buffered = run_in_worker(conn, conn.inbound_buffered)
-            assert LIMIT <= buffered <= LIMIT + SLACK
-            assert bytes_buffered(server) == buffered
-            handler.actions["on_read"] = take
-            run_in_worker(conn, lambda: take(conn, 0))
-            run_in_worker(conn, gate.set)
-            wait_until(lambda: len(taken) == sent)
+    with (
+        server_in_thread(handler, workers=1, **SMALL) as server,
+        connect_to(server.addresses()[0], send_buffer=65536) as client,
+    ):
+        sent = push_until_stuck(client, message)
+        assert sent < 8 * MIB
+        conn = handler.conn
+        buffered = run_in_worker(conn, conn.inbound_buffered)
+        assert LIMIT <= buffered <= LIMIT + SLACK
+        assert bytes_buffered(server) == buffered
+        handler.actions["on_read"] = take
+        run_in_worker(conn, lambda: take(conn, 0))
+        run_in_worker(conn, gate.set)
+        wait_until(lambda: len(taken) == sent)
     assert taken == message[:sent]
     assert sum(handler.values("on_read")) <= sent
 
@@ -241,12 +245,16 @@ def test_b14_flood_neither_stalls_itself_nor_others() -> None:
         taken += n
 
     handler = Recorder(on_read=answer_a_byte)
-    with server_in_thread(handler, workers=1) as server, connect(server) as other:
-        with connect(server) as flooder, in_thread(flooder.sendall, bytes(flood)):
-            while taken < flood:
-                start = time.monotonic()
-                round_trip(other, b"x")
-                waits.append(time.monotonic() - start)
+    with (
+        server_in_thread(handler, workers=1) as server,
+        connect(server) as other,
+        connect(server) as flooder,
+        in_thread(flooder.sendall, bytes(flood)),
+    ):
+        while taken < flood:
+            start = time.monotonic()
+            round_trip(other, b"x")
+            waits.append(time.monotonic() - start)
     assert max(waits) < 0.1
 
 
