@@ -75,6 +75,31 @@ def test_small_and_big_data_both_ways(version: ssl.TLSVersion) -> None:
 
 
 @versions
+def test_pending_tells_whether_there_is_something_to_take(version: ssl.TLSVersion) -> None:
+    layer, client = TLSLayer(server_context(version)), Client()
+    layer.write(b"waits")
+    assert not layer.pending
+    client.handshake()
+    layer.feed(client.outgoing.read())
+    assert layer.pending  # messages of the handshake
+    client.incoming.write(layer.take())
+    assert not layer.pending
+    client.handshake()
+    layer.feed(client.outgoing.read())
+    assert layer.pending
+    while layer.pending:
+        assert layer.take(1)
+    layer.close_notify()
+    assert layer.pending
+    assert layer.take()
+    assert not layer.pending
+    with pytest.raises(ssl.SSLError):
+        layer.feed(b"\x17\x03\x03\x00\x01x")
+    layer.take()
+    assert not layer.pending
+
+
+@versions
 def test_a_byte_at_a_time(version: ssl.TLSVersion) -> None:
     layer, client = TLSLayer(server_context(version)), Client()
     received = b""
@@ -321,8 +346,13 @@ def test_a_write_that_wants_to_read_first_is_offered_again_unchanged() -> None:
     layer.write(b"stuck")
     layer.close_notify()
     for _ in range(2):
+        assert layer.pending
         assert layer.take() == b""
         assert layer.unsent == 5
+        # Until something comes there is no use in asking.
+        assert not layer.pending
+        assert layer.take() == b""
+        layer.feed(client.sealed(b"x"))
     assert not layer.close_sent
     client.incoming.write(layer.take())
     assert client.read() == b"stuck"

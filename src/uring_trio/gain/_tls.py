@@ -62,6 +62,7 @@ class TLSLayer:
         self._queue: deque[bytes | memoryview] = deque()
         self._piece: bytes | memoryview = b""  # on offer to OpenSSL, no longer in the queue
         self._closing = False
+        self._wants_read = False  # before it writes; see above
         self.handshake_done = False
         self.peer_closed = False  # its close_notify has come
         self.close_sent = False  # ours has been taken
@@ -73,6 +74,15 @@ class TLSLayer:
     def ssl_object(self) -> ssl.SSLObject:
         """For questions such as the peer's certificate or the protocol that was agreed on."""
         return self._ssl
+
+    @property
+    def pending(self) -> bool:
+        """Whether `take` has anything to return."""
+        if self._outgoing.pending:
+            return True
+        if not self.handshake_done or self.error is not None or self._wants_read:
+            return False
+        return self.unsent > 0 or (self._closing and not self.close_sent)
 
     def start(self) -> None:
         """Begin the handshake: a client's first message can be taken afterwards.
@@ -97,6 +107,7 @@ class TLSLayer:
         if self.peer_closed:
             return b""
         self._incoming.write(ciphertext)
+        self._wants_read = False
         if not self.handshake_done:
             self._advance_handshake()
         plaintext = self._read() if self.handshake_done else b""
@@ -150,7 +161,9 @@ class TLSLayer:
             return self._outgoing.read()
         chunks = [self._outgoing.read()]
         stop = None if limit is None else self.plaintext_taken + limit
-        while self.unsent and (stop is None or self.plaintext_taken < stop):
+        while (
+            self.unsent and not self._wants_read and (stop is None or self.plaintext_taken < stop)
+        ):
             if not self._encrypt_piece():
                 break
             chunks.append(self._outgoing.read())
@@ -199,6 +212,7 @@ class TLSLayer:
         try:
             written = self._ssl.write(self._piece)
         except ssl.SSLWantReadError:
+            self._wants_read = True
             return False
         except ssl.SSLError as exc:
             self.error = exc
