@@ -119,12 +119,12 @@ int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message,
     return slot;
 }
 
-int ut_prep_accept_multishot(struct ut_engine *engine, int fd, int flags)
+int ut_prep_accept_fd(struct ut_engine *engine, int fd, int flags, int multishot)
 {
     struct io_uring_sqe *sqe;
     int slot = prep(engine, &sqe, IORING_OP_ACCEPT, fd, NULL, 0);
     if (slot >= 0) {
-        sqe->ioprio = IORING_ACCEPT_MULTISHOT;
+        sqe->ioprio = multishot ? IORING_ACCEPT_MULTISHOT : 0;
         sqe->op_flags = (uint32_t)flags;
     }
     return slot;

@@ -40,8 +40,8 @@ int ut_prep_sendmsg(struct ut_engine *engine, int fd, struct ut_message *message
 
 /* The peer's address goes into `message`. */
 int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message, int flags);
-/* Accepts until it is cancelled or a cqe has no F_MORE; no addresses. */
-int ut_prep_accept_multishot(struct ut_engine *engine, int fd, int flags);
+/* Without the address; with `multishot` until it is cancelled or a cqe has no F_MORE. */
+int ut_prep_accept_fd(struct ut_engine *engine, int fd, int flags, int multishot);
 /* Connects to the name in `message`. */
 int ut_prep_connect(struct ut_engine *engine, int fd, struct ut_message *message);
 

@@ -314,7 +314,7 @@ class Ring:
         self.poll = partial(lib.ut_prep_poll, engine)
         self.recv_multishot = partial(lib.ut_prep_recv_multishot, engine)
         self.send_from = partial(lib.ut_prep_send_from, engine)
-        self.accept_multishot = partial(lib.ut_prep_accept_multishot, engine)
+        self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
 
     def recv_into(self, fd: int, memory: Any, size: int, flags: int, poll_first: int) -> int:
         """Receive into `Memory`, or into a writable pin."""

@@ -1,0 +1,566 @@
+"""What a connection does between the kernel and its handler.
+
+A worker's turn goes over its connections in three sweeps: what the kernel has done, what
+the handlers are to be told, what is to be sent. A connection of a plain handler, open, with
+nothing set that needs more thought, goes through all three in the worker's own loops
+(`_worker`). Everything else is *special* and comes here, to `Connection._settle`: it asks,
+until nothing is left, which callback is due, and then has the kernel receive, send or close
+as the state (`_states`) demands.
+
+One callback at a time: while an ``async def`` or a thread has the connection it is *busy*;
+input gathers, counts add up, and everything is looked at again when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from uring_trio._kernel import ECANCELED, EINTR, ENOBUFS, TRANSFER_MAX
+from uring_trio.gain._errors import DeadlineExceeded, EndOfStream
+from uring_trio.gain._receiving import POLLERR, POLLHUP, Receiving, ends
+from uring_trio.gain._states import Event, State, next_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import trio
+
+    from uring_trio.gain._secure import Secure
+
+# Seconds for which input is thrown away after our FIN, so that no reset overtakes the answer.
+DISCARD_S = 1.0
+LINGER_OFF_AT_ONCE = struct.pack("ii", 1, 0)  # struct linger: close(2) sends a reset
+MSG_NOSIGNAL = socket.MSG_NOSIGNAL
+
+
+class Connection(Receiving):
+    """One connection's machinery; its API is in the classes below and above."""
+
+    __slots__ = (
+        "_accepted",
+        "_announced",
+        "_busy",
+        "_close_when_idle",
+        "_deferred",
+        "_deferred_size",
+        "_eof_told",
+        "_err",
+        "_idle_s",
+        "_in_thread",
+        "_nursery",
+        "_ready",
+        "_reset",
+        "_secure",
+        "_settling",
+        "_sock",
+        "_tasks",
+        "_timed",
+    )
+
+    _err: BaseException | None
+    _secure: Secure | None
+    _nursery: trio.Nursery | None
+    _tasks: list[tuple[Callable[..., Any], tuple[Any, ...]]] | None
+    _deferred: list[tuple[str, int, int, bytes]]
+
+    def _init_connection(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._state = State.OPEN
+        self._special = True
+        self._ready = False
+        self._settling = False
+        self._accepted = False  # on_accept was called, so on_close will be
+        self._announced = False  # on_close was called
+        self._busy = False
+        self._in_thread = False
+        self._deferred_size = 0
+        self._eof_told = False
+        self._err = None
+        self._reset = False
+        self._close_when_idle = False
+        self._timed = 0  # deadlines that are set
+        self._idle_s: float | None = None
+        self._secure = None
+        self._nursery = None
+        self._tasks = None
+
+    # ---- being looked at -----------------------------------------------------------------
+
+    def _attend(self) -> None:
+        """Have the worker settle this connection, in this turn or the next."""
+        self._special = True
+        if not self._ready:
+            self._ready = True
+            worker = self.worker
+            worker.ready.append(self)
+            if worker.parked and not self._in_thread:
+                worker.wake()
+
+    def _begin_output(self) -> None:
+        worker = self.worker
+        if self._in_thread:
+            return  # all of it is sent when the thread is done
+        worker.dirty.append(self)
+        if worker.parked:
+            worker.wake()
+
+    def _output_full(self) -> None:
+        self._out_full = True
+        self._special = True
+        if not self._in_thread:
+            self._attend()
+
+    def _input_consumed(self) -> None:
+        if self.inbound_buffered() < self.worker.read_buffer_limit:
+            self._input_full = False
+            if not self._in_thread:
+                self._attend()
+
+    def _is_cut_off(self) -> bool:
+        return self._state >= State.ENDING and self._out_size > self._low_water
+
+    def _needs_settling(self) -> bool:
+        """Whether the worker's own loops are not enough for it."""
+        return (
+            self._state is not State.OPEN
+            or not self.worker.plain
+            or self._eof
+            or self._err is not None
+            or self._secure is not None
+            or self._timed > 0
+            or self._out_full
+            or self._input_full
+            or self._paused
+            or self._stopped
+            or self._ended
+            or self._drained is not None
+        )
+
+    def _settle(self) -> None:
+        """Call what is due, then have the kernel do what the state demands."""
+        self._settling = True
+        try:
+            while not self._busy and self._call_next():
+                pass
+            if self._lease_size and not self._in_thread:
+                self._stash()
+            self._advance()
+        finally:
+            self._settling = False
+        self._special = self._needs_settling()
+
+    # ---- callbacks -----------------------------------------------------------------------
+
+    def _call_next(self) -> bool:
+        """Call the callback that is due first, if there is one."""
+        worker = self.worker
+        callbacks = worker.callbacks
+        state = self._state
+        if not self._accepted:
+            if state is not State.OPEN:
+                return False
+            self._accepted = True
+            return self._call("on_accept", callbacks.on_accept)
+        if self._written:
+            written, self._written = self._written, 0
+            if callbacks.on_write is not None:
+                return self._call("on_write", callbacks.on_write, written)
+        if state is State.OPEN:
+            return self._call_reader(callbacks)
+        if state is State.CLOSED and not self._announced:
+            self._announced = True
+            self._call("on_close", callbacks.on_close, self._err)
+            if not self._busy:
+                worker.forget(self)
+        return False
+
+    def _call_reader(self, callbacks: Any) -> bool:
+        fresh = self._unannounced()
+        if fresh and not self._stopped:
+            self._fresh = 0
+            if callbacks.on_read is None:
+                self._drop(self.inbound_buffered())
+                return False
+            if self._timed:
+                self._meet("read")
+            return self._call("on_read", callbacks.on_read, fresh)
+        if self._err is not None:
+            self._apply(Event.ABORT)
+        elif self._close_when_idle:
+            self._begin_close()
+        elif self._eof and not self._eof_told:
+            self._eof_told = True
+            if callbacks.on_eof is not None:
+                return self._call("on_eof", callbacks.on_eof)
+            self._err = EndOfStream("the peer ended the connection")
+            self._begin_close()
+        return False
+
+    def _call(self, name: str, function: Callable[..., Any] | None, *args: Any) -> bool:
+        """Call a callback, here or as a task; True if more may be due at once."""
+        if function is None:
+            return True
+        worker = self.worker
+        if worker.runs_elsewhere(name):
+            self._stash()
+            self._busy = True
+            worker.run_elsewhere(self, name, function, args)
+            return False
+        try:
+            function(self, *args)
+        except Exception as exc:
+            self._raised(name, exc)
+        return True
+
+    def _raised(self, name: str, exc: BaseException) -> None:
+        """A callback or a task of this connection raised."""
+        self.worker.logger.error(
+            "%s raised, its connection is closed: %s",
+            name,
+            self._name(),
+            exc_info=(type(exc), exc, exc.__traceback__),
+        )
+        if name != "on_close":
+            self._fail(exc)
+
+    def _callback_ended(self, name: str) -> None:
+        """An async callback, or one in a thread, is over."""
+        self._busy = False
+        if name == "on_close":
+            self.worker.forget(self)
+            return
+        if self._deferred_size or self._deferred:
+            self._take_deferred()
+        self._attend()
+        if self._out and self._send_slot < 0:
+            self._begin_output()
+
+    # ---- what the kernel has done --------------------------------------------------------
+
+    def _completed(self, slot: int, res: int, flags: int, offset: int) -> None:
+        """Take a cqe that the worker's loop has no short way for."""
+        if slot == self._recv_slot:
+            if ends(flags):
+                self._receive_ended(slot, res, flags)
+            kind = "recv"
+        elif slot == self._send_slot:
+            self._slots[slot] = None
+            self._send_slot = -1
+            kind = "send"
+        else:
+            if ends(flags):
+                self._slots[slot] = None
+                self._watch_slot = -1
+            kind = "watch"
+        if self._in_thread:
+            self._defer(kind, res, flags, offset)
+            return
+        if kind == "recv":
+            if res > 0:
+                self.worker.bytes_in += res
+                self._received(self._pool[offset : offset + res])
+            else:
+                self._receive_failed(res, flags)
+        elif kind == "send":
+            self._sent(res)
+        else:
+            self._watched(res)
+        self._attend()
+
+    def _defer(self, kind: str, res: int, flags: int, offset: int) -> None:
+        """A thread has the connection: keep this until it is done."""
+        data = self._pool[offset : offset + res] if kind == "recv" and res > 0 else b""
+        self._deferred.append((kind, res, flags, data))
+        self._deferred_size += len(data)
+        if self._deferred_size > self.worker.read_buffer_limit:
+            self._input_full = True
+            if self._recv_slot >= 0 and not self._recv_canceling:
+                self._cancel_receive()
+
+    def _take_deferred(self) -> None:
+        deferred, self._deferred = self._deferred, []
+        self._deferred_size = 0
+        for kind, res, flags, data in deferred:
+            if kind == "recv":
+                if data:
+                    self.worker.bytes_in += len(data)
+                    self._received(data)
+                else:
+                    self._receive_failed(res, flags)
+            elif kind == "send":
+                self._sent(res)
+            else:
+                self._watched(res)
+        self._input_full = False
+        self._limit_input()
+
+    def _received(self, data: bytes) -> None:
+        """Input, as its own bytes."""
+        if self._state > State.OPEN:
+            return  # thrown away
+        if self._idle_s is not None:
+            self._restart_idle()
+        if self._group == 0 and len(data) >= 8192:
+            self._grow()
+        if self._secure is not None:
+            data = self._secure.received(self, data)
+            if not data:
+                return
+        self._stash()
+        if self._buffer is None:
+            self._buffer = bytearray(data)
+        else:
+            self._buffer += data
+        self._fresh += len(data)
+        self._limit_input()
+
+    def _limit_input(self) -> None:
+        """Stop receiving at read_buffer_limit."""
+        if not self._input_full and self.inbound_buffered() >= self.worker.read_buffer_limit:
+            self._input_full = True
+            self._special = True
+
+    def _receive_failed(self, res: int, flags: int) -> None:
+        """No data: the end of the stream, or an error."""
+        if res == 0:
+            self._eof = True
+            if self._secure is not None and self._state <= State.OPEN:
+                self._secure.ended(self)
+            if self._state is State.DISCARDING:
+                self._apply(Event.DISCARDED)
+        elif res == ENOBUFS:
+            self.worker.starved.append(self)
+        elif res not in (ECANCELED, EINTR):
+            self._fail(_os_error(res))
+
+    def _sent(self, res: int) -> None:
+        """The send in flight is over."""
+        if res < 0:
+            if res == EINTR:
+                self._send_rest()
+            elif res != ECANCELED:
+                self._fail(_os_error(res))
+            if res != EINTR:
+                self._sending = None
+            return
+        self.worker.bytes_out += res
+        self._send_at += res
+        whole = res == self._send_size
+        if self._secure is None:
+            self._account(res)
+        elif whole:
+            self._account(self._secure.accepted())
+        if self._idle_s is not None and res:
+            self._restart_idle()
+        if self._sending is not None and self._send_at < len(self._sending):
+            self._send_rest()
+            return
+        self._sending = None
+        if self._out or (self._secure is not None and self._secure.pending()):
+            self._begin_output()
+
+    def _account(self, size: int) -> None:
+        """The kernel has *size* more bytes of what was written."""
+        self._out_size -= size
+        self._written += size
+        if self._out_full and self._out_size <= self._low_water:
+            self._out_full = False
+        if self._drained is not None and self._out_size <= self._low_water:
+            self._wake_drainers()
+        if self._timed:
+            if self._out_size == 0:
+                self._meet("write")
+            if self._state is State.FLUSHING:
+                self._restart_close_timeout()
+
+    def _watched(self, res: int) -> None:
+        """The poll of a paused connection."""
+        if res > 0 and res & (POLLERR | POLLHUP) and self._state is State.OPEN:
+            error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                self._fail(_os_error(-error))
+
+    # ---- sending -------------------------------------------------------------------------
+
+    def _send_next(self) -> None:
+        """Send what was written; nothing is in flight."""
+        if self._state > State.FLUSHING or self._in_thread:
+            return
+        if self._secure is not None:
+            data = self._secure.next_output(self)
+            if not data:
+                return
+        elif self._out:
+            data = self._next_output()
+        else:
+            return
+        self._sending = data
+        self._send_at = 0
+        size = self._send_size = min(len(data), TRANSFER_MAX)
+        self._send_slot = self._own(self._ring.send(self._fd, data, size, MSG_NOSIGNAL))
+
+    def _send_rest(self) -> None:
+        data = self._sending
+        if data is None or self._state >= State.ENDING:
+            self._sending = None
+            return
+        at = self._send_at
+        size = self._send_size = min(len(data) - at, TRANSFER_MAX)
+        slot = self._ring.send_from(self._fd, data, at, size, MSG_NOSIGNAL)
+        self._send_slot = self._own(slot)
+
+    # ---- the end -------------------------------------------------------------------------
+
+    def _apply(self, event: Event) -> None:
+        """Move the state on, if the event means anything in it."""
+        state = next_state(self._state, event)
+        if state is None:
+            return
+        self._state = state
+        self._special = True
+        if state is State.ENDING:
+            self._end()
+
+    def _fail(self, exc: BaseException) -> None:
+        """End the connection because of *exc*; what was received before is announced first."""
+        if self._state >= State.ENDING:
+            return
+        if self._err is None or isinstance(self._err, EndOfStream):
+            self._err = exc
+        announce = self._state is State.OPEN and isinstance(exc, OSError) and self._unannounced()
+        if not announce or self._busy or isinstance(exc, DeadlineExceeded):
+            self._apply(Event.ABORT)
+        self._attend()
+
+    def _begin_close(self) -> None:
+        """No more reading and writing; what was written is sent first."""
+        self._apply(Event.CLOSE)
+        if self._state is State.FLUSHING:
+            self._thread = 0
+            self._forget_deadlines()
+            if self._secure is not None:
+                self._secure.close(self)
+                if self._send_slot < 0:
+                    self._begin_output()
+            if self._out_size:
+                self._start_close_timeout()
+        self._attend()
+
+    def _advance(self) -> None:
+        """Do what the state demands of the kernel."""
+        state = self._state
+        if state is State.FLUSHING and self._is_flushed():
+            self._finish_output()
+        elif state is State.OPEN and self._ended and not self._out_size:
+            self._send_fin()
+        if self._state is State.ENDING:
+            self._cancel_all()
+            if self._is_quiet():
+                self._close_file()
+        elif self._state is not State.CLOSED:
+            self._steer()
+
+    def _is_flushed(self) -> bool:
+        if self._send_slot >= 0 or self._out_size:
+            return False
+        return self._secure is None or not self._secure.pending()
+
+    def _finish_output(self) -> None:
+        """All was sent. With unread input, close(2) would send a reset: read it first."""
+        if self._unread():
+            self._send_fin()
+            self._buffer = None
+            self._lease_size = 0
+            self._apply(Event.FLUSHED_UNREAD)
+            self._start_timer("discard", DISCARD_S)
+        else:
+            if self._recv_slot >= 0:
+                self._send_fin()  # at once; close(2) comes when the receive is over
+            self._apply(Event.FLUSHED)
+
+    def _send_fin(self) -> None:
+        if self._secure is not None and self._state is State.OPEN and self._secure.pending():
+            return
+        self._ended = False
+        with contextlib.suppress(OSError):  # the peer may have gone
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def _end(self) -> None:
+        """ENDING begins: nobody can use it any more."""
+        self._thread = 0
+        self._forget_deadlines()
+        self._out.clear()
+        self._wake_drainers()
+        if self._reset:
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_OFF_AT_ONCE)
+        self._attend()
+
+    def _cancel_all(self) -> None:
+        if self._recv_slot >= 0 and not self._recv_canceling:
+            self._cancel_receive()
+        if self._watch_slot >= 0 and not self._watch_canceling:
+            self._cancel_watch()
+        slot = self._send_slot
+        # A second cancel of the same operation is refused, and harmless.
+        if slot >= 0 and self._ring.cancel(slot) == 0:
+            self._slots[slot] = None
+            self._send_slot = -1
+            self._sending = None
+
+    def _is_quiet(self) -> bool:
+        return self._recv_slot < 0 and self._send_slot < 0 and self._watch_slot < 0
+
+    def _close_file(self) -> None:
+        self._apply(Event.QUIET)
+        self._buffer = None
+        self._sending = None
+        self._remember_addresses()
+        self._sock.close()
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+        if self._accepted:
+            self._attend()
+        else:
+            self.worker.forget(self)
+
+    def _end_now(self) -> None:
+        """The worker is aborted: let go of the file at once, whatever is in flight."""
+        self._reset = True
+        if self._state < State.ENDING:
+            self._apply(Event.ABORT)
+        self._cancel_all()
+
+    # ---- for the classes around ----------------------------------------------------------
+
+    def _name(self) -> str:
+        raise NotImplementedError
+
+    def _remember_addresses(self) -> None:
+        raise NotImplementedError
+
+    def _meet(self, kind: str) -> None:
+        raise NotImplementedError
+
+    def _restart_idle(self) -> None:
+        raise NotImplementedError
+
+    def _start_timer(self, kind: str, seconds: float) -> None:
+        raise NotImplementedError
+
+    def _forget_deadlines(self) -> None:
+        raise NotImplementedError
+
+    def _start_close_timeout(self) -> None:
+        raise NotImplementedError
+
+    def _restart_close_timeout(self) -> None:
+        raise NotImplementedError
+
+
+def _os_error(result: int) -> OSError:
+    return OSError(-result, os.strerror(-result))

@@ -1,0 +1,175 @@
+"""A connection's output: what was written, and what the kernel has of it.
+
+``write`` only appends. At the end of the worker's turn all that was written becomes one
+send; what is written while it is in the kernel waits for its completion. Small pieces are
+joined, since a copy of some KiB is cheaper than another operation; a large one is sent from
+where it lies.
+"""
+
+from __future__ import annotations
+
+from threading import get_ident
+from typing import TYPE_CHECKING
+
+import trio
+
+from uring_trio.gain._errors import ConnectionClosed
+from uring_trio.gain._input import Input
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Protocol
+
+    class SupportsRead(Protocol):
+        """A file to be read from."""
+
+        def read(self, size: int = -1, /) -> bytes: ...
+
+
+# Bytes. As much is joined into one send; about what a socket's buffer takes at first.
+JOIN_MAX = 64 << 10
+READ_FROM_SIZE = 64 << 10  # bytes that one read() of read_from() asks for
+
+
+class Output(Input):
+    """The writing half of a connection's API, and its queue."""
+
+    __slots__ = (
+        "_drained",
+        "_ended",
+        "_high_water",
+        "_low_water",
+        "_out",
+        "_out_full",
+        "_out_size",
+        "_send_at",
+        "_send_size",
+        "_send_slot",
+        "_sending",
+        "_special",
+        "_written",
+    )
+
+    def _init_output(self, high_water: int) -> None:
+        self._high_water = high_water
+        self._low_water = high_water // 4
+        self._out: list[bytes] = []  # not in the kernel yet
+        self._out_size = 0  # bytes written, and not taken by the kernel
+        self._out_full = False  # over high water, and not at low water since
+        self._send_slot = -1
+        self._sending: bytes | None = None  # pinned: what the kernel sends from
+        self._send_at = 0  # where in it the send in flight begins
+        self._send_size = 0  # of the send in flight
+        self._written = 0  # bytes that no on_write has told of
+        self._ended = False  # send_eof() was called
+        self._drained: trio.Event | None = None
+
+    # ---- for users -----------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Send *data*, after what was written before. Never blocks, and is never short.
+
+        ``bytes`` are sent from where they lie; any other buffer is copied.
+
+        Returns:
+          The number of bytes.
+
+        Raises:
+          ConnectionClosed: after ``close()``, ``send_eof()``, or the connection's end.
+          OpNotAvailableInMode: on another thread.
+        """
+        if self._thread != get_ident():
+            self._refuse("write")
+        if type(data) is not bytes:
+            data = bytes(memoryview(data))
+        size = len(data)
+        if not size:
+            return 0
+        out = self._out
+        if not out and self._send_slot < 0:
+            self._begin_output()
+        out.append(data)
+        total = self._out_size = self._out_size + size
+        if total > self._high_water and not self._out_full:
+            self._output_full()
+        return size
+
+    def writev(self, buffers: Iterable[bytes | bytearray | memoryview]) -> int:
+        """Send several buffers, one after the other; the number of bytes of all."""
+        return self.write(b"".join(buffers))
+
+    def read_from(self, file: SupportsRead) -> int:
+        """Send all that *file* gives until its end; the number of bytes.
+
+        Its ``read`` is called in the loop, so it must not block.
+
+        Raises:
+          ConnectionClosed, OpNotAvailableInMode: as ``write``; and whatever ``read``
+            raises: what it gave before is sent.
+        """
+        if self._thread != get_ident():
+            self._refuse("read_from")
+        total = 0
+        while data := file.read(READ_FROM_SIZE):
+            total += self.write(data)
+        return total
+
+    def outbound_buffered(self) -> int:
+        """How many written bytes the kernel has not taken yet."""
+        return self._out_size
+
+    async def drain(self) -> None:
+        """Sleep until the output is down at low water, a quarter of ``write_high_water``.
+
+        Cancelling it changes nothing.
+
+        Raises:
+          ConnectionClosed: the connection is closed, or ended before.
+          OpNotAvailableInMode: on another thread.
+        """
+        if self._thread != get_ident():
+            self._refuse("drain")
+        while self._out_size > self._low_water:
+            if self._drained is None:
+                self._drained = trio.Event()
+                self._special = True
+            await self._drained.wait()
+            if self._is_cut_off():
+                raise ConnectionClosed("drain: the connection ended with output unsent")
+        await trio.lowlevel.checkpoint()
+
+    # ---- for the worker ------------------------------------------------------------------
+
+    def _next_output(self) -> bytes:
+        """What to send next, off the queue: a large piece, or small ones joined."""
+        out = self._out
+        if len(out) == 1:
+            return out.pop()
+        size = 0
+        for count, piece in enumerate(out):
+            size += len(piece)
+            if size > JOIN_MAX:
+                break
+        else:
+            count = len(out)
+        count = max(count, 1)
+        data = b"".join(out[:count]) if count > 1 else out[0]
+        del out[:count]
+        return data
+
+    def _wake_drainers(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained.set()
+
+    def _begin_output(self) -> None:
+        """There is something to send, and no send in flight."""
+        raise NotImplementedError
+
+    def _output_full(self) -> None:
+        """The output went over high water."""
+        raise NotImplementedError
+
+    def _is_cut_off(self) -> bool:
+        """Whether the connection ended before its output was sent."""
+        raise NotImplementedError

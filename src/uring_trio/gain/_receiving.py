@@ -1,0 +1,185 @@
+"""How a connection receives: one multishot operation, or one-shot ones for large messages.
+
+A multishot receive stays armed over many messages and takes a small buffer for each piece;
+re-arming, which is a third of what a small message costs us, falls away. Where pieces fill
+their buffers the messages are large, and then small buffers chop them into many operations:
+the stream goes over to one-shot receives into buffers as large as its messages (see
+csrc/bufring.c for why), one a tick, which is also what bounds a flood. It comes back when
+its messages have been small for a while.
+
+To pause is to cancel the operation; what arrives before its last cqe is input like any
+other. -ENOBUFS is back-pressure: nothing was read, and it is armed again as buffers come home.
+While a paused connection has nothing else in the kernel a poll watches it, so that a reset
+is noticed all the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import termios
+from typing import TYPE_CHECKING, Any
+
+from uring_trio._kernel import CQE_F_MORE, CQE_F_SOCK_NONEMPTY, GROUP_SIZES
+from uring_trio.gain._output import Output
+from uring_trio.gain._states import State
+
+if TYPE_CHECKING:
+    from uring_trio._kernel import Ring
+
+LAST_GROUP = len(GROUP_SIZES) - 1
+SMALLEST_BUFFER = GROUP_SIZES[0]
+# As `_directions.SMALL_IN_A_ROW`: receives that a smaller buffer would have held.
+SMALL_IN_A_ROW = 16
+
+POLLERR, POLLHUP = 0x8, 0x10
+
+
+class Receiving(Output):
+    """The receive operation of a connection."""
+
+    __slots__ = (
+        "_eof",
+        "_fd",
+        "_group",
+        "_paused",
+        "_poll_first",
+        "_recv_canceling",
+        "_recv_slot",
+        "_ring",
+        "_slots",
+        "_small_in_a_row",
+        "_state",
+        "_stopped",
+        "_watch_canceling",
+        "_watch_slot",
+    )
+
+    _ring: Ring
+    _slots: list[Any]  # the manager's: whose each slot is
+
+    def _init_receiving(self, fd: int) -> None:
+        self._fd = fd
+        self._recv_slot = -1
+        self._recv_canceling = False
+        self._watch_slot = -1
+        self._watch_canceling = False
+        self._group = 0
+        self._small_in_a_row = 0
+        self._poll_first = True
+        self._paused = False  # by pause_reading()
+        self._stopped = False  # by a shutdown
+        self._eof = False
+
+    # ---- armed, or not -------------------------------------------------------------------
+
+    def _wants_input(self) -> bool:
+        state = self._state
+        if self._eof or state > State.OPEN:
+            return state is State.DISCARDING and not self._eof
+        return not (self._paused or self._input_full or self._out_full or self._stopped)
+
+    def _steer(self) -> None:
+        """Have the kernel receive, or not, as things stand."""
+        if self._wants_input():
+            if self._recv_slot < 0:
+                self._arm()
+        elif self._recv_slot >= 0:
+            if not self._recv_canceling:
+                self._cancel_receive()
+        elif self._send_slot < 0 and self._state is State.OPEN and not self._eof:
+            self._watch()
+
+    def _arm(self) -> None:
+        ring = self._ring
+        group = self._group
+        if group:
+            size = GROUP_SIZES[group]
+            slot = ring.recv(self._fd, group, size, self._poll_first)
+        else:
+            slot = ring.recv_multishot(self._fd, 0, self._poll_first)
+        self._recv_slot = self._own(slot)
+        self._recv_canceling = False
+
+    def _own(self, slot: int) -> int:
+        """Enter this connection at a slot that the engine has given."""
+        if slot < 0:
+            raise self._ring.error(slot)
+        slots = self._slots
+        if slot >= len(slots):
+            slots.extend([None] * len(slots))
+        slots[slot] = self
+        return slot
+
+    def _cancel_receive(self) -> None:
+        slot = self._recv_slot
+        if self._ring.cancel(slot) == 0:
+            self._slots[slot] = None
+            self._recv_slot = -1
+        else:
+            self._recv_canceling = True
+
+    def _watch(self) -> None:
+        """Watch for errors alone, which a poll always reports."""
+        if self._watch_slot < 0:
+            self._watch_slot = self._own(self._ring.poll(self._fd, 0, 0))
+            self._watch_canceling = False
+
+    def _cancel_watch(self) -> None:
+        slot = self._watch_slot
+        if self._ring.cancel(slot) == 0:
+            self._slots[slot] = None
+            self._watch_slot = -1
+        else:
+            self._watch_canceling = True
+
+    # ---- what came -----------------------------------------------------------------------
+
+    def _receive_ended(self, slot: int, res: int, flags: int) -> None:
+        """The receive's last cqe: its slot is free."""
+        self._slots[slot] = None
+        self._recv_slot = -1
+        self._recv_canceling = False
+        self._poll_first = not flags & CQE_F_SOCK_NONEMPTY
+        if res > 0 and self._group:
+            self._fit_buffers(res)
+
+    def _grow(self) -> None:
+        """A piece has filled its small buffer: larger ones, once the multishot is over."""
+        if self._group == 0:
+            self._group = 1
+            self._small_in_a_row = 0
+            if self._recv_slot >= 0 and not self._recv_canceling:
+                self._cancel_receive()
+
+    def _fit_buffers(self, received: int) -> None:
+        """Choose the next receive's buffers by the size of this one."""
+        group = self._group
+        if received >= GROUP_SIZES[group]:
+            self._small_in_a_row = 0
+            if group < LAST_GROUP:
+                self._group = group + 1
+        elif received <= GROUP_SIZES[group - 1]:
+            self._small_in_a_row += 1
+            if self._small_in_a_row >= SMALL_IN_A_ROW:
+                self._small_in_a_row = 0
+                self._group = group - 1
+        else:
+            self._small_in_a_row = 0
+
+    def _unread(self) -> bool:
+        """Whether closing now would throw input away, and so answer with a reset."""
+        if self._eof:
+            return False
+        if self.inbound_buffered():
+            return True
+        try:
+            answer = fcntl.ioctl(self._fd, termios.FIONREAD, b"\0\0\0\0")
+        except OSError:
+            return False
+        return bool(struct.unpack("i", answer)[0])
+
+
+def ends(flags: int) -> bool:
+    """Whether this is an operation's last cqe."""
+    return not flags & CQE_F_MORE

@@ -1,0 +1,474 @@
+"""A worker: one task that serves all connections of one ring.
+
+The IO manager does not wake a task for each completion. It puts the completions of all of
+a worker's connections into one batch and wakes the worker's task once (`Routed`), in the
+tick in which they came, so that received bytes can be taken straight from the engine's
+buffers. The task's *turn* has three sweeps:
+
+1. what the kernel has done: input is announced to nobody yet, sends are accounted for;
+2. what handlers are to be told, once for each connection, whatever has come for it;
+3. what was written, as one send a connection.
+
+Each sweep treats the plain case in line, because a call of a Python function costs a tenth
+of what a small message may cost altogether; a connection that is *special* goes through
+`Connection._settle`. What other tasks of this run write or close wakes the worker for a turn
+of its own. Other threads reach it through `Worker.post`.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections import deque
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from uring_trio._kernel import BUFFER_GROUPS, CQE_F_MORE, GROUP_SIZES
+from uring_trio._trio_private import WaitTaskRescheduled, current_runner, park
+from uring_trio.gain._accept import Acceptor
+from uring_trio.gain._conn import Conn
+from uring_trio.gain._elsewhere import Elsewhere
+from uring_trio.gain._secure import Secure
+from uring_trio.gain._states import State
+from uring_trio.gain._statistics import WorkerStatistics
+from uring_trio.gain._timers import Timers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from uring_trio.gain._address import Address
+    from uring_trio.gain._config import Config
+    from uring_trio.gain._handler import Callbacks
+    from uring_trio.gain._listen import Listener
+    from uring_trio.gain._server import Server
+
+SMALLEST_BUFFER = GROUP_SIZES[0]
+MSG_NOSIGNAL = socket.MSG_NOSIGNAL
+# How long a call from another thread waits for a worker's counters: a callback may be running.
+STATISTICS_TIMEOUT_S = 1.0
+
+logger = logging.getLogger("uring_trio.gain")
+
+
+class Worker(Elsewhere):
+    """Serves connections on the ring of the trio run that it is run in.
+
+    Args:
+      index: its number in the server.
+      callbacks: the handler's.
+      config: the server's.
+      server: for handlers.
+    """
+
+    manager: Any
+
+    def __init__(self, index: int, callbacks: Callbacks, config: Config, server: Server) -> None:
+        super().__init__(callbacks, config)
+        self.index = index
+        self.server = server
+        self.logger = logger
+        self.read_buffer_limit = config.read_buffer_limit
+        self.plain = not callbacks.any_async() and not config.async_handler
+        self.peers: Sequence[Worker] = (self,)  # all workers of the server
+        self.thread: int | None = None
+        self.active = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.batch: list[Any] = []
+        self.ready: list[Conn] = []  # to be settled, or told of input
+        self.dirty: list[Conn] = []  # with output, and no send in flight
+        self.starved: deque[Conn] = deque()  # no buffer was left for their receive
+        self.accepted: list[tuple[Acceptor, int]] = []
+        self.calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self.timers: Timers[Any] = Timers()
+        self.parked = False
+        self.ended = False
+        self._conns: set[Conn] = set()
+        self._acceptors: list[Acceptor] = []
+        self._sockets: list[Any] = []  # of datagrams
+        self._ending = False
+        self._final = WorkerStatistics()
+        self._timer_scope: trio.CancelScope | None = None
+
+    # ---- the loop ------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until a shutdown has come to its end; see the top of this module.
+
+        Cancelling it aborts all connections without a drain; ``on_close`` is called.
+        """
+        runner = current_runner()
+        self.manager = runner.io_manager
+        self.manager.routed_type = Conn
+        self.thread = get_ident()
+        self._token = trio.lowlevel.current_trio_token()
+        self._task = trio.lowlevel.current_task()
+        self._trap = WaitTaskRescheduled(self._abort_sleep)
+        try:
+            async with trio.open_nursery() as self.nursery:
+                try:
+                    task_status.started()
+                    await self._serve()
+                finally:
+                    self.nursery.cancel_scope.cancel()
+        finally:
+            self._finish()
+
+    async def _serve(self) -> None:
+        try:
+            while not (self._ending and self._is_empty()):
+                if not (self.batch or self.ready or self.dirty or self.calls or self.accepted):
+                    await self._sleep()
+                self._turn()
+        except BaseException:
+            self.abort()
+            with trio.CancelScope(shield=True):
+                while not self._is_empty():
+                    self._turn()
+                    if not self._is_empty():
+                        await self._sleep()
+            raise
+
+    async def _sleep(self) -> None:
+        self._task = trio.lowlevel.current_task()
+        self.parked = True
+        value = await park(self._trap)
+        self.parked = False
+        if value is not None:
+            value.unwrap()
+
+    def _abort_sleep(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
+        self.parked = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        """Have a turn in this tick, or in the next; on the worker's thread."""
+        if self.parked:
+            self.parked = False
+            self.manager.wake(self._task, None)
+
+    @trio.lowlevel.enable_ki_protection
+    def _turn(self) -> None:
+        if self.batch:
+            self._sweep_completions()
+        if self.accepted:
+            accepted, self.accepted = self.accepted, []
+            for acceptor, res in accepted:
+                acceptor.accepted(res)
+        if self.calls:
+            self._make_calls()
+        if self.ready:
+            self._sweep_ready()
+        if self.dirty:
+            self._sweep_dirty()
+        if self.starved:
+            self._arm_starved()
+
+    def _sweep_completions(self) -> None:
+        """What the kernel has done."""
+        ready, dirty, slots = self.ready, self.dirty, self.manager.ops
+        tells_of_writes = self.callbacks.on_write is not None
+        total_in = total_out = 0
+        for conn, slot, res, flags, offset in self.batch:
+            if conn._special:
+                conn._completed(slot, res, flags, offset)
+            elif slot == conn._send_slot and res == conn._send_size:
+                slots[slot] = None
+                conn._send_slot = -1
+                conn._sending = None
+                conn._out_size -= res
+                total_out += res
+                if conn._out:
+                    dirty.append(conn)
+                if tells_of_writes:
+                    conn._written += res
+                    if not conn._ready:
+                        conn._ready = True
+                        ready.append(conn)
+            elif slot == conn._recv_slot and res > 0:
+                if conn._lease_size:
+                    conn._stash()
+                conn._lease_at = offset
+                conn._lease_size = res
+                conn._fresh += res
+                total_in += res
+                if not conn._ready:
+                    conn._ready = True
+                    ready.append(conn)
+                if flags & CQE_F_MORE:
+                    if res == SMALLEST_BUFFER:
+                        conn._grow()
+                else:
+                    conn._receive_ended(slot, res, flags)
+                    if res == SMALLEST_BUFFER and not conn._group:
+                        conn._grow()
+                    conn._steer()
+            else:
+                conn._completed(slot, res, flags, offset)
+        self.bytes_in += total_in
+        self.bytes_out += total_out
+        self.batch.clear()
+
+    def _sweep_ready(self) -> None:
+        """What handlers are to be told."""
+        on_read, on_write = self.callbacks.on_read, self.callbacks.on_write
+        limit = self.read_buffer_limit
+        for conn in self.ready:  # grows meanwhile: who is appended is seen to as well
+            conn._ready = False
+            if conn._special:
+                conn._settle()
+                continue
+            if conn._written and on_write is not None:
+                n, conn._written = conn._written, 0
+                try:
+                    on_write(conn, n)
+                except Exception as exc:
+                    conn._raised("on_write", exc)
+            n = conn._fresh
+            if n and not conn._special:
+                if n != conn._lease_size:
+                    n = conn._unannounced()
+                conn._fresh = 0
+                if n and on_read is not None:
+                    try:
+                        on_read(conn, n)
+                    except Exception as exc:
+                        conn._raised("on_read", exc)
+                elif n:
+                    conn._drop(conn.inbound_buffered())
+            if conn._lease_size:
+                conn._stash()
+                if len(conn._buffer) >= limit:  # type: ignore[arg-type]
+                    conn._limit_input()
+                    conn._attend()
+        self.ready.clear()
+
+    def _sweep_dirty(self) -> None:
+        """What was written, as one send each."""
+        slots, send = self.manager.ops, self.manager.ring.send
+        for conn in self.dirty:
+            if conn._send_slot >= 0:
+                continue
+            out = conn._out
+            if conn._special or len(out) != 1:
+                conn._send_next()
+                continue
+            data = conn._sending = out.pop()
+            conn._send_at = 0
+            size = conn._send_size = len(data)
+            slot = send(conn._fd, data, size, MSG_NOSIGNAL)
+            if 0 <= slot < len(slots):
+                slots[slot] = conn
+                conn._send_slot = slot
+            else:
+                conn._send_slot = conn._own(slot)
+        self.dirty.clear()
+
+    def _arm_starved(self) -> None:
+        """Arm receives that found no buffer: as many as there are of the scarcest."""
+        for _ in range(min(len(self.starved), BUFFER_GROUPS[-1][0])):
+            self.starved.popleft()._steer()
+        if self.starved:
+            self._token.run_sync_soon(self.wake, idempotent=True)
+
+    # ---- other threads, and timers -------------------------------------------------------
+
+    def post(self, fn: Callable[..., Any], *args: Any) -> bool:
+        """From any thread: call ``fn(*args)`` in the worker, first in, first out.
+
+        Returns:
+          False if the worker has ended, or has not begun.
+        """
+        if self.ended or self.thread is None:
+            return False
+        self.calls.append((fn, args))
+        try:
+            self._token.run_sync_soon(self.wake, idempotent=True)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    def _make_calls(self) -> None:
+        for _ in range(len(self.calls)):  # what these post is for the next turn
+            fn, args = self.calls.popleft()
+            try:
+                fn(*args)
+            except Exception:
+                logger.exception("a call from another thread raised: %r", fn)
+
+    def set_timer_in(self, key: Any, seconds: float) -> None:
+        """Have ``key[0]._timer_expired(key[1])`` called in so many seconds."""
+        self.set_timer(key, trio.current_time() + seconds)
+
+    def set_timer(self, key: Any, deadline: float) -> None:
+        """The same at a time of trio's clock."""
+        self.timers.schedule(key, deadline)
+        if self._timer_scope is None:
+            self._timer_scope = trio.CancelScope(deadline=deadline)
+            self.nursery.start_soon(self._watch_clock)
+        elif deadline < self._timer_scope.deadline:
+            self._timer_scope.deadline = deadline
+
+    async def _watch_clock(self) -> None:
+        while (deadline := self.timers.next_deadline()) < float("inf"):
+            with trio.CancelScope(deadline=deadline) as self._timer_scope:
+                await trio.sleep_forever()
+            for owner, kind in self.timers.expired(trio.current_time()):
+                owner._timer_expired(kind)
+            self.wake()
+        self._timer_scope = None
+
+    # ---- connections ---------------------------------------------------------------------
+
+    def listen(self, listener: Listener, assign: Callable[[Address], Worker] | None = None) -> None:
+        """Accept from a listener, which is the worker's own from now on.
+
+        Args:
+          listener: bound and listening; for UDP, bound.
+          assign: chooses a connection's worker by the peer's address; None: this one.
+        """
+        if listener.network == "udp":
+            from uring_trio.gain._datagram import DatagramSocket
+
+            datagrams = DatagramSocket(self, listener)
+            self._sockets.append(datagrams)
+            datagrams.start()
+            return
+        acceptor = Acceptor(self, listener, assign)
+        self._acceptors.append(acceptor)
+        acceptor.arm()
+
+    def may_accept(self) -> bool:
+        """Whether one more connection is allowed."""
+        limit = self.config.max_connections
+        return limit is None or sum(worker.active for worker in self.peers) < limit
+
+    def adopt(self, sock: socket.socket, network: str, local: Any, remote: Address) -> None:
+        """Serve a connection."""
+        if self._ending:
+            sock.close()
+            return
+        conn = Conn(self, sock, network, local, remote)
+        self._conns.add(conn)
+        self.active += 1
+        tls = self.config.tls
+        if tls is not None:
+            conn._state = State.HANDSHAKE
+            conn._secure = Secure(tls, from_start=True)
+            conn._start_timer("handshake", self.config.tls_handshake_timeout)
+        conn._attend()
+
+    def forget(self, conn: Conn) -> None:
+        """A connection is closed, and nobody is to be told of it any more."""
+        if conn in self._conns:
+            self._conns.remove(conn)
+            self.active -= 1
+            for worker in self.peers:
+                if worker is self:
+                    self.resume_accepting()
+                elif worker.is_accepting_paused():
+                    worker.post(worker.resume_accepting)
+
+    def resume_accepting(self) -> None:
+        """There may be room, or a descriptor, again."""
+        for acceptor in self._acceptors:
+            if acceptor.paused:
+                acceptor.arm()
+
+    def is_accepting_paused(self) -> bool:
+        """Whether a listener waits for room; from any thread."""
+        return any(acceptor.paused for acceptor in tuple(self._acceptors))
+
+    def acceptor_closed(self, acceptor: Acceptor) -> None:
+        """A listener is closed."""
+        self._acceptors.remove(acceptor)
+
+    # ---- the end -------------------------------------------------------------------------
+
+    def begin_shutdown(self, drain_timeout: float) -> None:
+        """Stop accepting and reading, let callbacks end, send what was written, close."""
+        if self._ending:
+            return
+        self._begin_end()
+        for conn in tuple(self._conns):
+            conn._stopped = True
+            if conn._state is State.HANDSHAKE:
+                conn._begin_close()
+            elif conn._busy:
+                conn._close_when_idle = True
+                conn._attend()
+            elif conn._state is State.OPEN:
+                conn._begin_close()
+        if self._conns:
+            self.set_timer_in((self, "drain"), drain_timeout)
+        self.wake()
+
+    def _timer_expired(self, _kind: str) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        """Close all connections at once, with resets; callbacks that run are cancelled."""
+        self._begin_end()
+        for conn in tuple(self._conns):
+            conn._end_now()
+        self.cancel_callbacks()
+        self.manager.ring.flush()
+        self.wake()
+
+    def _begin_end(self) -> None:
+        if not self._ending:
+            self._ending = True
+            logger.warning("Closing connections", extra={"worker": self.index})
+            for acceptor in tuple(self._acceptors):
+                acceptor.close()
+            for datagrams in self._sockets:
+                datagrams.close()
+            self._sockets.clear()
+
+    def _is_empty(self) -> bool:
+        return not (self._conns or self._acceptors or self.accepted)
+
+    def _finish(self) -> None:
+        self._final = self._statistics()
+        self.ended = True
+        while self.calls:
+            fn, args = self.calls.popleft()
+            if fn == self.adopt:
+                args[0].close()
+
+    # ---- statistics ----------------------------------------------------------------------
+
+    def statistics(self) -> WorkerStatistics:
+        """The counters; from any thread."""
+        if self.ended or self.thread is None:
+            return self._final
+        if self.thread == get_ident():
+            return self._statistics()
+        answer: list[WorkerStatistics] = []
+        there = threading.Event()
+
+        def take() -> None:
+            answer.append(self._statistics())
+            there.set()
+
+        if self.post(take):
+            there.wait(STATISTICS_TIMEOUT_S)
+        return answer[0] if answer else self._final
+
+    def _statistics(self) -> WorkerStatistics:
+        conns = self._conns
+        slots = [a.slot for a in self._acceptors]
+        for conn in conns:
+            slots += (conn._recv_slot, conn._send_slot, conn._watch_slot)
+        return WorkerStatistics(
+            connections=self.active,
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+            buffers_leased=sum(conn._lease_size > 0 for conn in conns),
+            bytes_buffered=sum(c.inbound_buffered() + c.outbound_buffered() for c in conns),
+            operations_in_flight=sum(slot >= 0 for slot in slots),
+            datagrams_dropped=sum(s.dropped for s in self._sockets),
+        )
