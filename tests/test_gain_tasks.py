@@ -1,0 +1,193 @@
+"""Tasks of a server and of a connection, and the server's tick."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import gain_tools
+import pytest
+import trio
+import trio.testing
+from gain_tools import (
+    AsyncRecorder,
+    Boom,
+    Recorder,
+    connected,
+    echo,
+    open_client,
+    read_exactly,
+    serving,
+    until,
+    wait_until,
+)
+
+from uring_trio import gain
+
+pytestmark = gain_tools.ON_RING
+
+
+class Log:
+    """A task that notes how it goes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    async def forever(self, *args: object) -> None:
+        self.notes.append("started")
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            self.notes.append("cancelled")
+            raise
+
+    async def write_later(self, conn: gain.Conn, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        conn.write(data)
+        await conn.drain()
+        self.notes.append("written")
+
+
+async def test_task_of_a_connection_uses_it() -> None:
+    log = Log()
+
+    def read(conn: gain.Conn, n: int) -> None:
+        conn.start_soon(log.write_later, conn, conn.next(n))
+
+    async with connected(Recorder(on_read=read)) as (_, client):
+        await client.send_all(b"hello")
+        assert await read_exactly(client, 5) == b"hello"
+        await until(lambda: log.notes == ["written"])
+
+
+@pytest.mark.parametrize("how", ["close", "abort", "reset", "shutdown"])
+async def test_task_of_a_connection_ends_with_it(how: str) -> None:
+    log = Log()
+
+    def closed(conn: gain.Conn, err: object) -> None:
+        log.notes.append("on_close")
+
+    recorder = Recorder(on_accept=lambda conn: conn.start_soon(log.forever, 1), on_close=closed)
+    async with serving(recorder) as server, await open_client(server) as client:
+        await until(lambda: log.notes == ["started"])
+        if how == "reset":
+            gain_tools.reset(client.socket)
+        elif how == "shutdown":
+            server.async_shutdown(0.1)
+        else:
+            getattr(recorder.conn, how)()
+        await until(lambda: len(log.notes) == 3)
+    assert sorted(log.notes) == ["cancelled", "on_close", "started"]
+
+
+async def test_task_of_a_connection_that_raises_troubles_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise Boom
+
+    recorder = Recorder(on_read=echo)
+    async with (
+        serving(recorder) as server,
+        await open_client(server) as one,
+        await open_client(server) as two,
+    ):
+        await until(lambda: len(recorder.conns) == 2)
+        recorder.conns[0].start_soon(fail)
+        await until(lambda: any(record.exc_info for record in caplog.records))
+        for client in (one, two):
+            if client.socket.getsockname() != recorder.conns[0].remote_addr():
+                await client.send_all(b"hello")
+                assert await read_exactly(client, 5) == b"hello"
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [Boom]
+
+
+async def test_start_soon_of_a_closed_connection_raises() -> None:
+    recorder = Recorder()
+    async with connected(recorder) as (conn, _):
+        conn.close()
+        await until(lambda: recorder.counts().close == 1)
+        with pytest.raises(gain.ConnectionClosed):
+            conn.start_soon(trio.sleep, 0)
+
+
+async def test_task_of_the_server_runs_until_it_ends() -> None:
+    log = Log()
+    recorder = Recorder(on_start=lambda server: server.start_soon(log.forever, 1))
+    async with serving(recorder):
+        await until(lambda: log.notes == ["started"])
+    assert log.notes == ["started", "cancelled"]
+
+
+def test_task_of_the_server_from_another_thread() -> None:
+    ran = threading.Event()
+
+    async def task(*args: int) -> None:
+        await trio.lowlevel.checkpoint()
+        assert args == (1, 2)
+        ran.set()
+
+    with gain_tools.server_in_thread(Recorder()) as server:
+        server.start_soon(task, 1, 2)
+        wait_until(ran.is_set)
+
+
+async def test_callbacks_share_channels_with_the_callers_run() -> None:
+    send, receive = trio.open_memory_channel[bytes](1)
+
+    async def read(conn: gain.Conn, n: int) -> None:
+        await send.send(conn.next(n))
+
+    async with connected(AsyncRecorder(on_read=read)) as (_, client):
+        await client.send_all(b"hello")
+        with trio.fail_after(gain_tools.BOUND_S):
+            assert await receive.receive() == b"hello"
+
+
+# on_tick
+
+
+class Ticker(Recorder):
+    def __init__(self, **actions: Any) -> None:
+        super().__init__(**actions)
+        self.ticks: list[tuple[gain.Server, int]] = []
+
+    def on_tick(self, server: gain.Server) -> Any:
+        self.ticks.append((server, threading.get_ident()))
+
+
+def test_on_tick_is_called_in_one_worker_until_the_end() -> None:
+    ticker = Ticker()
+    with gain_tools.server_in_thread(ticker, tick=0.005) as server:
+        wait_until(lambda: len(ticker.ticks) >= 5)
+        server.shutdown()
+        count = len(ticker.ticks)
+    assert len(set(ticker.ticks)) == 1
+    assert ticker.ticks[0][0] is server
+    assert len(ticker.ticks) == count
+
+
+async def test_no_tick_without_the_option() -> None:
+    ticker = Ticker()
+    async with serving(ticker):
+        await trio.sleep(0.02)
+    assert ticker.ticks == []
+
+
+async def test_async_ticks_do_not_overlap() -> None:
+    inside = []
+    overlaps = []
+
+    class Slow(Ticker):
+        async def on_tick(self, server: gain.Server) -> None:
+            overlaps.extend(inside)
+            inside.append(server)
+            self.ticks.append((server, 0))
+            await trio.sleep(0.01)
+            inside.clear()
+
+    ticker = Slow()
+    async with serving(ticker, tick=0.002):
+        await until(lambda: len(ticker.ticks) >= 4)
+    assert overlaps == []
