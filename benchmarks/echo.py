@@ -54,8 +54,8 @@ METRICS: dict[str, Callable[[LoadReport], float]] = {
 
 def measure_once(peer: Peer, scenario: EchoScenario, seconds: float) -> LoadReport:
     """Start a server, load it, and stop it."""
-    server_core, load_core = cores_for_server_and_load()
-    with peer.start(server_core) as server:
+    _, load_core = cores_for_server_and_load()
+    with peer.start() as server:
         return measure_load(
             LoadOptions(
                 port=server.port,

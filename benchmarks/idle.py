@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.observe import connect, rss_kib, voluntary_switches
 from benchmarks.servers.control import allow_many_connections
 from uring_trio._loadgen import (
     LoadOptions,
@@ -33,10 +32,8 @@ CONNECTIONS = 1000
 HALF = CONNECTIONS // 2
 IDLE_S = 5.0
 DEADLINES = 10
-MESSAGE = b"x" * 64
 # After the last connection and between a question and a reading: until nothing moves.
 SETTLE_S = 0.5
-SOCKET_LIMIT_S = 10.0
 
 # What makes a server touch all the memory that it will use: many and large messages.
 WORKOUT = LoadOptions(port=0, connections=64, message_bytes=100 << 10, seconds=1.0)
@@ -67,34 +64,6 @@ class IdleResult:
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return asdict(self)
-
-
-def voluntary_switches(pid: int) -> int:
-    """Of all threads of a process, the sleeping one that answers questions included."""
-    total = 0
-    for status in Path(f"/proc/{pid}/task").glob("*/status"):
-        for line in status.read_text().splitlines():
-            if line.startswith("voluntary_ctxt_switches:"):
-                total += int(line.split()[1])
-    return total
-
-
-def rss_kib(pid: int) -> int:
-    """The resident set; smaps_rollup counts it, where status has an estimate."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Rss:"):
-            return int(line.split()[1])
-    raise RuntimeError(f"process {pid} shows no resident set")
-
-
-def connect(port: int, count: int, stack: contextlib.ExitStack) -> None:
-    """Make connections, and one round trip on each: its task has read and waits again."""
-    for _ in range(count):
-        conn = socket.create_connection(("127.0.0.1", port), timeout=SOCKET_LIMIT_S)
-        stack.enter_context(conn)
-        conn.sendall(MESSAGE)
-        if conn.recv(len(MESSAGE), socket.MSG_WAITALL) != MESSAGE:
-            raise RuntimeError("the server did not echo")
 
 
 def read_enters(server: ServerProcess, peer: Peer) -> int:
@@ -128,9 +97,9 @@ class Watch:
         return switches, after - before - questions * question
 
 
-def rss_after_load(peer: Peer, cpu: int, load_cpu: int) -> int:
+def rss_after_load(peer: Peer, load_cpu: int) -> int:
     """The resident set of a fresh server after a second of heavy load."""
-    with peer.start(cpu) as server:
+    with peer.start() as server:
         measure_load(replace(WORKOUT, port=server.port, cpu=load_cpu))
         time.sleep(SETTLE_S)
         return rss_kib(server.pid)
@@ -139,10 +108,10 @@ def rss_after_load(peer: Peer, cpu: int, load_cpu: int) -> int:
 def run_idle(peer: Peer, progress: Callable[[str], None]) -> IdleResult:
     """Watch one server."""
     allow_many_connections()
-    cpu, load_cpu = cores_for_server_and_load()
+    _, load_cpu = cores_for_server_and_load()
     progress(f"idle: {peer.name}")
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(peer.start(cpu))
+        server = stack.enter_context(peer.start())
         time.sleep(SETTLE_S)
         rss_start = rss_kib(server.pid)
         connect(server.port, HALF, stack)
@@ -162,5 +131,5 @@ def run_idle(peer: Peer, progress: Callable[[str], None]) -> IdleResult:
         enters_with_deadlines=enters_late if has_ring else None,
         rss_start_kib=rss_start,
         rss_per_connection_bytes=(rss_full - rss_half) * 1024 / (CONNECTIONS - HALF),
-        rss_after_load_kib=rss_after_load(peer, cpu, load_cpu),
+        rss_after_load_kib=rss_after_load(peer, load_cpu),
     )

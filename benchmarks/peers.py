@@ -43,6 +43,7 @@ class Peer:
       program: a module of ``benchmarks.servers``, or one of ``c_servers.SOURCES``.
       about: what it is, for people.
       arguments: its command line.
+      cores: on how many it runs.
       is_trio: its program answers questions about trio's statistics.
       is_c: its program is one in C.
       needs: what it cannot run without: "io_uring", "uvloop".
@@ -52,17 +53,18 @@ class Peer:
     program: str
     about: str
     arguments: tuple[str, ...] = ()
+    cores: int = 1
     is_trio: bool = False
     is_c: bool = False
     needs: tuple[str, ...] = ()
 
-    def start(self, *cpus: int) -> ServerProcess:
-        """Start the server on the cores *cpus*."""
+    def start(self) -> ServerProcess:
+        """Start the server on the first cores that this process may use."""
         if self.is_c:
             command = [str(c_servers.build(self.program))]
         else:
             command = [sys.executable, "-m", f"benchmarks.servers.{self.program}"]
-        with pinned(cpus):
+        with pinned(sorted(os.sched_getaffinity(0))[: self.cores]):
             return ServerProcess([*command, *self.arguments])
 
     def missing(self) -> str | None:

@@ -1,0 +1,1 @@
+"""How callback servers (``uring_trio.gain``) compare; see README.md beside this folder."""

@@ -1,0 +1,214 @@
+"""``python -m benchmarks.gain``: callback servers compared; tables, bars and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.echo import EchoScenario, run_echo
+from benchmarks.gain import report
+from benchmarks.gain.clients import KINDS
+from benchmarks.gain.connections import CONNECTIONS, allow_connections, run_connections
+from benchmarks.gain.hostile import run_hostile
+from benchmarks.gain.http import run_http, wrk_missing
+from benchmarks.gain.peers import (
+    ECHO_PEERS,
+    GAIN,
+    HTTP_PEERS,
+    ONE_AGAIN,
+    ONE_WORKER,
+    SERVER_PEERS,
+    UVLOOP,
+    UVLOOP_AGAIN,
+    WORKERS_PEERS,
+)
+from benchmarks.peers import choose_peers
+from benchmarks.report import check_bars, comparison_table, environment
+from uring_trio._loadgen import cores_for_server_and_load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.peers import Peer
+
+ECHO_SCENARIOS = (EchoScenario(64, 64), EchoScenario(8, 100 << 10))
+
+
+@dataclass
+class Session:
+    """What was asked for, and what has been found until now.
+
+    Attributes:
+      options: the command line.
+      found: every figure, for JSON.
+      bars: a line for each thing that the issue asks.
+      errors: everything that broke or was wrong.
+    """
+
+    options: argparse.Namespace
+    found: dict[str, Any] = field(default_factory=dict)
+    bars: list[str] = field(default_factory=list)
+    errors: int = 0
+
+    def choose(self, peers: Sequence[Peer]) -> list[Peer]:
+        """Those of *peers* that were asked for and can run here."""
+        names = None if self.options.servers is None else self.options.servers.split(",")
+        return choose_peers(peers, names)
+
+    def progress(self, text: str) -> None:
+        """Say what is running, apart from the tables."""
+        print(f"  {text}", file=sys.stderr, flush=True)
+
+    def leave_out(self, part: str, reason: str) -> None:
+        """Say why a part is not run."""
+        print(f"without {part}: {reason}\n", flush=True)
+        self.found[part] = {"left out": reason}
+
+
+def run_echo_part(session: Session) -> None:
+    """Echo of small and of large messages."""
+    peers = session.choose(ECHO_PEERS)
+    found = session.found["echo"] = {}
+    for scenario in ECHO_SCENARIOS:
+        comparison = run_echo(
+            scenario,
+            peers,
+            session.options.rounds,
+            session.options.seconds,
+            session.progress,
+            base=UVLOOP,
+            again=UVLOOP_AGAIN,
+        )
+        print(comparison_table(comparison), flush=True)
+        found[scenario.name] = comparison.as_dict()
+        session.bars += check_bars(comparison, GAIN, report.ECHO_BARS[scenario.name])
+        session.errors += comparison.errors()
+
+
+def run_http_part(session: Session) -> None:
+    """HTTP plaintext under wrk."""
+    reason = wrk_missing()
+    if reason is not None:
+        session.leave_out("http", reason)
+        return
+    peers = session.choose(HTTP_PEERS)
+    options = session.options
+    comparison = run_http(peers, options.rounds, options.seconds, session.progress)
+    print(comparison_table(comparison, report.HTTP_HEADINGS), flush=True)
+    session.found["http"] = comparison.as_dict()
+    session.bars += check_bars(comparison, GAIN, report.HTTP_BARS)
+    session.errors += comparison.errors()
+
+
+def run_workers_part(session: Session) -> None:
+    """Two workers on two cores beside one."""
+    peers = choose_peers(WORKERS_PEERS)
+    options = session.options
+    comparison = run_echo(
+        ECHO_SCENARIOS[0],
+        peers,
+        options.rounds,
+        options.seconds,
+        session.progress,
+        base=ONE_WORKER,
+        again=ONE_AGAIN,
+    )
+    print(comparison_table(comparison), flush=True)
+    session.found["workers"] = comparison.as_dict()
+    session.errors += comparison.errors()
+
+
+def run_connections_part(session: Session) -> None:
+    """Many connections, idle and busy."""
+    count = session.options.connections
+    reason = allow_connections(count)
+    if reason is not None:
+        session.leave_out("connections", reason)
+        return
+    results = {
+        peer.name: run_connections(
+            peer, session.progress, count=count, seconds=session.options.seconds
+        )
+        for peer in session.choose(SERVER_PEERS)
+    }
+    print(report.connections_table(results), flush=True)
+    session.found["connections"] = {name: each.as_dict() for name, each in results.items()}
+    session.bars += report.connections_bars(results)
+    session.errors += sum(result.errors for result in results.values())
+
+
+def run_hostile_part(session: Session) -> None:
+    """Hostile clients; only gain is held to anything, so it is the only one by default."""
+    peers = session.choose([peer for peer in SERVER_PEERS if peer.name == GAIN])
+    if session.options.servers is not None:
+        peers = session.choose(SERVER_PEERS)
+    found = session.found["hostile"] = {}
+    for peer in peers:
+        seconds = session.options.hostile_seconds
+        results = [run_hostile(peer, kind, seconds, session.progress) for kind in KINDS]
+        print(report.hostile_table(peer.name, results), flush=True)
+        found[peer.name] = {each.kind: each.as_dict() for each in results}
+        if peer.name == GAIN:
+            session.bars += report.hostile_bars(results)
+            session.errors += sum(result.errors for result in results)
+
+
+PARTS = {
+    "echo": run_echo_part,
+    "http": run_http_part,
+    "workers": run_workers_part,
+    "connections": run_connections_part,
+    "hostile": run_hostile_part,
+}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gain", description=__doc__)
+    parser.add_argument("part", nargs="*", metavar="PART", help=f"default: {' '.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument(
+        "--hostile-seconds", type=float, default=60.0, help="of each hostile client"
+    )
+    parser.add_argument("--connections", type=int, default=CONNECTIONS)
+    parser.add_argument("--servers", metavar="NAME,NAME", help="default: all of each part")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    options = parser.parse_args(argv)
+    unknown = set(options.part) - set(PARTS)
+    if unknown:
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what was asked for; 1 if anything broke on the way."""
+    options = parse_arguments(argv)
+    session = Session(options)
+    server_core, load_core = cores_for_server_and_load()
+    session.found["environment"] = environment()
+    session.found["options"] = {
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "server_core": server_core,
+        "load_core": load_core,
+    }
+    for name in ("environment", "options"):
+        print(", ".join(f"{key} {value}" for key, value in session.found[name].items()))
+    print(flush=True)
+    for part in options.part or PARTS:
+        PARTS[part](session)
+    print("\n".join(session.bars))
+    session.found["bars"] = session.bars
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(session.found, indent=2) + "\n")
+    return 1 if session.errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What can be seen of a server from outside, and idle connections to it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import contextlib
+
+MESSAGE = b"x" * 64
+SOCKET_LIMIT_S = 10.0
+
+CPUCLOCK_SCHED = 2  # linux/posix-timers.h: the scheduler's count, in nanoseconds
+
+
+def cpu_ns(pid: int) -> int:
+    """User and system time of all threads of a process, as clock_getcpuclockid(3) has it."""
+    return time.clock_gettime_ns(~pid << 3 | CPUCLOCK_SCHED)
+
+
+def voluntary_switches(pid: int) -> int:
+    """Of all threads of a process, the sleeping one that answers questions included."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        for line in status.read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches:"):
+                total += int(line.split()[1])
+    return total
+
+
+def rss_kib(pid: int) -> int:
+    """The resident set; smaps_rollup counts it, where status has an estimate."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"process {pid} shows no resident set")
+
+
+def open_fds(pid: int) -> int:
+    """How many file descriptors a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def round_trip(conn: socket.socket) -> bool:
+    """Whether a message comes back."""
+    conn.sendall(MESSAGE)
+    return conn.recv(len(MESSAGE), socket.MSG_WAITALL) == MESSAGE
+
+
+def connect(port: int, count: int, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """Make connections, and one round trip on each: the server has read and waits again.
+
+    Raises:
+      RuntimeError: the server did not echo.
+      OSError: it refused, or did nothing for 10 s.
+    """
+    conns = []
+    for _ in range(count):
+        conn = socket.create_connection(("127.0.0.1", port), timeout=SOCKET_LIMIT_S)
+        conns.append(stack.enter_context(conn))
+        if not round_trip(conn):
+            raise RuntimeError("the server did not echo")
+    return conns
