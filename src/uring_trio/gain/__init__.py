@@ -1,1 +1,59 @@
-"""Callback servers: Gain's API on nurseries."""
+"""Callback servers: Gain's API on nurseries.
+
+An `EventHandler` has the callbacks, a `Server` calls them for each `Conn`::
+
+    class Echo(gain.EventHandler):
+        def on_read(self, conn, n):
+            conn.write(conn.next(n))
+
+    gain.listen_and_serve("tcp://localhost:8080", Echo())
+"""
+
+from uring_trio.gain._address import Address
+from uring_trio.gain._config import Architecture, Config, LoadBalancing
+from uring_trio.gain._conn import Conn
+from uring_trio.gain._errors import (
+    AddressError,
+    ConnectionClosed,
+    DeadlineExceeded,
+    EndOfStream,
+    GainError,
+    InvalidDuration,
+    InvalidState,
+    IsEmpty,
+    NotSupported,
+    OpNotAvailableInMode,
+    ServerAlreadyRunning,
+    ShortBuffer,
+    UnsupportedProtocol,
+)
+from uring_trio.gain._handler import EventHandler
+from uring_trio.gain._server import Server, listen_and_serve, serve
+from uring_trio.gain._statistics import ServerStatistics, WorkerStatistics
+
+__all__ = [
+    "Address",
+    "AddressError",
+    "Architecture",
+    "Config",
+    "Conn",
+    "ConnectionClosed",
+    "DeadlineExceeded",
+    "EndOfStream",
+    "EventHandler",
+    "GainError",
+    "InvalidDuration",
+    "InvalidState",
+    "IsEmpty",
+    "LoadBalancing",
+    "NotSupported",
+    "OpNotAvailableInMode",
+    "Server",
+    "ServerAlreadyRunning",
+    "ServerStatistics",
+    "ShortBuffer",
+    "UnsupportedProtocol",
+    "WorkerStatistics",
+    "listen_and_serve",
+    "serve",
+]
