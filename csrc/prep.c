@@ -1,6 +1,7 @@
 #include "prep.h"
 
 #include <errno.h>
+#include <sys/socket.h>
 
 static int prep(struct ut_engine *engine, struct io_uring_sqe **sqe, uint8_t opcode, int fd,
                 const void *address, uint32_t length)
@@ -56,6 +57,12 @@ int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t si
     if (slot >= 0)
         sqe->op_flags = (uint32_t)flags;
     return slot;
+}
+
+int ut_try_send(int fd, const char *data, size_t size)
+{
+    ssize_t sent = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return sent < 0 ? -errno : (int)sent;
 }
 
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,

@@ -25,7 +25,11 @@ int ut_prep_recv_into(struct ut_engine *engine, int fd, void *memory, uint32_t s
                       int poll_first);
 int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t size, int flags);
 
-/* The same from `data + offset`: what a short send has left. */
+/* Sends at once what the socket takes now: bytes, or -errno. No operation, and nothing
+ * to wait for: for data that is small against the socket's buffer. */
+int ut_try_send(int fd, const char *data, size_t size);
+
+/* The same as ut_prep_send from `data + offset`: what a short send has left. */
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
                       uint32_t size, int flags);
 

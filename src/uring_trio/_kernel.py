@@ -313,6 +313,7 @@ class Ring:
         self.write = partial(lib.ut_prep_write, engine)
         self.poll = partial(lib.ut_prep_poll, engine)
         self.recv_multishot = partial(lib.ut_prep_recv_multishot, engine)
+        self.try_send = lib.ut_try_send
         self.send_from = partial(lib.ut_prep_send_from, engine)
         self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
 

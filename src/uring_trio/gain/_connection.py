@@ -403,6 +403,17 @@ class Connection(Receiving):
         size = self._send_size = min(len(data), TRANSFER_MAX)
         self._send_slot = self._own(self._ring.send(self._fd, data, size, MSG_NOSIGNAL))
 
+    def _send_what_is_left(self, data: bytes, sent: int) -> None:
+        """An attempt to send at once has taken *sent* bytes, or was refused."""
+        sent = max(sent, 0)  # an error comes again, from the operation
+        self._sending = data
+        self._send_at = sent
+        if sent:
+            self.worker.bytes_out += sent
+            self._account(sent)
+            self._attend()
+        self._send_rest()
+
     def _send_rest(self) -> None:
         data = self._sending
         if data is None or self._state >= State.ENDING:

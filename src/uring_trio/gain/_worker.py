@@ -7,7 +7,10 @@ buffers. The task's *turn* has three sweeps:
 
 1. what the kernel has done: input is announced to nobody yet, sends are accounted for;
 2. what handlers are to be told, once for each connection, whatever has come for it;
-3. what was written, as one send a connection.
+3. what was written, as one send a connection: tried at once, because a socket's buffer
+   nearly always has room, and what it does not take is an operation on the ring. (An
+   operation for each small answer costs its slot, its sqe and its cqe, and a look at its
+   completion: 0.7 us, a tenth of an echo's CPU.) Then ``on_write`` is called.
 
 Each sweep treats the plain case in line, because a call of a Python function costs a tenth
 of what a small message may cost altogether; a connection that is *special* goes through
@@ -80,6 +83,7 @@ class Worker(Elsewhere):
         self.batch: list[Any] = []
         self.ready: list[Conn] = []  # to be settled, or told of input
         self.dirty: list[Conn] = []  # with output, and no send in flight
+        self.wrote: list[Conn] = []  # the kernel has taken output of theirs
         self.starved: deque[Conn] = deque()  # no buffer was left for their receive
         self.accepted: list[tuple[Acceptor, int]] = []
         self.calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
@@ -120,7 +124,9 @@ class Worker(Elsewhere):
     async def _serve(self) -> None:
         try:
             while not (self._ending and self._is_empty()):
-                if not (self.batch or self.ready or self.dirty or self.calls or self.accepted):
+                if self.ready or self.dirty or self.calls or self.accepted:
+                    await trio.lowlevel.checkpoint()  # others have their tick, too
+                elif not self.batch:
                     await self._sleep()
                 self._turn()
         except BaseException:
@@ -128,7 +134,9 @@ class Worker(Elsewhere):
             with trio.CancelScope(shield=True):
                 while not self._is_empty():
                     self._turn()
-                    if not self._is_empty():
+                    if self.ready or self.dirty or self.calls or self.accepted:
+                        await trio.lowlevel.checkpoint()
+                    elif not self._is_empty():
                         await self._sleep()
             raise
 
@@ -164,12 +172,14 @@ class Worker(Elsewhere):
             self._sweep_ready()
         if self.dirty:
             self._sweep_dirty()
+        if self.wrote:
+            self._sweep_wrote()
         if self.starved:
             self._arm_starved()
 
     def _sweep_completions(self) -> None:
         """What the kernel has done."""
-        ready, dirty, slots = self.ready, self.dirty, self.manager.ops
+        ready, dirty, wrote, slots = self.ready, self.dirty, self.wrote, self.manager.ops
         tells_of_writes = self.callbacks.on_write is not None
         total_in = total_out = 0
         for conn, slot, res, flags, offset in self.batch:
@@ -184,10 +194,8 @@ class Worker(Elsewhere):
                 if conn._out:
                     dirty.append(conn)
                 if tells_of_writes:
+                    wrote.append(conn)
                     conn._written += res
-                    if not conn._ready:
-                        conn._ready = True
-                        ready.append(conn)
             elif slot == conn._recv_slot and res > 0:
                 if conn._lease_size:
                     conn._stash()
@@ -214,21 +222,15 @@ class Worker(Elsewhere):
 
     def _sweep_ready(self) -> None:
         """What handlers are to be told."""
-        on_read, on_write = self.callbacks.on_read, self.callbacks.on_write
+        on_read = self.callbacks.on_read
         limit = self.read_buffer_limit
         for conn in self.ready:  # grows meanwhile: who is appended is seen to as well
             conn._ready = False
             if conn._special:
                 conn._settle()
                 continue
-            if conn._written and on_write is not None:
-                n, conn._written = conn._written, 0
-                try:
-                    on_write(conn, n)
-                except Exception as exc:
-                    conn._raised("on_write", exc)
             n = conn._fresh
-            if n and not conn._special:
+            if n:
                 if n != conn._lease_size:
                     n = conn._unannounced()
                 conn._fresh = 0
@@ -248,7 +250,9 @@ class Worker(Elsewhere):
 
     def _sweep_dirty(self) -> None:
         """What was written, as one send each."""
-        slots, send = self.manager.ops, self.manager.ring.send
+        wrote, try_send = self.wrote, self.manager.ring.try_send
+        tells_of_writes = self.callbacks.on_write is not None
+        total = 0
         for conn in self.dirty:
             if conn._send_slot >= 0:
                 continue
@@ -256,16 +260,33 @@ class Worker(Elsewhere):
             if conn._special or len(out) != 1:
                 conn._send_next()
                 continue
-            data = conn._sending = out.pop()
-            conn._send_at = 0
-            size = conn._send_size = len(data)
-            slot = send(conn._fd, data, size, MSG_NOSIGNAL)
-            if 0 <= slot < len(slots):
-                slots[slot] = conn
-                conn._send_slot = slot
+            data = out.pop()
+            size = len(data)
+            sent = try_send(conn._fd, data, size)
+            if sent == size:
+                conn._out_size -= size
+                total += size
+                if tells_of_writes:
+                    wrote.append(conn)
+                    conn._written += size
             else:
-                conn._send_slot = conn._own(slot)
+                conn._send_what_is_left(data, sent)
+        self.bytes_out += total
         self.dirty.clear()
+
+    def _sweep_wrote(self) -> None:
+        """What the kernel has taken, to be told of once a tick."""
+        on_write = self.callbacks.on_write
+        wrote, self.wrote = self.wrote, []
+        for conn in wrote:
+            if conn._special:
+                conn._attend()
+            elif conn._written and on_write is not None:
+                n, conn._written = conn._written, 0
+                try:
+                    on_write(conn, n)
+                except Exception as exc:
+                    conn._raised("on_write", exc)
 
     def _arm_starved(self) -> None:
         """Arm receives that found no buffer: as many as there are of the scarcest."""
