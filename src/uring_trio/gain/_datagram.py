@@ -1,0 +1,385 @@
+"""A UDP socket of a worker: datagrams in, one callback each; datagrams out.
+
+A one-shot poll on the ring tells when there is something to receive; then `recvfrom` takes
+at most `RECEIVES_MAX` datagrams in a turn, into one buffer that is large enough for any. A
+receive on the ring would need a message, an address and 64 KiB for each operation in flight,
+and tells of a datagram no sooner. Sending is `sendto` at once: a datagram waits only if the
+socket's send buffer is full, in a queue with a bound, and then a poll tells when to go on.
+
+ICMP errors: with IP_RECVERR the kernel keeps them in a queue of the socket, with the address
+they are about. Each also makes the next call on the socket fail, whomever it is for. So a
+call that failed is tried again if it was not to blame, that is, if there were errors in the
+queue. They are logged, and end nothing.
+
+A poll reports errors whether or not it was asked to, for as long as the queue holds any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from uring_trio._kernel import ECANCELED
+from uring_trio.gain._address import Address
+from uring_trio.gain._datagram_conn import DatagramConn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uring_trio.gain._listen import Listener
+    from uring_trio.gain._worker import Worker
+
+# poll(2)
+POLLIN, POLLOUT, POLLERR = 0x1, 0x4, 0x8
+
+BUFFER_SIZE = 65_535  # bytes; no datagram of either family is longer
+RECEIVES_MAX = 64  # in one turn: a flood must not keep the worker from its connections
+SENDS_MAX = 64  # from the queue, in one turn
+QUEUE_LENGTH_MAX = 1024  # datagrams that wait to be sent: empty ones have no bytes to count
+# Callbacks that run as tasks or wait for a thread. Beyond it nothing is received, and the
+# kernel drops what does not fit into its buffer: at most 16 MiB of datagrams are held.
+CALLBACKS_MAX = 256
+ERRORS_MAX = 64  # taken from the queue of errors at once
+ATTEMPTS = 4  # to send, each but the last ended by somebody else's error
+LOG_INTERVAL_S = 1.0  # between two lines about errors: whoever causes them must not fill a disk
+
+# Python names these from 3.14 on; linux/in.h, linux/in6.h.
+IP_RECVERR = 11
+IPV6_RECVERR = 25
+# linux/errqueue.h, struct sock_extended_err: errno, origin, type, code, pad, info, data
+_EXTENDED_ERROR = struct.Struct("=IBBBBII")
+ANCILLARY_SIZE = 512
+
+
+class Watch:
+    """A one-shot poll of the socket; tells the worker in its turn."""
+
+    # For those who look at all operations of a ring: no task waits for it.
+    reading = False
+    task = None
+
+    def __init__(self, worker: Worker, fd: int, events: int, tell: Callable[[int], None]) -> None:
+        self._worker = worker
+        self._fd = fd
+        self._events = events
+        self._tell = tell
+        self.slot = -1
+
+    def arm(self) -> None:
+        """Watch, unless it does already."""
+        if self.slot < 0:
+            manager = self._worker.manager
+            self.slot = manager.start(self, manager.ring.poll(self._fd, self._events, 0))
+
+    def disarm(self) -> None:
+        """Stop watching; the slot is -1 once the kernel has let go of the file."""
+        manager = self._worker.manager
+        if self.slot >= 0 and manager.ring.cancel(self.slot) == 0:
+            manager.ops[self.slot] = None
+            self.slot = -1
+
+    def complete(self, res: int, _flags: int, _offset: int) -> None:
+        """Take the cqe, in the scheduler: the worker's turn does the rest."""
+        self._worker.manager.ops[self.slot] = None
+        self.slot = -1
+        self._worker.calls.append((self._tell, (res,)))
+        self._worker.wake()
+
+
+class DatagramSocket:
+    """Receives and sends on one bound socket, which is its own from now on.
+
+    Attributes:
+      thread: who may use its datagrams; 0 once it is closed.
+      closed: the kernel has let go of it, and so have we.
+      dropped: datagrams that were to be sent, and were not.
+      queued: bytes that wait to be sent.
+    """
+
+    def __init__(self, worker: Worker, listener: Listener) -> None:
+        assert worker.thread is not None
+        self.worker = worker
+        self.listener = listener
+        self.thread = worker.thread
+        self.closed = False
+        self.dropped = 0
+        self.queued = 0
+        self._sock = listener.sock
+        self._buffer = bytearray(BUFFER_SIZE)
+        self._view = memoryview(self._buffer)
+        self._queue: deque[tuple[DatagramConn, bytes, Any]] = deque()
+        self._stopped = False  # nothing is received any more
+        self._receiving = False  # in the loop that receives
+        self._callbacks = 0  # that run elsewhere
+        self._owing = 0  # datagrams that were sent and whose on_write is due
+        self._logged_at = -LOG_INTERVAL_S
+        self._unlogged = 0
+        fd = listener.sock.fileno()
+        self._input = Watch(worker, fd, POLLIN, self._readable)
+        self._output = Watch(worker, fd, POLLOUT, self._writable)
+
+    def __repr__(self) -> str:
+        return f"<DatagramSocket {self.listener.address!s}>"
+
+    @property
+    def operations_in_flight(self) -> int:
+        """Polls whose cqe has not been seen."""
+        return (self._input.slot >= 0) + (self._output.slot >= 0)
+
+    # ---- beginning and end ---------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to receive."""
+        options = [(socket.IPPROTO_IP, IP_RECVERR)]
+        if self._sock.family == socket.AF_INET6:  # also for IPv4 peers the first one
+            options.append((socket.IPPROTO_IPV6, IPV6_RECVERR))
+        for level, option in options:
+            with contextlib.suppress(OSError):  # errors stay unseen then
+                self._sock.setsockopt(level, option, 1)
+        self._input.arm()
+
+    def begin_shutdown(self) -> None:
+        """Stop receiving, let callbacks end, send what waits, and then close."""
+        self._stopped = True
+        self._input.disarm()
+        self._close_when_idle()
+
+    def close(self) -> None:
+        """Close at once: what waits to be sent is dropped."""
+        self._stopped = True
+        self.thread = 0
+        self.dropped += len(self._queue)
+        for conn, data, _ in self._queue:
+            conn._out_size -= len(data)
+        self._queue.clear()
+        self.queued = 0
+        self._input.disarm()
+        self._output.disarm()
+        self._close_when_released()
+
+    def _close_when_idle(self) -> None:
+        busy = self._queue or self._callbacks or self._owing
+        if self._stopped and self.thread and not busy:
+            self.close()
+
+    def _close_when_released(self) -> None:
+        if not self.closed and not self.thread and not self.operations_in_flight:
+            self.closed = True
+            self.listener.close()
+            self.worker.wake()
+
+    # ---- receiving -----------------------------------------------------------------------
+
+    def _readable(self, res: int) -> None:
+        """In the worker's turn: the poll is over."""
+        if self._is_over(res):
+            return
+        if res & POLLERR:
+            self._take_errors()
+        if not self._stopped:
+            self._receiving = True
+            try:
+                self._receive()
+            finally:
+                self._receiving = False
+        self._watch_input()
+
+    def _is_over(self, res: int) -> bool:
+        """Whether a poll has ended without telling what to do."""
+        if not self.thread:
+            self._close_when_released()
+        elif res < 0 and res != ECANCELED:
+            # Somebody has closed the descriptor: nothing can be received or sent any more.
+            self.worker.logger.error(
+                "%s cannot be watched and is closed: %s", self, os.strerror(-res)
+            )
+            self.close()
+        return not self.thread
+
+    def _receive(self) -> None:
+        receive, buffer, view = self._sock.recvfrom_into, self._buffer, self._view
+        worker = self.worker
+        on_read = worker.callbacks.on_read
+        for _ in range(RECEIVES_MAX):
+            if self._callbacks >= CALLBACKS_MAX or self._stopped:
+                return
+            try:
+                size, peer = receive(buffer)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                if not self._take_errors():
+                    self._complain("receiving failed: %s", exc)
+                continue
+            worker.bytes_in += size
+            if on_read is not None:
+                DatagramConn(self, bytes(view[:size]), peer)._call("on_read", on_read, size)
+
+    def _watch_input(self) -> None:
+        if not self._stopped and self._callbacks < CALLBACKS_MAX:
+            self._input.arm()
+
+    # ---- sending -------------------------------------------------------------------------
+
+    def reply(self, conn: DatagramConn, data: bytes, peer: Any) -> int:
+        """Send to a peer that we have not chosen: if that is impossible it is logged."""
+        try:
+            return self.send(conn, data, peer)
+        except OSError as exc:
+            self._lose(peer, exc)
+            return len(data)
+
+    def send(self, conn: DatagramConn, data: bytes, peer: Any) -> int:
+        """Send, or queue, or drop; the size.
+
+        Raises:
+          OSError: the kernel refuses it at once.
+        """
+        if conn._in_thread:
+            self.worker.post(self._reply_from_thread, conn, data, peer)
+        elif self._queue:
+            self._enqueue(conn, data, peer)
+        else:
+            try:
+                self._send_now(data, peer)
+            except BlockingIOError:
+                self._enqueue(conn, data, peer)
+            else:
+                self._sent(conn, len(data))
+        return len(data)
+
+    def _reply_from_thread(self, conn: DatagramConn, data: bytes, peer: Any) -> None:
+        """In the worker's turn: what a callback in a thread has written."""
+        if not self.thread:
+            self.dropped += 1
+            return
+        in_thread, conn._in_thread = conn._in_thread, False
+        try:
+            self.reply(conn, data, peer)
+        finally:
+            conn._in_thread = in_thread
+
+    def _send_now(self, data: bytes, peer: Any) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                self._sock.sendto(data, peer)
+                return
+            except BlockingIOError:
+                raise
+            except OSError:
+                if not self._take_errors() or attempt == ATTEMPTS - 1:
+                    raise
+
+    def _enqueue(self, conn: DatagramConn, data: bytes, peer: Any) -> None:
+        high_water = self.worker.config.write_high_water
+        if self.queued >= high_water or len(self._queue) >= QUEUE_LENGTH_MAX:
+            self.dropped += 1
+            return
+        self._queue.append((conn, data, peer))
+        self.queued += len(data)
+        conn._out_size += len(data)
+        self._output.arm()
+
+    def _writable(self, res: int) -> None:
+        """In the worker's turn: the poll is over."""
+        if self._is_over(res):
+            return
+        if res & POLLERR:
+            self._take_errors()
+        for _ in range(SENDS_MAX):
+            if not self._queue:
+                break
+            conn, data, peer = self._queue[0]
+            try:
+                self._send_now(data, peer)
+            except BlockingIOError:
+                break
+            except OSError as exc:
+                self._lose(peer, exc)
+            else:
+                self._sent(conn, len(data))
+            self._queue.popleft()
+            self.queued -= len(data)
+            conn._out_size -= len(data)
+        if self._queue:
+            self._output.arm()
+        self._close_when_idle()
+
+    def _sent(self, conn: DatagramConn, size: int) -> None:
+        """The kernel has a datagram; on_write is told in the worker's turn."""
+        worker = self.worker
+        worker.bytes_out += size
+        if worker.callbacks.on_write is None:
+            return
+        conn._written += size
+        if conn._owed:
+            return
+        conn._owed = True
+        self._owing += 1
+        if self._receiving:
+            conn._attend()
+        else:
+            # Not in this turn: two on_write that write to each other would never end it.
+            worker.calls.append((conn._attend, ()))
+            worker.wake()
+
+    def _lose(self, peer: Any, exc: OSError) -> None:
+        self.dropped += 1
+        self._complain("sending to %s failed: %s", Address.from_sockaddr("udp", peer), exc)
+
+    # ---- callbacks that run elsewhere ----------------------------------------------------
+
+    def callback_began(self) -> None:
+        """One more runs as a task or in a thread."""
+        self._callbacks += 1
+
+    def callback_ended(self) -> None:
+        """One is over; what it wrote in a thread may still be on its way here."""
+        self.worker.calls.append((self._callback_over, ()))
+        self.worker.wake()
+
+    def _callback_over(self) -> None:
+        self._callbacks -= 1
+        self._watch_input()
+        self._close_when_idle()
+
+    def paid(self) -> None:
+        """An on_write that was due has been called."""
+        self._owing -= 1
+        self._close_when_idle()
+
+    # ---- errors --------------------------------------------------------------------------
+
+    def _take_errors(self) -> int:
+        """Empty the queue of errors, up to a bound; how many there were."""
+        for count in range(ERRORS_MAX):
+            try:
+                _, ancillary, _, peer = self._sock.recvmsg(0, ANCILLARY_SIZE, socket.MSG_ERRQUEUE)
+            except OSError:  # EAGAIN: there are no more
+                return count
+            for level, kind, data in ancillary:
+                if (level, kind) in (
+                    (socket.IPPROTO_IP, IP_RECVERR),
+                    (socket.IPPROTO_IPV6, IPV6_RECVERR),
+                ):
+                    error = _EXTENDED_ERROR.unpack_from(data)[0]
+                    about = Address.from_sockaddr("udp", peer) if peer else "an unknown peer"
+                    self._complain("ICMP error about %s: %s", about, os.strerror(error))
+        return ERRORS_MAX
+
+    def _complain(self, message: str, *args: Any) -> None:
+        """Log, but not more than a line each `LOG_INTERVAL_S`."""
+        now = trio.current_time()
+        if now - self._logged_at < LOG_INTERVAL_S:
+            self._unlogged += 1
+            return
+        more = f" (and {self._unlogged} errors before)" if self._unlogged else ""
+        self._logged_at = now
+        self._unlogged = 0
+        self.worker.logger.warning(f"%s: {message}{more}", self.listener.address, *args)
