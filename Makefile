@@ -1,6 +1,7 @@
 # make demo    set up, build, and compare an echo server on the ring with stock trio
 # make test    set up, build, and run every test; what .ci/run calls
 # make bench   the comparison with stock trio, asyncio and uvloop; ARGS="--rounds 1" and so on
+# make bench-gain  callback servers beside uvloop's protocol and plain C; ARGS="echo --rounds 3"
 # make matrix  trio's own suite on the oldest and newest trio and on each Python at hand
 # make build   the wheel, in dist/
 # make clean   remove all that these made
@@ -14,7 +15,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-.PHONY: demo test bench matrix build clean
+.PHONY: demo test bench bench-gain matrix build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -25,6 +26,9 @@ test: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-gain: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.gain $(ARGS)
 
 matrix: $(VENV)/test.stamp
 	$(BIN)/python tests/trio_suite/matrix.py $(ARGS)

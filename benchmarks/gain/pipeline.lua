@@ -18,7 +18,7 @@ end
 function done(summary, latency, requests)
    local errors = summary.errors
    io.write(string.format(
-      '\nREPORT {"requests": %d, "elapsed_us": %d, "p50_us": %d, "p99_us": %d, "errors": %d}\n',
-      summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+      '\nREPORT {"requests": %d, "elapsed_us": %d, "errors": %d}\n',
+      summary.requests, summary.duration,
       errors.connect + errors.read + errors.write + errors.status + errors.timeout))
 end
