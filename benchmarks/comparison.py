@@ -44,8 +44,9 @@ class Bar:
     Attributes:
       metric: what is compared.
       base: the name of the server that it is relative to.
-      at_most: the highest ratio of medians. 1.0 means: not worse beyond the noise, which
-        is the range of the base against itself.
+      at_most: the highest median of the ratios. 1.0 means: not worse beyond the noise,
+        which is the range of the base against itself; what lies within that is neither
+        met nor missed.
       subject: the name of the server that is held to it, or None for the one that the
         benchmark is about.
     """

@@ -151,6 +151,13 @@ def idle_table(results: dict[str, IdleResult]) -> str:
     return f"{title}\n{format_table(header, rows)}\n"
 
 
+def judge(ratio: Ratio, bar: Bar, noise: Ratio | None) -> str:
+    """The verdict; "noise" where the base itself was as far off as this in some round."""
+    if ratio.median > bar.at_most == 1.0 and noise and ratio.median <= noise.high:
+        return "noise "
+    return verdict(ratio.median <= bar.at_most)
+
+
 def check_bars(comparison: Comparison[Any], subject: str, bars: Sequence[Bar]) -> list[str]:
     """What the issue asks of this scenario, and whether it was met."""
     lines = []
@@ -160,9 +167,8 @@ def check_bars(comparison: Comparison[Any], subject: str, bars: Sequence[Bar]) -
         if ratio is None:
             continue
         noise = comparison.ratio(comparison.again, bar.metric)
-        allowed = max(bar.at_most, noise.high) if noise and bar.at_most == 1.0 else bar.at_most
         lines.append(
-            f"{verdict(ratio.median <= allowed)}  {comparison.name}: {bar.metric} of {name} "
+            f"{judge(ratio, bar, noise)}  {comparison.name}: {bar.metric} of {name} "
             f"{format_ratio(ratio)} of {bar.base}, at most {bar.at_most:g}"
             f" ({comparison.base} against itself {format_ratio(noise)})"
         )
