@@ -94,18 +94,16 @@ def test_tutorial_prints_a_line_for_each_callback_and_ends_by_itself() -> None:
         if record not in warnings:
             of_remote[record.pop("remote address")].append(record)
     assert len(of_remote) == 2
-    active = []
     for remote, (accepted, *others) in of_remote.items():
         assert re.fullmatch(r"127\.0\.0\.1:\d+", remote)
-        active.append(accepted.pop("active connections"))
+        # The first is 2 as well if both were accepted in one turn of the worker.
+        assert accepted.pop("active connections") in (1, 2)
         assert [accepted, *others] == [
             {"level": "info", "message": "New connection accepted"},
             {"level": "info", "message": "Bytes received from remote peer", "bytes": 4},
             {"level": "info", "message": "Bytes sent to remote peer", "bytes": 4},
             {"level": "info", "message": "Connection from remote peer closed by server"},
         ]
-    assert active[0] == 1
-    assert active[1] in (1, 2)
 
 
 # ---- gain_http.py -----------------------------------------------------------------------
