@@ -213,7 +213,8 @@ def shutdown_under_traffic(network: str, **options: Any) -> None:
         with contextlib.suppress(OSError):  # the server's end is not hidden from its clients
             while not stop.is_set():
                 client.send(MESSAGE)
-                client.recv(len(MESSAGE))
+                if not client.recv(len(MESSAGE)):
+                    client.close()
 
     recorder = Recorder(on_read=echo)
     with (

@@ -292,14 +292,20 @@ async def serving(
 ) -> AsyncIterator[gain.Server]:
     """A server with one worker in the test's own run; the test's task is one of the worker's."""
     server = gain.Server(handler, gain.Config(workers=1, **options))
+    failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, address)
         try:
             yield server
-        except BaseException:
-            nursery.cancel_scope.cancel()
+        except trio.Cancelled:
             raise
-        server.async_shutdown(1)
+        except BaseException as exc:  # noqa: BLE001 - raised below, without a group around it
+            failure = exc
+            nursery.cancel_scope.cancel()
+        else:
+            server.async_shutdown(1)
+    if failure is not None:
+        raise failure
     assert_ended(server, handler)
 
 

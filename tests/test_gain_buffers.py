@@ -252,11 +252,13 @@ async def test_write_takes_every_kind_of_bytes() -> None:
         conn.write(bytearray(b"bytearray,"))
         conn.write(memoryview(b"(memoryview)")[1:-1])
         conn.write(words)
-        expected = b"bytes,bytearray,memoryview" + words.tobytes()
+        conn.write(memoryview(b"e-v-e-r-y-")[::2])
+        expected = b"bytes,bytearray,memoryview" + words.tobytes() + b"every"
         assert conn.outbound_buffered() == len(expected)
         assert await read_exactly(client, len(expected)) == expected
-        for wrong in ("text", 5, None, memoryview(bytes(10))[::2]):
-            with pytest.raises((TypeError, BufferError, ValueError)):
+        await until(lambda: conn.outbound_buffered() == 0)
+        for wrong in ("text", 5, None):
+            with pytest.raises(TypeError):
                 conn.write(wrong)  # type: ignore[arg-type]
         assert conn.outbound_buffered() == 0
 

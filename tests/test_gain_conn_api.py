@@ -175,6 +175,7 @@ async def test_no_on_read_after_close() -> None:
         await client.send_all(b"one")
         assert await read_to_end(client) == b""
         await client.send_all(b"two")
+        await client.aclose()
         await until(lambda: recorder.counts().close == 1)
     assert recorder.counts() == Counts(1, 1, 0, 1)
 
@@ -198,6 +199,7 @@ async def test_close_inside_each_callback() -> None:
             if name == "on_read":
                 await client.send_all(b"x")
             await read_to_end(client)
+            await client.aclose()
             await until(lambda: recorder.counts().close == 1)  # noqa: B023
         assert recorder.errors() == [None]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket as stdlib_socket
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gain_tools
@@ -136,11 +137,15 @@ def test_on_read_read_write_and_close(case: Case) -> None:
 
 @tcp_only
 def test_on_accept_just_close(case: Case) -> None:
+    connected = threading.Event()  # else connect() may fail already
+
     def accept(conn: gain.Conn) -> None:
+        assert connected.wait(gain_tools.BOUND_S)
         conn.set_linger(0)
         conn.close()
 
     with case.served(case.counts((1, 0, 0, 1)), on_accept=accept) as served:
+        connected.set()
         gain_tools.wait_until(lambda: served.recorder.counts().close == 1)
 
         def refused() -> bool:

@@ -148,8 +148,7 @@ def test_keep_alive() -> None:
     options = []
 
     def accept(conn: gain.Conn) -> None:
-        for level, option in KEEP_ALIVE:
-            options.append(gain_tools.socket_option(conn, level, option))
+        options.append([gain_tools.socket_option(conn, *names) for names in KEEP_ALIVE])
 
     recorder = Recorder(on_accept=accept)
     with (
@@ -157,4 +156,4 @@ def test_keep_alive() -> None:
         gain_scenarios.clients_of(server, 4),
     ):
         wait_until(lambda: recorder.counts().accept == 4)
-    assert options == [1, 60, 60] * 4
+    assert options == [[1, 60, 60]] * 4
