@@ -27,6 +27,8 @@ LIMIT_S = 20
 
 WORKERS = [1, 2]
 
+GET = b"GET / HTTP/1.1\r\nHost: example\r\n\r\n"
+
 
 def command_of(example: str, *arguments: int) -> list[str]:
     return [sys.executable, "-W", "error", str(EXAMPLES / example), *map(str, arguments)]
@@ -35,6 +37,17 @@ def command_of(example: str, *arguments: int) -> list[str]:
 @contextlib.contextmanager
 def running(example: str, *arguments: int) -> Iterator[tuple[str, int]]:
     """A server's address while it runs; then SIGINT, after which all must have gone well."""
+    with started(example, *arguments) as (process, address):
+        yield address
+        process.send_signal(signal.SIGINT)
+        assert_ended_well(process)
+
+
+@contextlib.contextmanager
+def started(
+    example: str, *arguments: int
+) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
+    """A server and its address; killed if it still runs at the end."""
     with subprocess.Popen(
         command_of(example, *arguments),
         stdout=subprocess.PIPE,
@@ -46,17 +59,41 @@ def running(example: str, *arguments: int) -> Iterator[tuple[str, int]]:
             line = process.stdout.readline()
             match = re.fullmatch(r"listening on (?:http://)?127\.0\.0\.1:(\d+)\n", line)
             assert match is not None, line or process.communicate(timeout=LIMIT_S)[1]
-            yield "127.0.0.1", int(match[1])
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=LIMIT_S)
-            assert process.returncode == 0, errors
-            assert "Traceback" not in errors
+            yield process, ("127.0.0.1", int(match[1]))
         finally:
             process.kill()
 
 
+def assert_ended_well(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+
+
 def connect(address: tuple[str, int]) -> socket.socket:
     return socket.create_connection(address, timeout=LIMIT_S)
+
+
+# ---- all of them ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("example", ["gain_http.py", "gain_chat.py"])
+def test_a_signal_ends_it_with_clients_connected(
+    example: str, stop: signal.Signals, workers: int
+) -> None:
+    with started(example, 0, workers) as (process, address), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(address)) for _ in range(10)]
+        for client in clients:
+            # Both of them answer, so that the connection is known to have been accepted.
+            client.sendall(GET)
+            assert client.recv(5)
+        process.send_signal(stop)
+        for client in clients:
+            with client.makefile("rb") as replies:
+                replies.read()  # up to the end of file, and not a reset
+        assert_ended_well(process)
 
 
 # ---- gain_echo.py -----------------------------------------------------------------------
@@ -115,7 +152,6 @@ def http_address(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
         yield address
 
 
-GET = b"GET / HTTP/1.1\r\nHost: example\r\n\r\n"
 GET_LAST = b"GET / HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n"
 GET_MISSING = b"GET /missing HTTP/1.1\r\nHost: example\r\n\r\n"
 
