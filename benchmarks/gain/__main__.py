@@ -18,6 +18,7 @@ from benchmarks.gain.http import run_http, wrk_missing
 from benchmarks.gain.peers import (
     ECHO_PEERS,
     GAIN,
+    GAIN_ECHO,
     HTTP_PEERS,
     ONE_AGAIN,
     ONE_WORKER,
@@ -143,9 +144,7 @@ def run_connections_part(session: Session) -> None:
 
 def run_hostile_part(session: Session) -> None:
     """Hostile clients; only gain is held to anything, so it is the only one by default."""
-    peers = session.choose([peer for peer in SERVER_PEERS if peer.name == GAIN])
-    if session.options.servers is not None:
-        peers = session.choose(SERVER_PEERS)
+    peers = session.choose([GAIN_ECHO] if session.options.servers is None else SERVER_PEERS)
     found = session.found["hostile"] = {}
     for peer in peers:
         seconds = session.options.hostile_seconds

@@ -61,6 +61,11 @@ class Side:
     left_over: dict[str, int]
     rss_growth_kib: int
 
+    @property
+    def server_busy(self) -> float:
+        """The part of its core that the server took."""
+        return self.load.server_cpu_ns / max(1, self.load.elapsed_ns)
+
 
 @dataclass(frozen=True)
 class HostileResult:
