@@ -253,7 +253,7 @@ class DatagramConn(Conn):
 
     def _settle(self) -> None:
         """In the worker's turn: tell of what the kernel has taken."""
-        if self._owed and not self._busy:
+        if self._owed and not self._busy and self._thread:  # it was not aborted
             self._owed = False
             written, self._written = self._written, 0
             self._call("on_write", self.worker.callbacks.on_write, written)
