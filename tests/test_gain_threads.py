@@ -14,7 +14,6 @@ import pytest
 import trio
 from gain_tools import (
     LOOPBACK_UDP,
-    Counts,
     Recorder,
     connected,
     echo,
@@ -126,81 +125,6 @@ async def test_every_task_of_the_worker_may_use_a_connection() -> None:
             for _ in range(10):
                 nursery.start_soon(task, b"x")
         assert await read_exactly(client, 10) == b"x" * 10
-
-
-def test_async_handlers_thread_owns_the_connection() -> None:
-    """And nobody else has it meanwhile, the worker's own thread included."""
-    reached, go_on = threading.Event(), threading.Event()
-    threads = []
-
-    def read(conn: gain.Conn, n: int) -> None:
-        threads.append(threading.get_ident())
-        conn.write(conn.next(n))
-        conn.set_no_delay(True)
-        reached.set()
-        go_on.wait(gain_tools.BOUND_S)
-
-    def accept(conn: gain.Conn) -> None:
-        threads.append(threading.get_ident())
-
-    recorder = Recorder(on_read=read, on_accept=accept)
-    with connection_elsewhere(recorder, async_handler=True, workers=1) as (conn, client, server):
-        client.sendall(b"hello")
-        wait_until(reached.is_set)
-        with pytest.raises(gain.OpNotAvailableInMode):
-            conn.write(b"stolen")
-        assert server.active_connections() == 1
-        go_on.set()
-        assert receive_exactly(client, 5) == b"hello"
-    assert len(set(threads)) == 2
-    assert recorder.counts() == Counts(1, 1, 1, 1)
-
-
-def test_async_handlers_of_several_connections_run_side_by_side() -> None:
-    barrier = threading.Barrier(3, timeout=gain_tools.BOUND_S)
-
-    def read(conn: gain.Conn, n: int) -> None:
-        barrier.wait()
-        echo(conn, n)
-
-    with (
-        gain_tools.server_in_thread(
-            Recorder(on_read=read), workers=1, async_handler=True, pool=3
-        ) as server,
-        contextlib.ExitStack() as stack,
-    ):
-        clients = [stack.enter_context(gain_tools.connect(server)) for _ in range(3)]
-        for client in clients:
-            client.sendall(b"x")
-        assert [receive_exactly(client, 1) for client in clients] == [b"x"] * 3
-
-
-def test_pool_bounds_the_threads() -> None:
-    inside: list[int] = []
-    most = []
-    lock = threading.Lock()
-
-    def read(conn: gain.Conn, n: int) -> None:
-        with lock:
-            inside.append(1)
-            most.append(len(inside))
-        pause.wait(0.01)
-        with lock:
-            inside.pop()
-        echo(conn, n)
-
-    pause = threading.Event()
-    with (
-        gain_tools.server_in_thread(
-            Recorder(on_read=read), workers=1, async_handler=True, pool=2
-        ) as server,
-        contextlib.ExitStack() as stack,
-    ):
-        clients = [stack.enter_context(gain_tools.connect(server)) for _ in range(8)]
-        for client in clients:
-            client.sendall(b"x")
-        assert [receive_exactly(client, 1) for client in clients] == [b"x"] * 8
-    assert max(most) == 2
 
 
 # call_soon_threadsafe

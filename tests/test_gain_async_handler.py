@@ -1,0 +1,317 @@
+"""``async_handler=True``: a plain ``on_read`` runs in a thread, which owns the connection."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from typing import TYPE_CHECKING, Any
+
+import gain_tools
+import pytest
+import trio
+import trio.testing
+from gain_tools import (
+    Boom,
+    Counts,
+    Recorder,
+    connected,
+    echo,
+    open_client,
+    read_exactly,
+    read_to_end,
+    receive_exactly,
+    serving,
+    until,
+    wait_until,
+)
+
+from uring_trio import gain
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+pytestmark = gain_tools.ON_RING
+
+
+@contextlib.asynccontextmanager
+async def in_thread(
+    on_read: Callable[[gain.Conn, int], Any], **options: Any
+) -> AsyncIterator[tuple[Recorder, trio.SocketStream]]:
+    """A connection whose ``on_read``, in its thread, is this; and its client."""
+    recorder = Recorder(on_read=on_read)
+    async with (
+        serving(recorder, async_handler=True, **options) as server,
+        await open_client(server) as client,
+    ):
+        yield recorder, client
+
+
+class Hold:
+    """An action that keeps its thread until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self, conn: gain.Conn, n: int) -> None:
+        conn.discard(n)
+        self.reached.set()
+        assert self.open.wait(gain_tools.BOUND_S)
+
+
+def test_async_handlers_thread_owns_the_connection() -> None:
+    """And nobody else has it meanwhile, the worker's own thread included."""
+    reached, go_on = threading.Event(), threading.Event()
+    threads = []
+
+    def read(conn: gain.Conn, n: int) -> None:
+        threads.append(threading.get_ident())
+        conn.write(conn.next(n))
+        conn.set_no_delay(True)
+        reached.set()
+        go_on.wait(gain_tools.BOUND_S)
+
+    def accept(conn: gain.Conn) -> None:
+        threads.append(threading.get_ident())
+
+    recorder = Recorder(on_read=read, on_accept=accept)
+    with (
+        gain_tools.server_in_thread(recorder, async_handler=True, workers=1) as server,
+        gain_tools.connect(server) as client,
+    ):
+        client.sendall(b"hello")
+        wait_until(reached.is_set)
+        with pytest.raises(gain.OpNotAvailableInMode):
+            recorder.conn.write(b"stolen")
+        assert server.active_connections() == 1
+        go_on.set()
+        assert receive_exactly(client, 5) == b"hello"
+    assert len(set(threads)) == 2
+    assert recorder.counts() == Counts(1, 1, 1, 1)
+
+
+def test_async_handlers_of_several_connections_run_side_by_side() -> None:
+    barrier = threading.Barrier(3, timeout=gain_tools.BOUND_S)
+
+    def read(conn: gain.Conn, n: int) -> None:
+        barrier.wait()
+        echo(conn, n)
+
+    with (
+        gain_tools.server_in_thread(
+            Recorder(on_read=read), workers=1, async_handler=True, pool=3
+        ) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(gain_tools.connect(server)) for _ in range(3)]
+        for client in clients:
+            client.sendall(b"x")
+        assert [receive_exactly(client, 1) for client in clients] == [b"x"] * 3
+
+
+def test_pool_bounds_the_threads() -> None:
+    inside: list[int] = []
+    most = []
+    lock = threading.Lock()
+
+    def read(conn: gain.Conn, n: int) -> None:
+        with lock:
+            inside.append(1)
+            most.append(len(inside))
+        pause.wait(0.01)
+        with lock:
+            inside.pop()
+        echo(conn, n)
+
+    pause = threading.Event()
+    with (
+        gain_tools.server_in_thread(
+            Recorder(on_read=read), workers=1, async_handler=True, pool=2
+        ) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(gain_tools.connect(server)) for _ in range(8)]
+        for client in clients:
+            client.sendall(b"x")
+        assert [receive_exactly(client, 1) for client in clients] == [b"x"] * 8
+    assert max(most) == 2
+
+
+# What a thread may do
+
+IN_THREAD: dict[str, Callable[[gain.Conn], Any]] = {
+    "writev": lambda conn: conn.writev([b"a", b"b"]),
+    "read_from": lambda conn: conn.read_from(io.BytesIO(b"ab")),
+    "write_to": lambda conn: conn.write_to(io.BytesIO()),
+    "read_into": lambda conn: conn.read_into(bytearray(1)),
+    "peek": lambda conn: conn.peek(),
+    "discard": lambda conn: conn.discard(),
+    "send_eof": lambda conn: conn.send_eof(),
+    "pause_reading": lambda conn: conn.pause_reading(),
+    "resume_reading": lambda conn: conn.resume_reading(),
+    "set_deadline": lambda conn: conn.set_deadline(60),
+    "set_read_deadline": lambda conn: conn.set_read_deadline(60),
+    "set_write_deadline": lambda conn: conn.set_write_deadline(60),
+    "set_idle_timeout": lambda conn: conn.set_idle_timeout(60),
+    "set_linger": lambda conn: conn.set_linger(-1),
+    "start_soon": lambda conn: conn.start_soon(trio.sleep, 0),
+    "fileno": lambda conn: conn.fileno(),
+    "buffered": lambda conn: (conn.inbound_buffered(), conn.outbound_buffered()),
+    "close twice": lambda conn: (conn.close(), conn.close()),
+    "abort twice": lambda conn: (conn.abort(), conn.abort()),
+    "close and abort": lambda conn: (conn.close(), conn.abort()),
+}
+
+
+@pytest.mark.parametrize("name", IN_THREAD)
+async def test_everything_is_available_in_the_thread(name: str) -> None:
+    async with in_thread(lambda conn, n: IN_THREAD[name](conn)) as (recorder, client):
+        await client.send_all(b"x")
+        await until(lambda: recorder.counts().read == 1 and not recorder._inside)
+        assert recorder.faults == []
+        if "close" in name or "abort" in name:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await read_to_end(client)
+            await until(lambda: recorder.counts().close == 1)
+            assert recorder.errors() == [None]
+
+
+async def test_deadline_set_in_the_thread_counts() -> None:
+    async with in_thread(lambda conn, n: conn.set_deadline(0.03)) as (recorder, client):
+        await client.send_all(b"x")
+        await until(lambda: recorder.counts().close == 1)
+    assert isinstance(recorder.errors()[0], gain.DeadlineExceeded)
+
+
+async def test_closed_in_the_thread_refuses_as_ever() -> None:
+    refused = []
+
+    def read(conn: gain.Conn, n: int) -> None:
+        conn.close()
+        for call in (conn.next, lambda: conn.write(b"x"), lambda: conn.set_no_delay(True)):
+            with pytest.raises(gain.ConnectionClosed):
+                call()
+            refused.append(call)
+
+    async with in_thread(read) as (recorder, client):
+        await client.send_all(b"x")
+        assert await read_to_end(client) == b""
+        await client.aclose()
+        await until(lambda: recorder.counts().close == 1)
+    assert len(refused) == 3
+
+
+async def test_answer_and_close_in_the_thread() -> None:
+    def read(conn: gain.Conn, n: int) -> None:
+        conn.write(conn.next(n) * 1_000_000)
+        conn.close()
+
+    async with in_thread(read) as (recorder, client):
+        await client.send_all(b"x")
+        assert await read_to_end(client) == b"x" * 1_000_000
+        await until(lambda: recorder.counts().close == 1)
+    assert sum(recorder.values("on_write")) == 1_000_000
+    assert recorder.errors() == [None]
+
+
+async def test_raising_in_the_thread_closes_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def read(conn: gain.Conn, n: int) -> None:
+        raise Boom
+
+    async with in_thread(read) as (recorder, client):
+        await client.send_all(b"x")
+        with contextlib.suppress(trio.BrokenResourceError):
+            await read_to_end(client)
+        await until(lambda: recorder.counts().close == 1)
+    assert isinstance(recorder.errors()[0], Boom)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [Boom]
+
+
+# What happens meanwhile
+
+
+async def test_input_gathers_while_the_thread_runs() -> None:
+    hold = Hold()
+    async with in_thread(hold) as (recorder, client):
+        await client.send_all(b"x")
+        await until(hold.reached.is_set)
+        for _ in range(5):
+            await client.send_all(b"12345")
+            await trio.testing.wait_all_tasks_blocked()
+        recorder.actions["on_read"] = echo
+        hold.open.set()
+        assert await read_exactly(client, 25) == b"12345" * 5
+    assert recorder.values("on_read") == [1, 25]
+
+
+async def test_input_beyond_the_limit_stays_with_the_kernel() -> None:
+    hold = Hold()
+    total = len(gain_tools.CLOGGING)
+    async with in_thread(hold, read_buffer_limit=16384) as (recorder, client):
+        await client.send_all(b"x")
+        await until(hold.reached.is_set)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, gain_tools.CLOGGING)
+            await trio.sleep(0.05)
+            recorder.actions["on_read"] = lambda conn, n: conn.discard()
+            hold.open.set()
+            await until(lambda: sum(recorder.values("on_read")) == total + 1)
+    assert recorder.values("on_read")[1] <= 16384 + 128 * 1024
+
+
+@pytest.mark.parametrize("how", ["end", "reset", "deadline"])
+async def test_what_ends_the_connection_waits_for_the_thread(how: str) -> None:
+    hold = Hold()
+    expected = {"end": gain.EndOfStream, "reset": OSError, "deadline": gain.DeadlineExceeded}
+    recorder = Recorder(on_read=hold)
+    if how == "deadline":
+        recorder.actions["on_accept"] = lambda conn: conn.set_deadline(0.05)
+        recorder.actions["on_read"] = lambda conn, n: (conn.set_deadline(0.01), hold(conn, n))
+    async with (
+        serving(recorder, async_handler=True) as server,
+        await open_client(server) as client,
+    ):
+        await client.send_all(b"x")
+        await until(hold.reached.is_set)
+        if how == "end":
+            await client.send_eof()
+        elif how == "reset":
+            gain_tools.reset(client.socket)
+        await trio.sleep(0.03)
+        assert recorder.counts().close == 0
+        hold.open.set()
+        await until(lambda: recorder.counts().close == 1)
+    assert isinstance(recorder.errors()[0], expected[how])
+
+
+async def test_other_connections_go_on_while_a_thread_runs() -> None:
+    hold = Hold()
+    recorder = Recorder(on_read=hold)
+    async with (
+        serving(recorder, async_handler=True) as server,
+        await open_client(server) as one,
+        await open_client(server) as two,
+    ):
+        await one.send_all(b"x")
+        await until(hold.reached.is_set)
+        recorder.actions["on_read"] = echo
+        await two.send_all(b"hello")
+        assert await read_exactly(two, 5) == b"hello"
+        hold.open.set()
+
+
+async def test_async_def_on_read_needs_no_thread() -> None:
+    threads = set()
+
+    async def read(conn: gain.Conn, n: int) -> None:
+        threads.add(threading.get_ident())
+        conn.write(conn.next(n))
+
+    recorder = gain_tools.AsyncRecorder(on_read=read)
+    async with connected(recorder, async_handler=True) as (_, client):
+        await client.send_all(b"hello")
+        assert await read_exactly(client, 5) == b"hello"
+    assert threads == {threading.get_ident()}
