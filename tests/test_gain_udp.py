@@ -52,6 +52,27 @@ STREAMS_ONLY: dict[str, Callable[[gain.Conn], Any]] = {
 }
 
 
+# What else a connection has: for users, used on datagrams below; and for the IO manager.
+ELSEWHERE = {
+    "abort",
+    "batch",
+    "call_soon_threadsafe",
+    "context",
+    "drain",
+    "fileno",
+    "inbound_buffered",
+    "local_addr",
+    "outbound_buffered",
+    "reading",
+    "remote_addr",
+    "server",
+    "set_linger",
+    "set_write_buffer",
+    "task",
+    "worker",
+}
+
+
 async def open_client(server: gain.Server) -> trio.socket.SocketType:
     address = server.addresses()[0]
     family = stdlib_socket.AF_INET if len(address) == 2 else stdlib_socket.AF_INET6
@@ -76,6 +97,11 @@ async def received(recorder: Recorder, client: trio.socket.SocketType, data: byt
     await client.send(data)
     await until(lambda: len(recorder.values("on_read")) > count)
     return recorder.conns[-1]
+
+
+def test_every_method_of_a_connection_is_thought_of() -> None:
+    public = {name for name in dir(gain.Conn) if not name.startswith("_")}
+    assert public <= ELSEWHERE | IN_WORKER_ONLY.keys() | STREAMS_ONLY.keys()
 
 
 async def test_input_is_the_datagram_and_nothing_else() -> None:
@@ -287,6 +313,7 @@ async def test_socket_options_act_on_the_socket_of_all() -> None:
             assert first.fileno() == second.fileno()
             first.set_read_buffer(30_000)
             first.set_write_buffer(20_000)
+            first.set_linger(0)  # means nothing to UDP, and the kernel takes it
             option = gain_tools.socket_option
             # The kernel doubles what it is told, for its own books.
             assert option(second, stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF) == 60_000

@@ -116,6 +116,16 @@ async def test_what_waits_is_sent_in_order_and_told_of() -> None:
         assert datagrams._output.slot == -1
 
 
+async def test_nothing_overtakes_what_waits() -> None:
+    async with clogging(Recorder()) as (conn, peer, _, _):
+        taken = write_until_queued(conn)
+        received = drain(peer)
+        # There is room now, and the worker has not heard of it.
+        conn.write(b"later")
+        received += await collect(peer, 2)
+        assert received == [*messages(taken + 1), b"later"]
+
+
 async def test_beyond_high_water_datagrams_are_dropped_and_counted() -> None:
     recorder = Recorder()
     async with clogging(recorder) as (conn, peer, datagrams, server):
