@@ -158,9 +158,8 @@ IN_THREAD: dict[str, Callable[[gain.Conn], Any]] = {
     "start_soon": lambda conn: conn.start_soon(trio.sleep, 0),
     "fileno": lambda conn: conn.fileno(),
     "buffered": lambda conn: (conn.inbound_buffered(), conn.outbound_buffered()),
-    "close twice": lambda conn: (conn.close(), conn.close()),
-    "abort twice": lambda conn: (conn.abort(), conn.abort()),
-    "close and abort": lambda conn: (conn.close(), conn.abort()),
+    "close": lambda conn: conn.close(),
+    "abort": lambda conn: conn.abort(),
 }
 
 
@@ -170,11 +169,20 @@ async def test_everything_is_available_in_the_thread(name: str) -> None:
         await client.send_all(b"x")
         await until(lambda: recorder.counts().read == 1 and not recorder._inside)
         assert recorder.faults == []
-        if "close" in name or "abort" in name:
-            with contextlib.suppress(trio.BrokenResourceError):
-                await read_to_end(client)
-            await until(lambda: recorder.counts().close == 1)
-            assert recorder.errors() == [None]
+
+
+@pytest.mark.parametrize("names", ["close close", "abort abort", "close abort"])
+async def test_the_thread_may_close_and_close_again(names: str) -> None:
+    def read(conn: gain.Conn, n: int) -> None:
+        for name in names.split():
+            getattr(conn, name)()
+
+    async with in_thread(read) as (recorder, client):
+        await client.send_all(b"x")
+        with contextlib.suppress(trio.BrokenResourceError):
+            await read_to_end(client)
+        await until(lambda: recorder.counts().close == 1)
+    assert recorder.errors() == [None]
 
 
 async def test_deadline_set_in_the_thread_counts() -> None:
@@ -265,11 +273,14 @@ async def test_input_beyond_the_limit_stays_with_the_kernel() -> None:
 @pytest.mark.parametrize("how", ["end", "reset", "deadline"])
 async def test_what_ends_the_connection_waits_for_the_thread(how: str) -> None:
     hold = Hold()
-    expected = {"end": gain.EndOfStream, "reset": OSError, "deadline": gain.DeadlineExceeded}
+    expected: dict[str, type[BaseException]] = {
+        "end": gain.EndOfStream,
+        "reset": OSError,
+        "deadline": gain.DeadlineExceeded,
+    }
     recorder = Recorder(on_read=hold)
     if how == "deadline":
-        recorder.actions["on_accept"] = lambda conn: conn.set_deadline(0.05)
-        recorder.actions["on_read"] = lambda conn, n: (conn.set_deadline(0.01), hold(conn, n))
+        recorder.actions["on_accept"] = lambda conn: conn.set_idle_timeout(0.1)
     async with (
         serving(recorder, async_handler=True) as server,
         await open_client(server) as client,
@@ -280,7 +291,7 @@ async def test_what_ends_the_connection_waits_for_the_thread(how: str) -> None:
             await client.send_eof()
         elif how == "reset":
             gain_tools.reset(client.socket)
-        await trio.sleep(0.03)
+        await trio.sleep(0.15 if how == "deadline" else 0.03)
         assert recorder.counts().close == 0
         hold.open.set()
         await until(lambda: recorder.counts().close == 1)

@@ -246,7 +246,7 @@ async def test_input_buffer_is_a_queue_of_bytes() -> None:
 
 
 async def test_write_takes_every_kind_of_bytes() -> None:
-    words = array.array("I", [1, 2, 3])
+    words: Any = array.array("I", [1, 2, 3])
     async with connected(Recorder()) as (conn, client):
         conn.write(b"bytes,")
         conn.write(bytearray(b"bytearray,"))

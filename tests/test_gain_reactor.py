@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 import threading
+from typing import Any
 
 import gain_scenarios
 import gain_tools
@@ -14,7 +15,7 @@ from uring_trio import gain
 
 pytestmark = gain_tools.needs_ring
 
-REACTOR = {"architecture": "reactor"}
+REACTOR: dict[str, Any] = {"architecture": "reactor"}
 both_networks = pytest.mark.parametrize("network", ["tcp", "udp"])
 modes = pytest.mark.parametrize("mode", MODES)
 KEEP_ALIVE = [

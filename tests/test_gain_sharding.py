@@ -13,7 +13,7 @@ from gain_tools import MODES, Recorder, wait_until
 
 pytestmark = gain_tools.needs_ring
 
-SHARDING = {"architecture": "sharding"}
+SHARDING: dict[str, Any] = {"architecture": "sharding"}
 KEEP_ALIVE = [
     (stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE),
     (stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_KEEPIDLE),
@@ -126,7 +126,7 @@ def test_socket_buffers() -> None:
         for level, option in BUFFERS:
             sock.setsockopt(level, option, 2048)
         rounded = [sock.getsockopt(level, option) for level, option in BUFFERS]
-    sizes = {"socket_recv_buffer_size": 2048, "socket_send_buffer_size": 2048}
+    sizes: dict[str, Any] = {"socket_recv_buffer_size": 2048, "socket_send_buffer_size": 2048}
     assert options_of_accepted(BUFFERS, **sizes) == [rounded] * 4
     gain_scenarios.request_response(**SHARDING, **sizes, clients=16, workers=8)
 

@@ -176,8 +176,8 @@ async def test_no_tick_without_the_option() -> None:
 
 
 async def test_async_ticks_do_not_overlap() -> None:
-    inside = []
-    overlaps = []
+    inside: list[gain.Server] = []
+    overlaps: list[gain.Server] = []
 
     class Slow(Ticker):
         async def on_tick(self, server: gain.Server) -> None:
