@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from uring_trio.gain._worker import Worker
 
 
+KEEP_ALIVE_MAX_S = 32767  # MAX_TCP_KEEPIDLE of the kernel
+
+
 class Conn(Connection):
     """A connection of a callback server; made by the server.
 
@@ -90,6 +93,7 @@ class Conn(Connection):
 
     def fileno(self) -> int:
         """The file descriptor; -1 once it is closed."""
+        self._check("fileno", alive=False)
         return self._sock.fileno()
 
     def _name(self) -> str:
@@ -99,6 +103,15 @@ class Conn(Connection):
         if self._local is None:
             with contextlib.suppress(OSError):
                 self.local_addr()
+
+    def send_to(self, data: bytes | bytearray | memoryview, address: Any) -> int:
+        """Send a datagram to any address; for the connections of UDP.
+
+        Raises:
+          NotSupported: this is a stream.
+        """
+        self._check("send_to")
+        raise NotSupported(f"send_to: {len(data)} bytes for {address!r}; this is a stream")
 
     # ---- closing -------------------------------------------------------------------------
 
@@ -122,7 +135,8 @@ class Conn(Connection):
         if self._state < State.ENDING:
             self._reset = True
             if self._in_thread:
-                self._err, self._thread = GainError("aborted"), 0
+                self._close_when_idle = True
+                self._thread = 0
             else:
                 self._apply(Event.ABORT)
                 self._attend()
@@ -189,33 +203,43 @@ class Conn(Connection):
 
     def set_deadline(self, seconds: float | None) -> None:
         """Set the read and the write deadline."""
-        self.set_read_deadline(seconds)
-        self.set_write_deadline(seconds)
+        self._check("set_deadline")
+        self._set_deadline("read", seconds)
+        self._set_deadline("write", seconds)
 
     def set_read_deadline(self, seconds: float | None) -> None:
         """The next ``on_read`` must come within *seconds* from now; None: no deadline.
 
         Else the connection closes, with `DeadlineExceeded` in ``on_close``.
         """
+        self._check("set_read_deadline")
         self._set_deadline("read", seconds)
 
     def set_write_deadline(self, seconds: float | None) -> None:
         """All output must be with the kernel within *seconds* from now; None: no deadline."""
+        self._check("set_write_deadline")
         self._set_deadline("write", seconds)
 
     def set_idle_timeout(self, seconds: float | None) -> None:
         """A byte must go either way at least every *seconds*; None: no timeout."""
+        self._check("set_idle_timeout")
         self._set_deadline("idle", seconds)
         self._idle_s = seconds
 
     def _set_deadline(self, kind: str, seconds: float | None) -> None:
-        self._check(f"set_{kind}_deadline")
         if seconds is None:
-            self._cancel_timer(kind)
+            self._when_mine(self._cancel_timer, kind)
         elif not seconds >= 0:
             raise InvalidDuration(f"{seconds!r} s is no time from now; give 0 or more, or None")
         else:
-            self._start_timer(kind, seconds)
+            self._when_mine(self._start_timer, kind, seconds)
+
+    def _when_mine(self, fn: Callable[..., Any], *args: Any) -> None:
+        """Call it; if a thread has the connection, when that is done."""
+        if self._in_thread:
+            self._deferred.append((fn, args))
+        else:
+            fn(*args)
 
     def _start_timer(self, kind: str, seconds: float) -> None:
         timers = self.worker.timers
@@ -279,13 +303,16 @@ class Conn(Connection):
         self._check("start_soon", alive=False)
         if self._state is State.CLOSED:
             raise ConnectionClosed("start_soon: the connection is closed")
+        self._when_mine(self._start_task, async_fn, args, name)
+
+    def _start_task(self, async_fn: Any, args: tuple[Any, ...], name: object) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(async_fn, *args, name=name)
             return
         if self._tasks is None:
             self._tasks = []
             self.worker.nursery.start_soon(self._host_tasks)
-        self._tasks.append((async_fn, args))
+        self._tasks.append((async_fn, args, name))
 
     async def _host_tasks(self) -> None:
         """The connection's nursery, from its first task to the connection's end."""
@@ -293,8 +320,8 @@ class Conn(Connection):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.sleep_forever)
                 tasks, self._tasks = self._tasks, None
-                for async_fn, args in tasks or ():
-                    nursery.start_soon(async_fn, *args)
+                for async_fn, args, name in tasks or ():
+                    nursery.start_soon(async_fn, *args, name=name)
                 self._nursery = nursery
                 if self._state is State.CLOSED:
                     nursery.cancel_scope.cancel()
@@ -340,9 +367,11 @@ class Conn(Connection):
         Raises:
           InvalidDuration: it is less than 1 s.
         """
+        if not 1 <= seconds <= KEEP_ALIVE_MAX_S:
+            raise InvalidDuration(
+                f"a keep-alive period is 1 to {KEEP_ALIVE_MAX_S} s, not {seconds!r} s"
+            )
         period = int(seconds)
-        if period < 1:
-            raise InvalidDuration(f"a keep-alive period is 1 s or more, not {seconds!r} s")
         name = "set_keep_alive_period"
         self._set_option(name, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._set_option(name, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, period)
@@ -355,10 +384,7 @@ class Conn(Connection):
     def _check(self, name: str, *, alive: bool = True) -> None:
         """Raise unless this is the connection's thread and, with *alive*, it is open."""
         if self._thread != get_ident():
-            if self._thread == 0:
-                if not alive and get_ident() == self._home:
-                    return
-                raise_closed = alive and get_ident() == self._home
-                if raise_closed:
-                    raise ConnectionClosed(f"{name}: the connection is closed")
-            raise OpNotAvailableInMode(name)
+            if get_ident() != (self._user if self._in_thread else self._home):
+                raise OpNotAvailableInMode(name)
+            if alive:
+                raise ConnectionClosed(f"{name}: the connection is closed")

@@ -49,6 +49,7 @@ class Connection(Receiving):
         "_deferred_size",
         "_eof_told",
         "_err",
+        "_fin_sent",
         "_idle_s",
         "_in_thread",
         "_nursery",
@@ -59,13 +60,14 @@ class Connection(Receiving):
         "_sock",
         "_tasks",
         "_timed",
+        "_user",
     )
 
     _err: BaseException | None
     _secure: Secure | None
     _nursery: trio.Nursery | None
-    _tasks: list[tuple[Callable[..., Any], tuple[Any, ...]]] | None
-    _deferred: list[tuple[str, int, int, bytes]]
+    _tasks: list[tuple[Any, tuple[Any, ...], object]] | None
+    _deferred: list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
     def _init_connection(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -80,6 +82,7 @@ class Connection(Receiving):
         self._deferred_size = 0
         self._eof_told = False
         self._err = None
+        self._fin_sent = False
         self._reset = False
         self._close_when_idle = False
         self._timed = 0  # deadlines that are set
@@ -115,7 +118,7 @@ class Connection(Receiving):
             self._attend()
 
     def _input_consumed(self) -> None:
-        if self.inbound_buffered() < self.worker.read_buffer_limit:
+        if self._buffered() < self.worker.read_buffer_limit:
             self._input_full = False
             if not self._in_thread:
                 self._attend()
@@ -180,10 +183,10 @@ class Connection(Receiving):
 
     def _call_reader(self, callbacks: Any) -> bool:
         fresh = self._unannounced()
-        if fresh and not self._stopped:
+        if fresh and not self._stopped and (not self._paused or self._err is not None):
             self._fresh = 0
             if callbacks.on_read is None:
-                self._drop(self.inbound_buffered())
+                self._drop(self._buffered())
                 return False
             if self._timed:
                 self._meet("read")
@@ -191,8 +194,11 @@ class Connection(Receiving):
         if self._err is not None:
             self._apply(Event.ABORT)
         elif self._close_when_idle:
-            self._begin_close()
-        elif self._eof and not self._eof_told:
+            if self._reset:
+                self._apply(Event.ABORT)
+            else:
+                self._begin_close()
+        elif self._eof and not self._eof_told and (not fresh or self._stopped):
             self._eof_told = True
             if callbacks.on_eof is not None:
                 return self._call("on_eof", callbacks.on_eof)
@@ -233,7 +239,7 @@ class Connection(Receiving):
         if name == "on_close":
             self.worker.forget(self)
             return
-        if self._deferred_size or self._deferred:
+        if self._deferred:
             self._take_deferred()
         self._attend()
         if self._out and self._send_slot < 0:
@@ -264,7 +270,7 @@ class Connection(Receiving):
                 self.worker.bytes_in += res
                 self._received(self._pool[offset : offset + res])
             else:
-                self._receive_failed(res, flags)
+                self._receive_failed(res)
         elif kind == "send":
             self._sent(res)
         else:
@@ -273,29 +279,28 @@ class Connection(Receiving):
 
     def _defer(self, kind: str, res: int, flags: int, offset: int) -> None:
         """A thread has the connection: keep this until it is done."""
-        data = self._pool[offset : offset + res] if kind == "recv" and res > 0 else b""
-        self._deferred.append((kind, res, flags, data))
-        self._deferred_size += len(data)
-        if self._deferred_size > self.worker.read_buffer_limit:
-            self._input_full = True
-            if self._recv_slot >= 0 and not self._recv_canceling:
-                self._cancel_receive()
+        if kind == "recv" and res > 0:
+            self.worker.bytes_in += res
+            data = self._pool[offset : offset + res]
+            self._deferred.append((self._received, (data,)))
+            self._deferred_size += res
+            if self._deferred_size >= self.worker.read_buffer_limit:
+                self._input_full = True
+                if self._recv_slot >= 0 and not self._recv_canceling:
+                    self._cancel_receive()
+        elif kind == "recv":
+            self._deferred.append((self._receive_failed, (res,)))
+        elif kind == "send":
+            self._deferred.append((self._sent, (res,)))
+        else:
+            self._deferred.append((self._watched, (res,)))
 
     def _take_deferred(self) -> None:
         deferred, self._deferred = self._deferred, []
         self._deferred_size = 0
-        for kind, res, flags, data in deferred:
-            if kind == "recv":
-                if data:
-                    self.worker.bytes_in += len(data)
-                    self._received(data)
-                else:
-                    self._receive_failed(res, flags)
-            elif kind == "send":
-                self._sent(res)
-            else:
-                self._watched(res)
         self._input_full = False
+        for fn, args in deferred:
+            fn(*args)
         self._limit_input()
 
     def _received(self, data: bytes) -> None:
@@ -320,11 +325,11 @@ class Connection(Receiving):
 
     def _limit_input(self) -> None:
         """Stop receiving at read_buffer_limit."""
-        if not self._input_full and self.inbound_buffered() >= self.worker.read_buffer_limit:
+        if not self._input_full and self._buffered() >= self.worker.read_buffer_limit:
             self._input_full = True
             self._special = True
 
-    def _receive_failed(self, res: int, flags: int) -> None:
+    def _receive_failed(self, res: int) -> None:
         """No data: the end of the stream, or an error."""
         if res == 0:
             self._eof = True
@@ -440,6 +445,9 @@ class Connection(Receiving):
         """End the connection because of *exc*; what was received before is announced first."""
         if self._state >= State.ENDING:
             return
+        if self._state is State.DISCARDING:
+            self._apply(Event.ABORT)  # all was sent: what the peer does now is no error
+            return
         if self._err is None or isinstance(self._err, EndOfStream):
             self._err = exc
         announce = self._state is State.OPEN and isinstance(exc, OSError) and self._unannounced()
@@ -466,7 +474,7 @@ class Connection(Receiving):
         state = self._state
         if state is State.FLUSHING and self._is_flushed():
             self._finish_output()
-        elif state is State.OPEN and self._ended and not self._out_size:
+        elif self._ended and not self._fin_sent and state is State.OPEN and not self._out_size:
             self._send_fin()
         if self._state is State.ENDING:
             self._cancel_all()
@@ -496,7 +504,7 @@ class Connection(Receiving):
     def _send_fin(self) -> None:
         if self._secure is not None and self._state is State.OPEN and self._secure.pending():
             return
-        self._ended = False
+        self._fin_sent = True
         with contextlib.suppress(OSError):  # the peer may have gone
             self._sock.shutdown(socket.SHUT_WR)
 

@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from uring_trio._operations import Routed
-from uring_trio.gain._errors import ConnectionClosed, IsEmpty, OpNotAvailableInMode, ShortBuffer
+from uring_trio.gain._errors import IsEmpty, ShortBuffer
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -61,7 +61,7 @@ class Input(Routed):
             self._lease_size = 0
             at = self._lease_at
             return self._pool[at : at + size]  # type: ignore[no-any-return]
-        buffered = self.inbound_buffered()
+        buffered = self._buffered()
         if n > buffered:
             raise ShortBuffer(f"{n} bytes were asked for, and {buffered} are buffered")
         return self._take(n)
@@ -85,7 +85,7 @@ class Input(Routed):
         """
         if self._thread != get_ident():
             self._refuse("peek")
-        buffered = self.inbound_buffered()
+        buffered = self._buffered()
         if n < 0 or n > buffered:
             n = buffered
         if self._buffer is None:
@@ -120,7 +120,7 @@ class Input(Routed):
         """
         if self._thread != get_ident():
             self._refuse("discard")
-        buffered = self.inbound_buffered()
+        buffered = self._buffered()
         if n < 0 or n > buffered:
             n = buffered
         self._drop(n)
@@ -145,22 +145,29 @@ class Input(Routed):
         return size
 
     def inbound_buffered(self) -> int:
-        """How many bytes are there to be consumed."""
+        """How many bytes are there to be consumed; also after the end."""
+        if self._thread != get_ident():
+            self._check("inbound_buffered", alive=False)
+        return self._buffered()
+
+    # ---- for the worker ------------------------------------------------------------------
+
+    def _buffered(self) -> int:
         if self._buffer is None:
             return self._lease_size
         return self._lease_size + len(self._buffer)
 
-    # ---- for the worker ------------------------------------------------------------------
+    def _check(self, name: str, *, alive: bool = True) -> None:
+        """Raise unless this is the connection's thread and, with *alive*, it is open."""
+        raise NotImplementedError
 
     def _refuse(self, name: str) -> None:
         """Raise: this is not the thread, or not the time, to use the connection."""
-        if self._thread == 0:
-            raise ConnectionClosed(f"{name}: the connection is closed")
-        raise OpNotAvailableInMode(name)
+        self._check(name)
 
     def _some(self, n: int) -> int:
         """*n*, cut to what is buffered; IsEmpty if that is nothing."""
-        buffered = self.inbound_buffered()
+        buffered = self._buffered()
         if not buffered:
             raise IsEmpty("no input is buffered now")
         return buffered if n < 0 or n > buffered else n
@@ -207,7 +214,7 @@ class Input(Routed):
 
     def _unannounced(self) -> int:
         """How many bytes the next on_read tells of."""
-        return min(self._fresh, self.inbound_buffered())
+        return min(self._fresh, self._buffered())
 
     def _input_consumed(self) -> None:
         """Receiving was stopped because the buffer was full; it may be no more."""

@@ -80,6 +80,8 @@ class Output(Input):
         """
         if self._thread != get_ident():
             self._refuse("write")
+        if self._ended:
+            raise ConnectionClosed("write: send_eof() has ended the output")
         if type(data) is not bytes:
             data = bytes(memoryview(data))
         size = len(data)
@@ -96,6 +98,8 @@ class Output(Input):
 
     def writev(self, buffers: Iterable[bytes | bytearray | memoryview]) -> int:
         """Send several buffers, one after the other; the number of bytes of all."""
+        if self._thread != get_ident():
+            self._refuse("writev")
         return self.write(b"".join(buffers))
 
     def read_from(self, file: SupportsRead) -> int:
@@ -115,7 +119,9 @@ class Output(Input):
         return total
 
     def outbound_buffered(self) -> int:
-        """How many written bytes the kernel has not taken yet."""
+        """How many written bytes the kernel has not taken yet; also after the end."""
+        if self._thread != get_ident():
+            self._check("outbound_buffered", alive=False)
         return self._out_size
 
     async def drain(self) -> None:

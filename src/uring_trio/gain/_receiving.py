@@ -171,7 +171,7 @@ class Receiving(Output):
         """Whether closing now would throw input away, and so answer with a reset."""
         if self._eof:
             return False
-        if self.inbound_buffered():
+        if self._buffered():
             return True
         try:
             answer = fcntl.ioctl(self._fd, termios.FIONREAD, b"\0\0\0\0")

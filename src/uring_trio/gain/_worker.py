@@ -90,10 +90,12 @@ class Worker(Elsewhere):
         self.timers: Timers[Any] = Timers()
         self.parked = False
         self.ended = False
+        self._posting = threading.Lock()  # between a post and the end
         self._conns: set[Conn] = set()
         self._acceptors: list[Acceptor] = []
         self._sockets: list[Any] = []  # of datagrams
         self._ending = False
+        self._ticks: float | None = None  # seconds between them, once they have begun
         self._final = WorkerStatistics()
         self._timer_scope: trio.CancelScope | None = None
 
@@ -240,7 +242,7 @@ class Worker(Elsewhere):
                     except Exception as exc:
                         conn._raised("on_read", exc)
                 elif n:
-                    conn._drop(conn.inbound_buffered())
+                    conn._drop(conn._buffered())
             if conn._lease_size:
                 conn._stash()
                 if len(conn._buffer) >= limit:  # type: ignore[arg-type]
@@ -303,9 +305,10 @@ class Worker(Elsewhere):
         Returns:
           False if the worker has ended, or has not begun.
         """
-        if self.ended or self.thread is None:
-            return False
-        self.calls.append((fn, args))
+        with self._posting:
+            if self.ended or self.thread is None:
+                return False
+            self.calls.append((fn, args))
         try:
             self._token.run_sync_soon(self.wake, idempotent=True)
         except trio.RunFinishedError:
@@ -351,6 +354,10 @@ class Worker(Elsewhere):
           listener: bound and listening; for UDP, bound.
           assign: chooses a connection's worker by the peer's address; None: this one.
         """
+        if self._ticks is None and self.index == 0 and self.callbacks.on_tick is not None:
+            self._ticks = self.config.tick
+            if self._ticks is not None:
+                self.nursery.start_soon(self.run_ticks, self._ticks, self.server)
         if listener.network == "udp":
             from uring_trio.gain._datagram import DatagramSocket
 
@@ -387,6 +394,8 @@ class Worker(Elsewhere):
         if conn in self._conns:
             self._conns.remove(conn)
             self.active -= 1
+            if self._ending:
+                self.wake()
             for worker in self.peers:
                 if worker is self:
                     self.resume_accepting()
@@ -423,7 +432,7 @@ class Worker(Elsewhere):
                 conn._attend()
             elif conn._state is State.OPEN:
                 conn._begin_close()
-        if self._conns:
+        if self._conns or self._sockets:
             self.set_timer_in((self, "drain"), drain_timeout)
         self.wake()
 
@@ -435,6 +444,8 @@ class Worker(Elsewhere):
         self._begin_end()
         for conn in tuple(self._conns):
             conn._end_now()
+        for datagrams in self._sockets:
+            datagrams.close()
         self.cancel_callbacks()
         self.manager.ring.flush()
         self.wake()
@@ -446,15 +457,17 @@ class Worker(Elsewhere):
             for acceptor in tuple(self._acceptors):
                 acceptor.close()
             for datagrams in self._sockets:
-                datagrams.close()
-            self._sockets.clear()
+                datagrams.begin_shutdown()
 
     def _is_empty(self) -> bool:
-        return not (self._conns or self._acceptors or self.accepted)
+        if self._conns or self._acceptors or self.accepted:
+            return False
+        return all(datagrams.closed for datagrams in self._sockets)
 
     def _finish(self) -> None:
         self._final = self._statistics()
-        self.ended = True
+        with self._posting:
+            self.ended = True
         while self.calls:
             fn, args = self.calls.popleft()
             if fn == self.adopt:
@@ -489,7 +502,9 @@ class Worker(Elsewhere):
             bytes_in=self.bytes_in,
             bytes_out=self.bytes_out,
             buffers_leased=sum(conn._lease_size > 0 for conn in conns),
-            bytes_buffered=sum(c.inbound_buffered() + c.outbound_buffered() for c in conns),
-            operations_in_flight=sum(slot >= 0 for slot in slots),
+            bytes_buffered=sum(c._buffered() + c._out_size for c in conns)
+            + sum(s.queued for s in self._sockets),
+            operations_in_flight=sum(slot >= 0 for slot in slots)
+            + sum(s.operations_in_flight for s in self._sockets),
             datagrams_dropped=sum(s.dropped for s in self._sockets),
         )
