@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gain_tools
 import pytest
 import trio
@@ -263,48 +261,6 @@ async def test_shutdown_gives_none() -> None:
         server.async_shutdown()
         await until(lambda: recorder.counts().close == 1)
     assert recorder.errors() == [None]
-
-
-# on_eof
-
-
-class HalfCloser(Recorder):
-    def on_eof(self, conn: gain.Conn) -> Any:
-        with self.recorded("on_eof", conn):
-            self.act("on_eof", conn)
-
-
-async def test_on_eof_leaves_the_connection_open_for_writing() -> None:
-    recorder = HalfCloser(on_read=consume)
-    async with connected(recorder) as (conn, client):
-        await client.send_all(b"question")
-        await client.send_eof()
-        await until(lambda: "on_eof" in recorder.names())
-        assert recorder.names(conn) == ["on_accept", "on_read", "on_eof"]
-        conn.write(CLOGGING)
-        conn.close()
-        assert await read_to_end(client) == CLOGGING
-        await until(lambda: recorder.counts().close == 1)
-    assert recorder.names().count("on_eof") == 1
-    assert recorder.errors() == [None]
-
-
-async def test_on_eof_comes_after_all_bytes() -> None:
-    data = bytes(300_000)
-    at_eof = []
-    recorder = HalfCloser()
-    recorder.actions["on_read"] = consume
-
-    def eof(conn: gain.Conn) -> None:
-        at_eof.append(sum(recorder.values("on_read")))
-        conn.close()
-
-    recorder.actions["on_eof"] = eof
-    async with serving(recorder) as server, await open_client(server) as client:
-        await client.send_all(data)
-        await client.send_eof()
-        assert await read_to_end(client) == b""
-    assert at_eof == [len(data)]
 
 
 # on_start

@@ -1,0 +1,213 @@
+"""The peer's end of file: with ``on_eof``, the connection stays open for writing."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import gain_tools
+import pytest
+import trio
+from gain_tools import (
+    CLOGGING,
+    AsyncRecorder,
+    Boom,
+    Recorder,
+    connected,
+    echo,
+    open_client,
+    read_exactly,
+    read_to_end,
+    serving,
+    until,
+)
+
+from uring_trio import gain
+
+pytestmark = gain_tools.ON_RING
+
+
+def consume(conn: gain.Conn, n: int) -> None:
+    conn.next(n)
+
+
+class HalfCloser(Recorder):
+    def on_eof(self, conn: gain.Conn) -> Any:
+        with self.recorded("on_eof", conn):
+            self.act("on_eof", conn)
+
+
+async def test_on_eof_leaves_the_connection_open_for_writing() -> None:
+    recorder = HalfCloser(on_read=consume)
+    async with connected(recorder) as (conn, client):
+        await client.send_all(b"question")
+        await client.send_eof()
+        await until(lambda: "on_eof" in recorder.names())
+        assert recorder.names(conn) == ["on_accept", "on_read", "on_eof"]
+        conn.write(CLOGGING)
+        conn.close()
+        assert await read_to_end(client) == CLOGGING
+        await until(lambda: recorder.counts().close == 1)
+    assert recorder.names().count("on_eof") == 1
+    assert recorder.errors() == [None]
+
+
+async def test_on_eof_comes_after_all_bytes() -> None:
+    data = bytes(300_000)
+    at_eof = []
+    recorder = HalfCloser()
+    recorder.actions["on_read"] = consume
+
+    def eof(conn: gain.Conn) -> None:
+        at_eof.append(sum(recorder.values("on_read")))
+        conn.close()
+
+    recorder.actions["on_eof"] = eof
+    async with serving(recorder) as server, await open_client(server) as client:
+        await client.send_all(data)
+        await client.send_eof()
+        assert await read_to_end(client) == b""
+    assert at_eof == [len(data)]
+
+
+class AsyncHalfCloser(AsyncRecorder):
+    async def on_eof(self, conn: gain.Conn) -> None:
+        await self._call("on_eof", conn)
+
+
+HALF_CLOSERS = [HalfCloser, AsyncHalfCloser]
+both_kinds = pytest.mark.parametrize("kind", HALF_CLOSERS, ids=["def", "async def"])
+
+
+@both_kinds
+async def test_answer_in_on_eof(kind: type[Recorder]) -> None:
+    def answer(conn: gain.Conn) -> None:
+        conn.write(conn.next() * 2)
+        conn.close()
+
+    recorder = kind(on_eof=answer)
+    async with serving(recorder) as server, await open_client(server) as client:
+        await client.send_all(b"question")
+        await client.send_eof()
+        assert await read_to_end(client) == b"question" * 2
+        await until(lambda: recorder.counts().close == 1)
+    assert recorder.names() == ["on_accept", "on_read", "on_eof", "on_write", "on_close"]
+    assert recorder.errors() == [None]
+
+
+@both_kinds
+async def test_raising_on_eof_closes_the_connection(kind: type[Recorder]) -> None:
+    def fail(conn: gain.Conn) -> None:
+        raise Boom
+
+    recorder = kind(on_eof=fail)
+    async with connected(recorder) as (_, client):
+        await client.send_eof()
+        await until(lambda: recorder.counts().close == 1)
+    assert isinstance(recorder.errors()[0], Boom)
+
+
+async def test_half_closed_connection_stays_until_somebody_ends_it() -> None:
+    recorder = HalfCloser()
+    async with serving(recorder) as server, await open_client(server) as client:
+        await client.send_eof()
+        await until(lambda: "on_eof" in recorder.names())
+        for _ in range(3):
+            recorder.conn.write(b"still here")
+            assert await read_exactly(client, 10) == b"still here"
+            await trio.sleep(0.01)
+        assert server.active_connections() == 1
+        server.async_shutdown()
+        assert await read_to_end(client) == b""
+        await until(lambda: recorder.counts().close == 1)
+    assert recorder.errors() == [None]
+
+
+async def test_reset_of_a_half_closed_connection_is_noticed() -> None:
+    recorder = HalfCloser()
+    async with connected(recorder) as (conn, client):
+        await client.send_eof()
+        await until(lambda: "on_eof" in recorder.names())
+        conn.write(CLOGGING)
+        await trio.sleep(0.02)
+        gain_tools.reset(client.socket)
+        await until(lambda: recorder.counts().close == 1)
+    (err,) = recorder.errors()
+    assert isinstance(err, OSError)
+    assert err.errno in (errno.ECONNRESET, errno.EPIPE)
+
+
+@both_kinds
+async def test_end_together_with_data(kind: type[Recorder]) -> None:
+    recorder = kind(on_read=echo, on_eof=gain_tools.close_now)
+    async with serving(recorder) as server:
+        for _ in range(20):
+            async with await open_client(server) as client:
+                await client.send_all(b"hello")
+                await client.send_eof()
+                assert await read_to_end(client) == b"hello"
+        await until(lambda: recorder.counts().close == 20)
+    assert recorder.errors() == [None] * 20
+
+
+async def test_end_while_reading_is_paused_comes_with_resuming() -> None:
+    recorder = HalfCloser(on_read=consume)
+    async with connected(recorder) as (conn, client):
+        conn.pause_reading()
+        await client.send_all(b"hello")
+        await client.send_eof()
+        await trio.sleep(0.02)
+        conn.resume_reading()
+        await until(lambda: "on_eof" in recorder.names())
+        assert recorder.values("on_read") == [5]
+        conn.close()
+
+
+# Without on_eof
+
+
+@pytest.mark.parametrize("kind", [Recorder, AsyncRecorder], ids=["def", "async def"])
+async def test_output_is_flushed_before_the_connection_closes(kind: type[Recorder]) -> None:
+    def read(conn: gain.Conn, n: int) -> None:
+        conn.discard(n)
+        conn.write(CLOGGING)
+
+    recorder = kind(on_read=read)
+    async with serving(recorder) as server, await open_client(server) as client:
+        await client.send_all(b"question")
+        await client.send_eof()
+        assert await read_to_end(client) == CLOGGING
+        await until(lambda: recorder.counts().close == 1)
+    assert isinstance(recorder.errors()[0], gain.EndOfStream)
+    assert sum(recorder.values("on_write")) == len(CLOGGING)
+
+
+async def test_callback_that_runs_finishes_and_may_write() -> None:
+    gate = trio.Event()
+
+    async def read(conn: gain.Conn, n: int) -> None:
+        await gate.wait()
+        conn.write(conn.next(n))
+
+    recorder = AsyncRecorder(on_read=read)
+    async with serving(recorder) as server, await open_client(server) as client:
+        await client.send_all(b"question")
+        await client.send_eof()
+        await until(lambda: recorder.counts().read == 1)
+        await trio.sleep(0.02)
+        gate.set()
+        assert await read_to_end(client) == b"question"
+        await until(lambda: recorder.counts().close == 1)
+    assert isinstance(recorder.errors()[0], gain.EndOfStream)
+
+
+async def test_end_of_the_stream_while_output_waits_for_a_slow_peer() -> None:
+    recorder = Recorder()
+    async with connected(recorder) as (conn, client):
+        conn.write(CLOGGING)
+        await client.send_eof()
+        await trio.sleep(0.02)
+        assert recorder.counts().close == 0
+        assert await read_to_end(client) == CLOGGING
+        await until(lambda: recorder.counts().close == 1)
+    assert isinstance(recorder.errors()[0], gain.EndOfStream)
