@@ -181,6 +181,7 @@ async def test_the_thread_may_close_and_close_again(names: str) -> None:
         await client.send_all(b"x")
         with contextlib.suppress(trio.BrokenResourceError):
             await read_to_end(client)
+        await client.aclose()
         await until(lambda: recorder.counts().close == 1)
     assert recorder.errors() == [None]
 
