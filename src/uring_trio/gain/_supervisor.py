@@ -135,6 +135,7 @@ class Supervisor:
         self._changed = trio.Event()
         self._starting = trio.CancelScope()
         self._waiting = trio.CancelScope()
+        self._serving = False
         self._stopped = False
         self._deadline = math.inf  # of the drain, by the clock of the caller's run
         self._failure: BaseException | None = None
@@ -195,10 +196,9 @@ class Supervisor:
             self._hand_out(site)
             await self._until(lambda: self._stopped or not any(map(len, site.listeners())))
         site.started()
-        await self._until(lambda: self._stopped)
-        timeout = max(0.0, self._deadline - trio.current_time())
-        for each in self._workers:
-            each.worker.post(each.worker.begin_shutdown, timeout)
+        if self._stopped:
+            self._drain()
+        self._serving = True
         await self._until_deadline(self._all_ended)
 
     async def _until(self, condition: Callable[[], bool], *, failing: bool = True) -> None:
@@ -253,13 +253,20 @@ class Supervisor:
             # What it holds it cannot close, so at least nobody connects to it any more.
             refuse_clients(listener)
 
+    def _drain(self) -> None:
+        timeout = max(0.0, self._deadline - trio.current_time())
+        for each in self._workers:
+            each.worker.post(each.worker.begin_shutdown, timeout)
+
     # --- News, in the caller's run ---
 
     def _stop(self, drain_timeout: float) -> None:
-        self._stopped = True
+        first, self._stopped = not self._stopped, True
         self._deadline = min(self._deadline, trio.current_time() + drain_timeout)
         self._waiting.deadline = self._deadline
         self._starting.cancel()
+        if first and self._serving:
+            self._drain()  # here, and not in the task: it is to stop at once
         self._changed.set()
 
     def _note_ready(self, each: _Supervised) -> None:

@@ -1,0 +1,331 @@
+"""A server's life: started, asked, stopped and started again, from anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import itertools
+import logging
+import math
+import socket as stdlib_socket
+import threading
+import time
+from typing import Any
+
+import gain_tools
+import pytest
+import trio
+from gain_tools import (
+    LOOPBACK,
+    Boom,
+    Recorder,
+    connect,
+    echo,
+    server_in_thread,
+    serving,
+    until,
+    wait_until,
+)
+
+import uring_trio
+from uring_trio import gain
+from uring_trio.gain._lifecycle import NEXT, Event, Lifecycle, State
+
+pytestmark = gain_tools.ON_RING
+
+BOUND_S = gain_tools.BOUND_S
+
+
+def is_echoed(server: gain.Server) -> bool:
+    with connect(server) as client:
+        client.sendall(b"question")
+        return gain_tools.receive_exactly(client, 8) == b"question"
+
+
+REFUSED = [pair for pair, reached in NEXT.items() if not isinstance(reached, State)]
+
+
+# --- States ---
+
+
+def test_table_of_states_has_every_pair() -> None:
+    assert set(NEXT) == set(itertools.product(State, Event))
+
+
+def test_a_start_and_an_end_in_their_order() -> None:
+    life = Lifecycle()
+    events = (Event.START, Event.BOUND, Event.STOP, Event.ENDED)
+    assert [life.tell(event).value for event in events] == [
+        "starting",
+        "running",
+        "closing",
+        "inactive",
+    ]
+
+
+@pytest.mark.parametrize(("state", "event"), REFUSED)
+def test_what_makes_no_sense_is_refused_and_changes_nothing(state: State, event: Event) -> None:
+    life = Lifecycle()
+    life._state = state
+    with pytest.raises(gain.InvalidState) as caught:
+        life.tell(event)
+    assert life.state is state
+    running = (state, event) == (State.RUNNING, Event.START)
+    assert isinstance(caught.value, gain.ServerAlreadyRunning) == running
+
+
+def test_a_server_that_never_ran() -> None:
+    server = gain.Server(Recorder())
+    server.shutdown()
+    server.async_shutdown()
+    assert not server.is_running()
+    assert server.active_connections() == 0
+    assert server.addresses() == ()
+    assert server.statistics() == gain.ServerStatistics(workers=())
+    with pytest.raises(gain.InvalidState):
+        server.start_soon(trio.sleep_forever)
+
+
+def test_second_start_is_refused() -> None:
+    with server_in_thread(Recorder(), workers=1) as server:
+        with pytest.raises(gain.ServerAlreadyRunning, match="server already running"):
+            server.start(LOOPBACK)
+        assert server.is_running()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_starts_again_after_a_shutdown(workers: int) -> None:
+    handler = Recorder(on_read=echo)
+    server = gain.Server(handler, gain.Config(workers=workers))
+    for count in (1, 2, 3):
+        thread = threading.Thread(target=server.start, args=(LOOPBACK,))
+        thread.start()
+        wait_until(server.is_running)
+        assert is_echoed(server)
+        server.shutdown()
+        thread.join(BOUND_S)
+        assert not thread.is_alive()
+        assert handler.starts == count
+    assert len(server.statistics().workers) == workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_starts_again_after_a_failed_start(workers: int) -> None:
+    handler = Recorder()
+    server = gain.Server(handler, gain.Config(workers=workers))
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(OSError, match="in use") as caught:
+            server.start([LOOPBACK, taken])
+        assert caught.value.errno == errno.EADDRINUSE
+    with pytest.raises(gain.AddressError):
+        server.start("nonsense")
+    assert handler.starts == 0
+    assert server.addresses() == ()
+    handler.actions["on_start"] = lambda server: server.async_shutdown()
+    server.start(LOOPBACK)
+    assert handler.starts == 1
+
+
+def test_no_ring_is_said_with_cause_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("URING_TRIO_BACKEND", "epoll")
+    for workers in (1, 2):
+        handler = Recorder(on_start=lambda server: server.async_shutdown())
+        server = gain.Server(handler, gain.Config(workers=workers))
+        with pytest.raises(uring_trio.UringUnavailable, match="Unset URING_TRIO_BACKEND"):
+            server.start(LOOPBACK)
+        with pytest.raises(uring_trio.UringUnavailable):
+            trio.run(server.serve, LOOPBACK)
+        monkeypatch.delenv("URING_TRIO_BACKEND")
+        server.start(LOOPBACK)
+        monkeypatch.setenv("URING_TRIO_BACKEND", "epoll")
+        assert handler.starts == 1
+
+
+async def test_start_inside_a_trio_run_names_serve() -> None:
+    server = gain.Server(Recorder())
+    with pytest.raises(RuntimeError, match="await serve"):
+        server.start(LOOPBACK)
+    with pytest.raises(RuntimeError, match="await serve"):
+        gain.listen_and_serve(LOOPBACK, Recorder())
+    assert not server.is_running()
+
+
+def test_start_inside_an_asyncio_loop_names_serve() -> None:
+    async def main() -> None:
+        gain.listen_and_serve(LOOPBACK, Recorder())
+
+    with pytest.raises(RuntimeError, match="await serve"):
+        asyncio.run(main())
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(TypeError):
+        gain.Server(object())
+    with pytest.raises(TypeError, match=r"gain\.Config"):
+        gain.Server(Recorder(), {"workers": 1})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="wrokers"):
+        gain.listen_and_serve(LOOPBACK, Recorder(), wrokers=2)
+    server = gain.Server(Recorder())
+    for seconds in (-1, math.nan):
+        with pytest.raises(gain.InvalidDuration):
+            server.shutdown(seconds)
+        with pytest.raises(gain.InvalidDuration):
+            server.async_shutdown(seconds)
+
+
+# --- on_start ---
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("mode", ["def", "async def"])
+def test_on_start_comes_when_bound_and_before_anything_is_accepted(workers: int, mode: str) -> None:
+    class Handler(Recorder):
+        def look(self, server: gain.Server) -> None:
+            assert server.is_running()
+            self.client = connect(server)  # the kernel lets it wait
+
+    class Plain(Handler):
+        def on_start(self, server: gain.Server) -> None:
+            self.look(server)
+            time.sleep(0.05)  # would be enough to be accepted in
+            assert self.conns == []
+
+    class Async(Handler):
+        async def on_start(self, server: gain.Server) -> None:
+            self.look(server)
+            await trio.sleep(0.05)
+            assert self.conns == []
+
+    handler = Plain() if mode == "def" else Async()
+    with server_in_thread(handler, workers=workers):
+        wait_until(lambda: handler.conns)
+        handler.client.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("error", [Boom(), KeyboardInterrupt(), SystemExit()])
+def test_on_start_that_raises_fails_the_start(workers: int, error: BaseException) -> None:
+    seen: list[Any] = []
+
+    def fail(server: gain.Server) -> None:
+        seen.extend(server.addresses())
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        gain.listen_and_serve(LOOPBACK, Recorder(on_start=fail), workers=workers)
+    assert caught.value is error
+    with stdlib_socket.create_server(seen[0]):
+        pass  # the port is free
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_shutdown_in_on_start_accepts_nothing(workers: int) -> None:
+    clients = []
+
+    def stop(server: gain.Server) -> None:
+        clients.append(connect(server))
+        server.shutdown()
+
+    handler = Recorder(on_start=stop)
+    gain.listen_and_serve(LOOPBACK, handler, workers=workers)
+    assert handler.conns == []
+    with clients[0] as client, pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+# --- serve ---
+
+
+async def test_one_worker_runs_in_the_callers_own_run() -> None:
+    send, receive = trio.open_memory_channel[int](10)
+    threads = []
+
+    def tell(conn: gain.Conn, n: int) -> None:
+        threads.append(threading.get_ident())
+        send.send_nowait(n)
+
+    async with (
+        serving(Recorder(on_read=tell)) as server,
+        await gain_tools.open_client(server) as client,
+    ):
+        await client.send_all(b"four")
+        with trio.fail_after(BOUND_S):
+            assert await receive.receive() == 4
+    assert threads == [threading.get_ident()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_run_on_epoll_gets_workers_in_threads(workers: int) -> None:
+    threads = []
+    backends = []
+
+    def note(conn: gain.Conn, n: int) -> None:
+        threads.append(threading.get_ident())
+        backends.append(uring_trio.probe().backend)
+        echo(conn, n)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            serve = functools.partial(gain.serve, workers=workers)
+            server = await nursery.start(serve, LOOPBACK, Recorder(on_read=note))
+            assert server.is_running()
+            for _ in range(2):
+                assert await trio.to_thread.run_sync(is_echoed, server)
+            server.async_shutdown()
+
+    trio.run(main)
+    assert threading.get_ident() not in threads
+    assert len(set(threads)) == workers
+    assert set(backends) == {"io_uring"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_cancelled_serve_aborts_and_on_close_still_runs(workers: int) -> None:
+    # A peer that reads nothing: a drain would take its time.
+    handler = Recorder(on_accept=lambda conn: conn.write(gain_tools.CLOGGING))
+    server = gain.Server(handler, gain.Config(workers=workers))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, LOOPBACK)
+        client = await gain_tools.open_client(server)
+        await until(lambda: handler.conns)
+        begin = time.monotonic()
+        nursery.cancel_scope.cancel()
+    assert time.monotonic() - begin < 2
+    await client.aclose()
+    assert handler.errors() == [None]
+    gain_tools.assert_ended(server, handler)
+
+
+def test_several_addresses_in_their_order(tmp_path: Any) -> None:
+    path = str(tmp_path / "socket")
+    texts = ["tcp4://localhost:0", f"unix://{path}", "127.0.0.1:0", "tcp://127.0.0.1:0"]
+    with server_in_thread(Recorder(on_read=echo), texts, workers=2) as server:
+        found = server.addresses()
+        assert [address.network for address in found] == ["tcp", "unix", "tcp", "tcp"]
+        assert str(found[1]) == path
+        assert len({str(address) for address in found}) == 4
+    assert not (tmp_path / "socket").exists()
+
+
+# --- Logging ---
+
+
+def test_options_of_the_logger_are_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("uring_trio.gain")
+    seen: list[tuple[int, int]] = []
+
+    def stop(server: gain.Server) -> None:
+        seen.append((logger.level, len(logger.handlers)))
+        server.async_shutdown()
+
+    before = logger.level, len(logger.handlers)
+    gain.listen_and_serve(LOOPBACK, Recorder(on_start=stop), workers=1)
+    gain.listen_and_serve(LOOPBACK, Recorder(on_start=stop), workers=1, logger_level=logging.ERROR)
+    gain.listen_and_serve(LOOPBACK, Recorder(on_start=stop), workers=1, pretty_logger=True)
+    assert (logger.level, len(logger.handlers)) == before
+    assert seen == [before, (logging.ERROR, before[1]), (before[0], before[1] + 1)]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("WARNING  Closing connections worker=0") == 1

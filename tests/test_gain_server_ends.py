@@ -1,0 +1,192 @@
+"""How a server ends: shut down from anywhere, interrupted, failed; and its tasks."""
+
+from __future__ import annotations
+
+import socket as stdlib_socket
+import threading
+import time
+
+import gain_tools
+import outcome
+import pytest
+import trio
+from gain_tools import (
+    LOOPBACK,
+    Boom,
+    Recorder,
+    connect,
+    echo,
+    make_recorder,
+    server_in_thread,
+    wait_until,
+)
+
+import uring_trio
+from uring_trio import gain
+
+pytestmark = gain_tools.ON_RING
+
+BOUND_S = gain_tools.BOUND_S
+
+
+def is_echoed(server: gain.Server) -> bool:
+    with connect(server) as client:
+        client.sendall(b"question")
+        return gain_tools.receive_exactly(client, 8) == b"question"
+
+
+# --- Shutdown ---
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("mode", gain_tools.MODES)
+def test_shutdown_in_a_callback_does_not_block(workers: int, mode: str) -> None:
+    took: list[float] = []
+
+    def stop(conn: gain.Conn, n: int) -> None:
+        begin = time.monotonic()
+        server.shutdown(BOUND_S)
+        took.append(time.monotonic() - begin)
+
+    handler = make_recorder(mode, on_read=stop)
+    with (
+        server_in_thread(handler, workers=workers, **gain_tools.options_for(mode)) as server,
+        connect(server) as client,
+    ):
+        client.sendall(b"stop")
+        assert client.recv(1) == b""
+    assert took[0] < 1
+
+
+def test_shutdown_returns_when_the_port_is_free() -> None:
+    with server_in_thread(Recorder(), workers=2) as server:
+        address = server.addresses()[0]
+        with connect(server):
+            server.shutdown()
+            with stdlib_socket.create_server(address):
+                pass
+
+
+def test_all_who_shut_down_wait_for_the_end() -> None:
+    handler = Recorder(on_accept=lambda conn: conn.write(gain_tools.CLOGGING))
+    with server_in_thread(handler, workers=1) as server, connect(server):
+        wait_until(lambda: handler.conns)
+        server.async_shutdown(0.2)
+        assert not server.is_running()
+        server.shutdown(60)  # the earlier deadline counts
+        assert handler.errors() == [None]
+
+
+def test_thread_that_is_stuck_is_left_behind_and_the_server_starts_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    release = threading.Event()
+    stuck: list[threading.Thread] = []
+
+    def wait(conn: gain.Conn, n: int) -> None:
+        stuck.append(threading.current_thread())
+        release.wait(BOUND_S)
+
+    server = gain.Server(Recorder(on_read=wait), gain.Config(workers=2))
+    thread = threading.Thread(target=server.start, args=(LOOPBACK,))
+    thread.start()
+    wait_until(server.is_running)
+    with connect(server) as client:
+        address = server.addresses()[0]
+        client.sendall(b"x")
+        wait_until(lambda: stuck)
+        server.shutdown(0.1)
+        thread.join(BOUND_S)
+        assert not thread.is_alive()
+        assert "is left behind: its thread is still in a callback" in caplog.text
+        with pytest.raises(ConnectionRefusedError):
+            stdlib_socket.create_connection(address, timeout=1)
+        again = threading.Thread(target=server.start, args=(LOOPBACK,))
+        again.start()
+        wait_until(server.is_running)
+        release.set()
+        stuck[0].join(BOUND_S)
+        assert not stuck[0].is_alive()
+        server.shutdown()
+        again.join(BOUND_S)
+
+
+# --- Errors, tasks ---
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_interrupt_in_a_callback_is_raised_from_start(
+    workers: int, error: type[BaseException]
+) -> None:
+    def stop(conn: gain.Conn, n: int) -> None:
+        raise error
+
+    ends = []
+
+    class Handler(gain.EventHandler):
+        on_read = staticmethod(stop)
+
+    server = gain.Server(Handler(), gain.Config(workers=workers))
+    thread = threading.Thread(target=lambda: ends.append(outcome.capture(server.start, LOOPBACK)))
+    thread.start()
+    wait_until(server.is_running)
+    with connect(server) as client:
+        client.sendall(b"x")
+        thread.join(BOUND_S)
+    assert isinstance(ends[0], outcome.Error)
+    assert type(ends[0].error) is error
+    assert not server.is_running()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tasks_from_anywhere_run_in_a_worker(workers: int) -> None:
+    found: list[tuple[str, int]] = []
+
+    async def note(name: str) -> None:
+        await trio.lowlevel.checkpoint()
+        assert uring_trio.probe().backend == "io_uring"
+        found.append((name, threading.get_ident()))
+
+    def on_start(server: gain.Server) -> None:
+        server.start_soon(note, "on_start")
+        found.append(("worker 0", threading.get_ident()))
+
+    def on_accept(conn: gain.Conn) -> None:
+        found.append(("accepted", threading.get_ident()))
+        server.start_soon(note, "on_accept")
+
+    handler = Recorder(on_start=on_start, on_accept=on_accept)
+    with server_in_thread(handler, workers=workers) as server:
+        server.start_soon(note, "elsewhere")
+        for _ in range(workers):
+            with connect(server):
+                wait_until(lambda: len(found) % 2 == 1)  # the worker and its task have told
+        wait_until(lambda: len(found) == 3 + 2 * workers)
+    threads = dict(found)
+    assert threads["on_start"] == threads["elsewhere"] == threads["worker 0"]
+    accepted = [thread for name, thread in found if name == "accepted"]
+    assert len(set(accepted)) == workers
+    assert sorted(accepted) == sorted(thread for name, thread in found if name == "on_accept")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_task_that_raises_stops_the_server_and_is_raised(workers: int) -> None:
+    async def fail() -> None:
+        raise Boom
+
+    handler = Recorder(on_start=lambda server: server.start_soon(fail))
+    server = gain.Server(handler, gain.Config(workers=workers))
+    with pytest.raises(Boom):
+        server.start(LOOPBACK)
+    assert not server.is_running()
+
+
+def test_balancer_that_fails_is_logged_and_worker_0_serves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    handler = Recorder(on_read=echo)
+    with server_in_thread(handler, workers=2, load_balancing=lambda counts, remote: 7) as server:
+        assert is_echoed(server)
+        assert is_echoed(server)
+    assert "load_balancing returned 7" in caplog.text
