@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import socket as stdlib_socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import gain_tools
@@ -320,3 +321,31 @@ async def test_cancelled_server_leaves_nothing() -> None:
     gain_tools.assert_ended(server, recorder)
     with stdlib_socket.socket(type=DATAGRAM) as sock:
         sock.bind(address)
+
+
+async def test_callback_in_a_thread_answers_before_it_is_over() -> None:
+    begun, released = trio.Event(), threading.Event()
+
+    def answer_and_wait(conn: Any, n: int) -> None:
+        conn.write(b"at once")
+        with pytest.raises(OSError, match="long"):
+            conn.write(bytes(65_508))
+        trio.from_thread.run_sync(begun.set)
+        assert released.wait(BOUND_S)
+        conn.send_to(b"impossible", ("127.0.0.1", 0))
+        conn.write(conn.next(n))
+
+    recorder = Recorder(on_read=answer_and_wait)
+    async with serving(recorder, LOOPBACK_UDP, async_handler=True) as server:
+        with client_of() as client:
+            await client.sendto(b"question", server.addresses()[0])
+            await begun.wait()
+            try:
+                assert (await answer(client))[0] == b"at once"
+                assert recorder.values("on_write") == []  # no two callbacks overlap
+            finally:
+                released.set()
+            assert (await answer(client))[0] == b"question"
+            await until(lambda: sum(recorder.values("on_write")) == 15)
+        # Nobody is there to be told, so it is logged and counted.
+        assert server.statistics().workers[0].datagrams_dropped == 1

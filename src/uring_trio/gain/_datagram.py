@@ -229,41 +229,45 @@ class DatagramSocket:
 
     def reply(self, conn: DatagramConn, data: bytes, peer: Any) -> int:
         """Send to a peer that we have not chosen: if that is impossible it is logged."""
-        try:
-            return self.send(conn, data, peer)
-        except OSError as exc:
-            self._lose(peer, exc)
-            return len(data)
+        if conn._in_thread:
+            self.worker.post(self._reply, conn, data, peer)
+        else:
+            self._reply(conn, data, peer)
+        return len(data)
 
     def send(self, conn: DatagramConn, data: bytes, peer: Any) -> int:
         """Send, or queue, or drop; the size.
 
         Raises:
-          OSError: the kernel refuses it at once.
+          OSError: the kernel refuses it at once; for a callback in a thread it is logged.
         """
         if conn._in_thread:
-            self.worker.post(self._reply_from_thread, conn, data, peer)
-        elif self._queue:
-            self._enqueue(conn, data, peer)
+            self.worker.post(self._reply, conn, data, peer)
         else:
-            try:
-                self._send_now(data, peer)
-            except BlockingIOError:
-                self._enqueue(conn, data, peer)
-            else:
-                self._sent(conn, len(data))
+            self._send(conn, data, peer)
         return len(data)
 
-    def _reply_from_thread(self, conn: DatagramConn, data: bytes, peer: Any) -> None:
-        """In the worker's turn: what a callback in a thread has written."""
-        if not self.thread:
+    # What follows is for the worker's thread alone, also where another one has the datagram.
+
+    def _reply(self, conn: DatagramConn, data: bytes, peer: Any) -> None:
+        if not self.thread:  # closed since it was posted
             self.dropped += 1
             return
-        in_thread, conn._in_thread = conn._in_thread, False
         try:
-            self.reply(conn, data, peer)
-        finally:
-            conn._in_thread = in_thread
+            self._send(conn, data, peer)
+        except OSError as exc:
+            self._lose(peer, exc)
+
+    def _send(self, conn: DatagramConn, data: bytes, peer: Any) -> None:
+        if self._queue:
+            self._enqueue(conn, data, peer)
+            return
+        try:
+            self._send_now(data, peer)
+        except BlockingIOError:
+            self._enqueue(conn, data, peer)
+        else:
+            self._sent(conn, len(data))
 
     def _send_now(self, data: bytes, peer: Any) -> None:
         for attempt in range(ATTEMPTS):
