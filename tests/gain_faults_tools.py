@@ -54,6 +54,9 @@ class Sink(gain_tools.Recorder):
             self._received.setdefault(id(conn), bytearray()).extend(conn.next(n))
             self.act("on_read", conn, n)
 
+    def received_size(self, conn: gain.Conn) -> int:
+        return len(self._received.get(id(conn), b""))
+
     def received(self, conn: gain.Conn) -> bytes:
         return bytes(self._received.get(id(conn), b""))
 

@@ -74,8 +74,9 @@ def test_b2_one_callback_may_start_more_than_the_sq_holds() -> None:
     """B2: the same where all the sends and closes come from one callback."""
 
     def tell_all(conn: gain.Conn, n: int) -> None:
+        data = conn.next(n)
         for other in handler.conns:
-            other.write(conn.peek())
+            other.write(data)
             other.close()
 
     handler = Recorder(on_read=tell_all)
@@ -92,20 +93,20 @@ def test_b2_one_callback_may_start_more_than_the_sq_holds() -> None:
 # --- B1b, B2: too many files ------------------------------------------------------------
 
 FEW_FILES = """
-import os, resource, sys, threading, time
+import resource, sys, threading, time
 from uring_trio import gain
 
 class Echo(gain.EventHandler):
     def on_read(self, conn, n):
         conn.write(conn.next(n))
 
+# Before the start: the kernel looks at the limit when an accept is prepared.
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 server = gain.Server(Echo(), gain.Config(workers=int(sys.argv[1]), architecture=sys.argv[2]))
 thread = threading.Thread(target=server.start, args=("tcp://127.0.0.1:0",))
 thread.start()
 while not server.is_running():
     time.sleep(0.001)
-most = max(map(int, os.listdir("/proc/self/fd"))) + 1 + 20
-resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 print(server.addresses()[0][1], flush=True)
 sys.stdin.read()
 server.shutdown(1)
@@ -145,17 +146,17 @@ def test_b1b_too_many_files_pauses_accepting_and_is_survived(arguments: list[str
                 assert client.recv(10) == b"me"
                 waiting.remove(client)
                 served.append(client)
-        assert 10 <= len(served) <= 20
+        assert 10 <= len(served) <= 40
         before = cpu_seconds(child.pid)
         time.sleep(0.5)
         assert cpu_seconds(child.pid) - before <= 0.1
         for client in served:
             round_trip(client, b"those who are in are served")
-        while served or waiting:
+        while waiting:
             for client in served:
                 client.close()
             served, _, _ = select.select(waiting, [], [], BOUND_S)
-            assert served or not waiting
+            assert served
             for client in served:
                 assert client.recv(10) == b"me"
                 waiting.remove(client)
@@ -301,4 +302,4 @@ def test_b17_no_completion_is_ever_stale(options: dict[str, Any]) -> None:
         for client in clients:
             client.close()
         wait_until(lambda: server.active_connections() == 0)
-    assert 4 * 50 < accepted <= 4 * 60
+    assert 4 * 50 <= accepted <= 4 * 60  # some are reset before they are accepted

@@ -237,8 +237,8 @@ def test_b15_connections_are_refused_while_closing() -> None:
 
         wait_until(is_refused)
         assert len(receive_all(client)) == 16 * MIB - 100
-    assert handler.errors() == [None]
-    assert len(handler.conns) == 1
+    # Those that were refused too late may have been accepted, and have left.
+    assert handler.values("on_close", handler.conns[0]) == [None]
 
 
 def test_b15_shutdown_before_start_and_between_starts_does_nothing() -> None:
