@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket as stdlib_socket
 import threading
 import time
@@ -190,3 +191,34 @@ def test_balancer_that_fails_is_logged_and_worker_0_serves(
         assert is_echoed(server)
         assert is_echoed(server)
     assert "load_balancing returned 7" in caplog.text
+
+
+def test_host_of_a_guest_run_may_ask_and_stop_without_blocking_itself() -> None:
+    async def host() -> None:
+        loop = asyncio.get_running_loop()
+        running, told = asyncio.Event(), asyncio.Event()
+        ended = loop.create_future()
+
+        async def tell() -> None:
+            await trio.lowlevel.checkpoint()
+            told.set()
+
+        handler = Recorder(on_start=lambda server: running.set())
+        server = gain.Server(handler, gain.Config(workers=1))
+        uring_trio.start_guest_run(
+            server.serve,
+            LOOPBACK,
+            backend="io_uring",
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=ended.set_result,
+        )
+        await asyncio.wait_for(running.wait(), BOUND_S)
+        server.start_soon(tell)
+        await asyncio.wait_for(told.wait(), BOUND_S)
+        begin = time.monotonic()
+        server.shutdown()
+        assert time.monotonic() - begin < 1
+        (await asyncio.wait_for(ended, BOUND_S)).unwrap()
+        assert not server.is_running()
+
+    asyncio.run(host())

@@ -83,7 +83,8 @@ class Session:
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run a task in the nursery of the calling worker, or of worker 0."""
-        here = threading.get_ident() if trio.lowlevel.in_trio_run() else None
+        # In guest mode the host loop has this thread too, and is in no task of ours.
+        here = threading.get_ident() if trio.lowlevel.in_trio_task() else None
         for worker in self.workers:
             if here is not None and worker.thread == here:
                 worker.nursery.start_soon(async_fn, *args)
