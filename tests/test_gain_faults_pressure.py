@@ -52,7 +52,7 @@ LIMIT = 64 * 1024  # the default of read_buffer_limit and of write_high_water
 SLACK = MIB
 
 # So that the kernel does not buffer many MiB before anything has to stop.
-SMALL = {"socket_recv_buffer_size": 65536, "socket_send_buffer_size": 65536}
+SMALL: dict[str, Any] = {"socket_recv_buffer_size": 65536, "socket_send_buffer_size": 65536}
 
 
 # --- B6 ---------------------------------------------------------------------------------

@@ -216,6 +216,11 @@ def threads_of_this_process() -> set[str]:
     return set(os.listdir("/proc/self/task"))
 
 
+def wait_conns(handler: Recorder, count: int) -> list[gain.Conn]:
+    wait_until(lambda: len(handler.conns) == count)
+    return handler.conns
+
+
 def voluntary_switches(thread: str) -> int:
     with open(f"/proc/self/task/{thread}/status") as file:
         (line,) = (line for line in file if line.startswith("voluntary_ctxt_switches"))
@@ -232,8 +237,7 @@ def test_b16_idle_workers_sleep() -> None:
             server = stack.enter_context(server_in_thread(handler, **options))
             for _ in range(3):
                 stack.enter_context(connect(server))
-            wait_until(lambda handler=handler: len(handler.conns) == 3)
-            conns += handler.conns
+            conns += wait_conns(handler, 3)
         enters = [ring_of(conn).enters for conn in conns]
         time.sleep(0.05)  # until all of them sleep
         threads = threads_of_this_process() - others

@@ -6,6 +6,7 @@ Each test names the fault of Gain that it is about, as ``docs/gain.md`` numbers 
 from __future__ import annotations
 
 import errno
+import functools
 import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from gain_tools import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uring_trio import gain
 
 pytestmark = needs_ring
@@ -36,6 +39,10 @@ LARGEST = 65_507  # of an IPv4 datagram: 65,535 less the headers of IP and UDP
 # Small datagrams that a socket's receive buffer holds, whatever its default; each counts
 # several hundred bytes of 212,992.
 MANY = 100
+
+
+def has_read(handler: Recorder, count: int) -> bool:
+    return len(handler.values("on_read")) >= count
 
 
 def answer_of(client: stdlib_socket.socket) -> bytes:
@@ -129,11 +136,12 @@ def test_b8_datagram_that_is_too_large_is_refused_at_once() -> None:
     refusals = []
 
     def too_much(conn: gain.Conn, n: int) -> None:
-        for send in (
+        sends: list[Callable[[], object]] = [
             lambda: conn.write(bytes(LARGEST + 1)),
             lambda: conn.writev([bytes(LARGEST), b"x"]),
             lambda: conn.send_to(bytes(LARGEST + 1), conn.remote_addr()),
-        ):
+        ]
+        for send in sends:
             with pytest.raises(OSError, match=r".") as caught:
                 send()
             refusals.append(caught.value.errno)
@@ -198,10 +206,10 @@ def test_b8_answer_to_a_client_who_has_gone_harms_nobody() -> None:
     """B8: the ICMP error that comes back is logged, and ends nothing."""
     handler = Recorder(on_read=echo)
     with server_in_thread(handler, LOOPBACK_UDP, workers=1) as server:
-        for i in range(20):
+        for count in range(1, 21):
             with connect(server) as gone:
                 gone.send(b"good-bye")
-            wait_until(lambda count=i + 1: len(handler.values("on_read")) == count)
+            wait_until(functools.partial(has_read, handler, count))
         with connect(server) as client:
             for _ in range(5):
                 assert ask(client, b"here") == b"here"
