@@ -30,6 +30,7 @@ from gain_tools import (
 
 import uring_trio
 from uring_trio import gain
+from uring_trio.gain import _listen
 from uring_trio.gain._lifecycle import NEXT, Event, Lifecycle, State
 
 pytestmark = gain_tools.ON_RING
@@ -307,6 +308,50 @@ def test_several_addresses_in_their_order(tmp_path: Any) -> None:
         assert str(found[1]) == path
         assert len({str(address) for address in found}) == 4
     assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.parametrize("architecture", ["reactor", "sharding"])
+def test_streams_and_datagrams_in_one_server(architecture: str) -> None:
+    texts = [LOOPBACK, gain_tools.LOOPBACK_UDP, LOOPBACK]
+    handler = Recorder(on_read=echo)
+    with server_in_thread(handler, texts, workers=2, architecture=architecture) as server:
+        stream, datagram, _ = server.addresses()
+        assert [address.network for address in server.addresses()] == ["tcp", "udp", "tcp"]
+        assert is_echoed(server)
+        with stdlib_socket.socket(type=stdlib_socket.SOCK_DGRAM) as client:
+            client.settimeout(BOUND_S)
+            client.sendto(b"question", datagram)
+            assert client.recvfrom(100) == (b"question", datagram)
+        assert server.active_connections() <= 1  # the stream's, if it is not closed yet
+    with stdlib_socket.create_server(stream):
+        pass
+
+
+@pytest.mark.parametrize("how", ["cancelled", "shut down"])
+async def test_start_given_up_during_a_look_up_leaves_nothing_bound(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, bound = threading.Event(), threading.Event(), []
+    bind = _listen.bind
+
+    def look_up_slowly(*args: Any) -> Any:
+        begun.set()
+        assert go_on.wait(BOUND_S)
+        bound.append(bind(*args))
+        return bound[0]
+
+    monkeypatch.setattr(_listen, "bind", look_up_slowly)
+    server = gain.Server(Recorder(), gain.Config(workers=1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.serve, LOOPBACK)
+        await until(begun.is_set)
+        if how == "cancelled":
+            nursery.cancel_scope.cancel()
+        else:
+            server.async_shutdown()
+    assert not server.is_running()
+    go_on.set()
+    await until(lambda: bound and bound[0][0][0].sock.fileno() == -1)
 
 
 # --- Logging ---
