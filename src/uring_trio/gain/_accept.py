@@ -46,7 +46,7 @@ class Acceptor:
         self.assign = assign
         self.slot = -1
         self.paused = True
-        self._canceling = False
+        self._held: tuple[socket.socket, Address] | None = None  # accepted, and no room
         self._closed = False
         self._told = False  # that descriptors are used up
         sock = listener.sock
@@ -64,8 +64,12 @@ class Acceptor:
         worker = self.worker
         if self._closed or self.slot >= 0:
             return
-        if not worker.may_accept():
-            self.paused = True
+        # First this, then the look: who makes room on another thread looks after that.
+        self.paused = True
+        if self._held is not None and worker.may_accept():
+            held, self._held = self._held, None
+            self._hand_on(*held)
+        if self._held is not None or not worker.may_accept():
             return
         multishot = worker.config.max_connections is None
         slot = worker.manager.ring.accept_fd(self._fd, ACCEPT_FLAGS, multishot)
@@ -78,6 +82,9 @@ class Acceptor:
             return
         self._closed = True
         self.worker.timers.cancel((self, "retry"))
+        if self._held is not None:
+            self._held[0].close()
+            self._held = None
         if self.slot >= 0 and self.worker.manager.ring.cancel(self.slot) == 0:
             self.worker.manager.ops[self.slot] = None
             self.slot = -1
@@ -128,11 +135,29 @@ class Acceptor:
             sock.close()
             return
         self._told = False
-        worker = self.worker if self.assign is None else self.assign(remote)
+        self._hand_on(sock, remote)
+
+    def _hand_on(self, sock: socket.socket, remote: Address) -> None:
+        """Give a connection to its worker, or hold it until there is room."""
+        worker = self._choose(remote)
+        if not worker.claim():
+            self._held = (sock, remote)
+            return
+        network = self.listener.network
         if worker is self.worker:
             worker.adopt(sock, network, self._local, remote)
         elif not worker.post(worker.adopt, sock, network, self._local, remote):
+            worker.unclaim()
             sock.close()
+
+    def _choose(self, remote: Address) -> Worker:
+        if self.assign is None:
+            return self.worker
+        try:
+            return self.assign(remote)
+        except Exception:  # a balancer of the user's
+            self.worker.logger.exception("the balancer raised; worker 0 serves %s", remote)
+            return self.worker.peers[0]
 
     def _exhausted(self, error: int) -> None:
         if self._closed:

@@ -57,6 +57,7 @@ class Connection(Receiving):
         "_reset",
         "_secure",
         "_settling",
+        "_silent",
         "_sock",
         "_tasks",
         "_timed",
@@ -75,6 +76,7 @@ class Connection(Receiving):
         self._special = True
         self._ready = False
         self._settling = False
+        self._silent = False  # on_read was called, and nothing was answered yet
         self._accepted = False  # on_accept was called, so on_close will be
         self._announced = False  # on_close was called
         self._busy = False
@@ -190,6 +192,7 @@ class Connection(Receiving):
                 return False
             if self._timed:
                 self._meet("read")
+            self._silent = True
             return self._call("on_read", callbacks.on_read, fresh)
         if self._err is not None:
             self._apply(Event.ABORT)
@@ -482,6 +485,10 @@ class Connection(Receiving):
                 self._close_file()
         elif self._state is not State.CLOSED:
             self._steer()
+            if self._silent and self._state is State.OPEN and not self._eof:
+                self._silent = False
+                if not self._out and self._send_slot < 0:
+                    self._watch()
 
     def _is_flushed(self) -> bool:
         if self._send_slot >= 0 or self._out_size:

@@ -9,8 +9,12 @@ its messages have been small for a while.
 
 To pause is to cancel the operation; what arrives before its last cqe is input like any
 other. -ENOBUFS is back-pressure: nothing was read, and it is armed again as buffers come home.
-While a paused connection has nothing else in the kernel a poll watches it, so that a reset
-is noticed all the same.
+
+A reset must never be missed. A multishot receive may miss one: where data and the reset
+arrive before its task work runs, it hands over the data, takes the second wake-up for a
+part of the first, and never answers again (seen on 6.18; not so with the peer's end of
+file). A send in answer finds out. So a connection whose handler does not answer gets, once,
+a poll for errors beside its receive. The same poll watches a paused connection.
 """
 
 from __future__ import annotations

@@ -52,6 +52,12 @@ class Secure:
             return b""
         if layer.handshake_done and not was_done:
             conn._handshake_ended()
+        if layer.error is not None:  # behind good records, which are announced first
+            conn._fresh += len(plaintext)
+            conn._stash()
+            conn._buffer = (conn._buffer or bytearray()) + plaintext
+            self._failed(conn, layer.error)
+            return b""
         if layer.peer_closed:
             conn._eof = True
         if conn._send_slot < 0:
@@ -82,10 +88,7 @@ class Secure:
 
     def pending(self) -> bool:
         """Whether there is more to be sent."""
-        layer = self.layer
-        if self._clear or layer.unsent:
-            return bool(self._clear) or layer.handshake_done
-        return layer._closing and not layer.close_sent and layer.handshake_done
+        return bool(self._clear) or self.layer.pending
 
     def next_output(self, conn: Connection) -> bytes:
         """What to send next: clear text first, then ciphertext."""

@@ -55,6 +55,9 @@ STATISTICS_TIMEOUT_S = 1.0
 
 logger = logging.getLogger("uring_trio.gain")
 
+# Connections are counted by the worker that accepts as well as by the one that serves.
+_counting = threading.Lock()
+
 
 class Worker(Elsewhere):
     """Serves connections on the ring of the trio run that it is run in.
@@ -243,6 +246,8 @@ class Worker(Elsewhere):
                         conn._raised("on_read", exc)
                 elif n:
                     conn._drop(conn._buffered())
+            if conn._watch_slot < 0 and not conn._out and conn._send_slot < 0:
+                conn._watch()  # see _receiving: nothing that is sent will notice a reset
             if conn._lease_size:
                 conn._stash()
                 if len(conn._buffer) >= limit:  # type: ignore[arg-type]
@@ -374,14 +379,26 @@ class Worker(Elsewhere):
         limit = self.config.max_connections
         return limit is None or sum(worker.active for worker in self.peers) < limit
 
+    def claim(self) -> bool:
+        """Count one more connection here, if it is allowed; on the thread that has accepted."""
+        with _counting:
+            allowed = self.may_accept()
+            self.active += allowed
+        return allowed
+
+    def unclaim(self) -> None:
+        """Count one less."""
+        with _counting:
+            self.active -= 1
+
     def adopt(self, sock: socket.socket, network: str, local: Any, remote: Address) -> None:
-        """Serve a connection."""
+        """Serve a connection that was claimed for this worker."""
         if self._ending:
             sock.close()
+            self.unclaim()
             return
         conn = Conn(self, sock, network, local, remote)
         self._conns.add(conn)
-        self.active += 1
         tls = self.config.tls
         if tls is not None:
             conn._state = State.HANDSHAKE
@@ -393,7 +410,7 @@ class Worker(Elsewhere):
         """A connection is closed, and nobody is to be told of it any more."""
         if conn in self._conns:
             self._conns.remove(conn)
-            self.active -= 1
+            self.unclaim()
             if self._ending:
                 self.wake()
             for worker in self.peers:
@@ -472,6 +489,7 @@ class Worker(Elsewhere):
             fn, args = self.calls.popleft()
             if fn == self.adopt:
                 args[0].close()
+                self.unclaim()
 
     # ---- statistics ----------------------------------------------------------------------
 
