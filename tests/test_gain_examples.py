@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,6 +266,15 @@ def test_http_refuses_after_answering_what_came_before(
     http_address: tuple[str, int], request_: bytes, status: int
 ) -> None:
     assert statuses(until_closed(http_address, GET + request_)) == [200, status]
+
+
+def test_http_date_is_renewed(http_address: tuple[str, int]) -> None:
+    dates = set()
+    deadline = time.monotonic() + LIMIT_S
+    while len(dates) < 2 and time.monotonic() < deadline:
+        dates |= set(re.findall(rb"Date: (.+)\r\n", until_closed(http_address, GET_LAST)))
+        time.sleep(0.2)  # by the wall clock it must be another second in the end
+    assert len(dates) == 2
 
 
 # ---- gain_udp.py ------------------------------------------------------------------------
