@@ -7,6 +7,7 @@ is in ``test_gain_faults_udp``.
 from __future__ import annotations
 
 import logging
+import select
 import ssl
 import threading
 import time
@@ -193,11 +194,14 @@ def test_b19_max_connections_holds_the_rest_back(options: dict[str, Any], most: 
             client.sendall(b"me")
         served = [client for client in clients if not is_silent(client)]
         assert len(served) == server.active_connections() == most
-        for client in [client for client in clients if client not in served]:
-            served[0].close()
-            served = [*served[1:], client]
+        waiting = [client for client in clients if client not in served]
+        while waiting:
+            served.pop(0).close()
+            (client,) = select.select(waiting, [], [], BOUND_S)[0]  # whichever it is
             assert receive_exactly(client, 2) == b"me"
             assert server.active_connections() <= most
+            waiting.remove(client)
+            served.append(client)
         for client in served:
             client.close()
         wait_until(lambda: len(handler.errors()) == most + 2)
