@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import ssl
 
 import pytest
@@ -15,20 +14,19 @@ NAME = "gain.example.org"
 versions = pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 
 
-@functools.lru_cache
-def authority() -> trustme.CA:
-    return trustme.CA()
+# At import, because server and client ask for it on different threads.
+AUTHORITY = trustme.CA()
 
 
 def server_context(version: ssl.TLSVersion = TLS_1_3) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = context.maximum_version = version
-    authority().issue_cert(NAME).configure_cert(context)
+    AUTHORITY.issue_cert(NAME).configure_cert(context)
     return context
 
 
 def client_context(*, trusting: bool = True) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if trusting:
-        authority().configure_trust(context)
+        AUTHORITY.configure_trust(context)
     return context
