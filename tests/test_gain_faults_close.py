@@ -99,6 +99,19 @@ def test_b1_reset_while_output_waits_gives_on_close_once_with_its_error(close: b
         wait_until(lambda: server.active_connections() == 0)
 
 
+@architectures
+def test_b1_reset_right_behind_data_is_not_lost(options: dict[str, Any]) -> None:
+    """B1: when both are there at once, and nothing is written that would find out later."""
+    handler = Sink()
+    with server_in_thread(handler, **options) as server:
+        for _ in range(60):
+            client = connect(server)
+            client.sendall(b"x" * 16_000)
+            reset(client)
+        wait_until(lambda: server.active_connections() == 0)
+    assert all(isinstance(error, OSError) for error in handler.errors())
+
+
 def test_b1_connection_reset_before_it_is_accepted_harms_nobody() -> None:
     """B1, B2: in Gain's sharding the error of such a socket closes the listener."""
     handler = Recorder(on_read=echo)

@@ -28,6 +28,7 @@ from gain_faults_tools import (
 )
 from gain_tools import (
     BOUND_S,
+    LOOPBACK_UDP,
     MODES,
     Recorder,
     connect,
@@ -233,15 +234,18 @@ def test_b16_idle_workers_sleep() -> None:
     with contextlib.ExitStack() as stack:
         conns = []
         for options in ARCHITECTURES.values():
-            handler = Recorder(on_accept=lambda conn: conn.set_idle_timeout(600))
+            handler = Recorder(on_accept=lambda conn: conn.set_idle_timeout(600), on_read=echo)
             server = stack.enter_context(server_in_thread(handler, **options))
             for _ in range(3):
-                stack.enter_context(connect(server))
+                round_trip(stack.enter_context(connect(server)), b"not always idle")
             conns += wait_conns(handler, 3)
+        datagrams = server_in_thread(Recorder(on_read=echo), LOOPBACK_UDP, workers=2)
+        server = stack.enter_context(datagrams)
+        round_trip(stack.enter_context(connect(server)), b"nor this one")
         enters = [ring_of(conn).enters for conn in conns]
         time.sleep(0.05)  # until all of them sleep
         threads = threads_of_this_process() - others
-        assert len(threads) >= 5  # the workers
+        assert len(threads) >= 7  # the workers
         before = {thread: voluntary_switches(thread) for thread in threads}
         time.sleep(2)
         woken = {thread: voluntary_switches(thread) - before[thread] for thread in threads}
