@@ -58,17 +58,19 @@ class Conn(Connection):
         self.batch = worker.batch
         self.task = None
         self.context: Any = None
-        self._home = worker.thread
+        self._home = worker.ident
         self._network = network
         self._local: Address | None = local
         self._remote = remote
         self._ring = manager.ring
         self._slots = manager.ops
         self._deferred = []
-        self._init_input(manager.pool, self._home)
+        self._init_input(manager.pool, worker.ident)
         self._init_output(worker.config.write_high_water)
         self._init_receiving(sock.fileno())
-        self._init_connection(sock)
+        self._init_sending()
+        self._init_closing(sock)
+        self._init_connection()
 
     def __repr__(self) -> str:
         return f"<Conn {self._name()}, {self._state.name.lower()}>"
@@ -78,7 +80,8 @@ class Conn(Connection):
     @property
     def server(self) -> Server:
         """The server that has accepted it."""
-        return self.worker.server
+        server: Server = self.worker.server
+        return server
 
     def local_addr(self) -> Address:
         """Our own address; from any thread, also after the end."""
@@ -325,7 +328,7 @@ class Conn(Connection):
                 self._nursery = nursery
                 if self._state is State.CLOSED:
                     nursery.cancel_scope.cancel()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             cause: BaseException = exc
             while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
                 cause = cause.exceptions[0]

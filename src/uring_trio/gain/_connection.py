@@ -13,23 +13,20 @@ input gathers, counts add up, and everything is looked at again when it ends.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-from uring_trio._kernel import ECANCELED, EINTR, ENOBUFS, TRANSFER_MAX
-from uring_trio.gain._errors import DeadlineExceeded, EndOfStream
-from uring_trio.gain._receiving import POLLERR, POLLHUP, Receiving, ends
-from uring_trio.gain._states import Event, State, next_state
+from uring_trio._kernel import ECANCELED, EINTR, ENOBUFS
+from uring_trio.gain._closing import Closing
+from uring_trio.gain._errors import EndOfStream
+from uring_trio.gain._receiving import POLLERR, POLLHUP, ends
+from uring_trio.gain._sending import os_error
+from uring_trio.gain._states import Event, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import trio
-
-    from uring_trio.gain._secure import Secure
 
 # Seconds for which input is thrown away after our FIN, so that no reset overtakes the answer.
 DISCARD_S = 1.0
@@ -37,60 +34,33 @@ LINGER_OFF_AT_ONCE = struct.pack("ii", 1, 0)  # struct linger: close(2) sends a 
 MSG_NOSIGNAL = socket.MSG_NOSIGNAL
 
 
-class Connection(Receiving):
+class Connection(Closing):
     """One connection's machinery; its API is in the classes below and above."""
 
     __slots__ = (
-        "_accepted",
         "_announced",
-        "_busy",
         "_close_when_idle",
         "_deferred",
         "_deferred_size",
         "_eof_told",
-        "_err",
-        "_fin_sent",
-        "_idle_s",
-        "_in_thread",
-        "_nursery",
         "_ready",
-        "_reset",
-        "_secure",
         "_settling",
-        "_silent",
-        "_sock",
         "_tasks",
-        "_timed",
         "_user",
     )
 
-    _err: BaseException | None
-    _secure: Secure | None
-    _nursery: trio.Nursery | None
+    _user: int  # the thread that has it, while one has
     _tasks: list[tuple[Any, tuple[Any, ...], object]] | None
     _deferred: list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
-    def _init_connection(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._state = State.OPEN
+    def _init_connection(self) -> None:
         self._special = True
         self._ready = False
         self._settling = False
-        self._silent = False  # on_read was called, and nothing was answered yet
-        self._accepted = False  # on_accept was called, so on_close will be
         self._announced = False  # on_close was called
-        self._busy = False
-        self._in_thread = False
         self._deferred_size = 0
         self._eof_told = False
-        self._err = None
-        self._fin_sent = False
-        self._reset = False
         self._close_when_idle = False
-        self._timed = 0  # deadlines that are set
-        self._idle_s: float | None = None
-        self._secure = None
-        self._nursery = None
         self._tasks = None
 
     # ---- being looked at -----------------------------------------------------------------
@@ -221,7 +191,7 @@ class Connection(Receiving):
             return False
         try:
             function(self, *args)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             self._raised(name, exc)
         return True
 
@@ -343,250 +313,17 @@ class Connection(Receiving):
         elif res == ENOBUFS:
             self.worker.starved.append(self)
         elif res not in (ECANCELED, EINTR):
-            self._fail(_os_error(res))
-
-    def _sent(self, res: int) -> None:
-        """The send in flight is over."""
-        if res < 0:
-            if res == EINTR:
-                self._send_rest()
-            elif res != ECANCELED:
-                self._fail(_os_error(res))
-            if res != EINTR:
-                self._sending = None
-            return
-        self.worker.bytes_out += res
-        self._send_at += res
-        whole = res == self._send_size
-        if self._secure is None:
-            self._account(res)
-        elif whole:
-            self._account(self._secure.accepted())
-        if self._idle_s is not None and res:
-            self._restart_idle()
-        if self._sending is not None and self._send_at < len(self._sending):
-            self._send_rest()
-            return
-        self._sending = None
-        if self._out or (self._secure is not None and self._secure.pending()):
-            self._begin_output()
-
-    def _account(self, size: int) -> None:
-        """The kernel has *size* more bytes of what was written."""
-        self._out_size -= size
-        self._written += size
-        if self._out_full and self._out_size <= self._low_water:
-            self._out_full = False
-        if self._drained is not None and self._out_size <= self._low_water:
-            self._wake_drainers()
-        if self._timed:
-            if self._out_size == 0:
-                self._meet("write")
-            if self._state is State.FLUSHING:
-                self._restart_close_timeout()
+            self._fail(os_error(res))
 
     def _watched(self, res: int) -> None:
         """The poll of a paused connection."""
         if res > 0 and res & (POLLERR | POLLHUP) and self._state is State.OPEN:
             error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
-                self._fail(_os_error(-error))
-
-    # ---- sending -------------------------------------------------------------------------
-
-    def _send_next(self) -> None:
-        """Send what was written; nothing is in flight."""
-        if self._state > State.FLUSHING or self._in_thread:
-            return
-        if self._secure is not None:
-            data = self._secure.next_output(self)
-            if not data:
-                return
-        elif self._out:
-            data = self._next_output()
-        else:
-            return
-        self._sending = data
-        self._send_at = 0
-        size = self._send_size = min(len(data), TRANSFER_MAX)
-        self._send_slot = self._own(self._ring.send(self._fd, data, size, MSG_NOSIGNAL))
-
-    def _send_what_is_left(self, data: bytes, sent: int) -> None:
-        """An attempt to send at once has taken *sent* bytes, or was refused."""
-        sent = max(sent, 0)  # an error comes again, from the operation
-        self._sending = data
-        self._send_at = sent
-        if sent:
-            self.worker.bytes_out += sent
-            self._account(sent)
-            self._attend()
-        self._send_rest()
-
-    def _send_rest(self) -> None:
-        data = self._sending
-        if data is None or self._state >= State.ENDING:
-            self._sending = None
-            return
-        at = self._send_at
-        size = self._send_size = min(len(data) - at, TRANSFER_MAX)
-        slot = self._ring.send_from(self._fd, data, at, size, MSG_NOSIGNAL)
-        self._send_slot = self._own(slot)
-
-    # ---- the end -------------------------------------------------------------------------
-
-    def _apply(self, event: Event) -> None:
-        """Move the state on, if the event means anything in it."""
-        state = next_state(self._state, event)
-        if state is None:
-            return
-        self._state = state
-        self._special = True
-        if state is State.ENDING:
-            self._end()
-
-    def _fail(self, exc: BaseException) -> None:
-        """End the connection because of *exc*; what was received before is announced first."""
-        if self._state >= State.ENDING:
-            return
-        if self._state is State.DISCARDING:
-            self._apply(Event.ABORT)  # all was sent: what the peer does now is no error
-            return
-        if self._err is None or isinstance(self._err, EndOfStream):
-            self._err = exc
-        announce = self._state is State.OPEN and isinstance(exc, OSError) and self._unannounced()
-        if not announce or self._busy or isinstance(exc, DeadlineExceeded):
-            self._apply(Event.ABORT)
-        self._attend()
-
-    def _begin_close(self) -> None:
-        """No more reading and writing; what was written is sent first."""
-        self._apply(Event.CLOSE)
-        if self._state is State.FLUSHING:
-            self._thread = 0
-            self._forget_deadlines()
-            if self._secure is not None:
-                self._secure.close(self)
-                if self._send_slot < 0:
-                    self._begin_output()
-            if self._out_size:
-                self._start_close_timeout()
-        self._attend()
-
-    def _advance(self) -> None:
-        """Do what the state demands of the kernel."""
-        state = self._state
-        if state is State.FLUSHING and self._is_flushed():
-            self._finish_output()
-        elif self._ended and not self._fin_sent and state is State.OPEN and not self._out_size:
-            self._send_fin()
-        if self._state is State.ENDING:
-            self._cancel_all()
-            if self._is_quiet():
-                self._close_file()
-        elif self._state is not State.CLOSED:
-            self._steer()
-            if self._silent and self._state is State.OPEN and not self._eof:
-                self._silent = False
-                if not self._out and self._send_slot < 0:
-                    self._watch()
-
-    def _is_flushed(self) -> bool:
-        if self._send_slot >= 0 or self._out_size:
-            return False
-        return self._secure is None or not self._secure.pending()
-
-    def _finish_output(self) -> None:
-        """All was sent. With unread input, close(2) would send a reset: read it first."""
-        if self._unread():
-            self._send_fin()
-            self._buffer = None
-            self._lease_size = 0
-            self._apply(Event.FLUSHED_UNREAD)
-            self._start_timer("discard", DISCARD_S)
-        else:
-            if self._recv_slot >= 0:
-                self._send_fin()  # at once; close(2) comes when the receive is over
-            self._apply(Event.FLUSHED)
-
-    def _send_fin(self) -> None:
-        if self._secure is not None and self._state is State.OPEN and self._secure.pending():
-            return
-        self._fin_sent = True
-        with contextlib.suppress(OSError):  # the peer may have gone
-            self._sock.shutdown(socket.SHUT_WR)
-
-    def _end(self) -> None:
-        """ENDING begins: nobody can use it any more."""
-        self._thread = 0
-        self._forget_deadlines()
-        self._out.clear()
-        self._wake_drainers()
-        if self._reset:
-            with contextlib.suppress(OSError):
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_OFF_AT_ONCE)
-        self._attend()
-
-    def _cancel_all(self) -> None:
-        if self._recv_slot >= 0 and not self._recv_canceling:
-            self._cancel_receive()
-        if self._watch_slot >= 0 and not self._watch_canceling:
-            self._cancel_watch()
-        slot = self._send_slot
-        # A second cancel of the same operation is refused, and harmless.
-        if slot >= 0 and self._ring.cancel(slot) == 0:
-            self._slots[slot] = None
-            self._send_slot = -1
-            self._sending = None
-
-    def _is_quiet(self) -> bool:
-        return self._recv_slot < 0 and self._send_slot < 0 and self._watch_slot < 0
-
-    def _close_file(self) -> None:
-        self._apply(Event.QUIET)
-        self._buffer = None
-        self._sending = None
-        self._remember_addresses()
-        self._sock.close()
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
-        if self._accepted:
-            self._attend()
-        else:
-            self.worker.forget(self)
-
-    def _end_now(self) -> None:
-        """The worker is aborted: let go of the file at once, whatever is in flight."""
-        self._reset = True
-        if self._state < State.ENDING:
-            self._apply(Event.ABORT)
-        self._cancel_all()
-
-    # ---- for the classes around ----------------------------------------------------------
+                self._fail(os_error(-error))
 
     def _name(self) -> str:
         raise NotImplementedError
 
-    def _remember_addresses(self) -> None:
+    def _handshake_ended(self) -> None:
         raise NotImplementedError
-
-    def _meet(self, kind: str) -> None:
-        raise NotImplementedError
-
-    def _restart_idle(self) -> None:
-        raise NotImplementedError
-
-    def _start_timer(self, kind: str, seconds: float) -> None:
-        raise NotImplementedError
-
-    def _forget_deadlines(self) -> None:
-        raise NotImplementedError
-
-    def _start_close_timeout(self) -> None:
-        raise NotImplementedError
-
-    def _restart_close_timeout(self) -> None:
-        raise NotImplementedError
-
-
-def _os_error(result: int) -> OSError:
-    return OSError(-result, os.strerror(-result))

@@ -69,7 +69,7 @@ class Elsewhere:
                     await function(conn, *args)
                 finally:
                     self._scopes.discard(scope)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             conn._raised(name, exc)
         finally:
             conn._callback_ended(name)
@@ -90,7 +90,7 @@ class Elsewhere:
         conn._thread = -1  # nobody's, until there is a thread for it
         try:
             await trio.to_thread.run_sync(call, limiter=self._limiter)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             raised = exc
         finally:
             conn._in_thread = False

@@ -151,14 +151,12 @@ class Output(Input):
         out = self._out
         if len(out) == 1:
             return out.pop()
-        size = 0
-        for count, piece in enumerate(out):
+        size = count = 0
+        for piece in out:
             size += len(piece)
-            if size > JOIN_MAX:
+            if count and size > JOIN_MAX:
                 break
-        else:
-            count = len(out)
-        count = max(count, 1)
+            count += 1
         data = b"".join(out[:count]) if count > 1 else out[0]
         del out[:count]
         return data

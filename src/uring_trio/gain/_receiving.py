@@ -61,6 +61,7 @@ class Receiving(Output):
 
     _ring: Ring
     _slots: list[Any]  # the manager's: whose each slot is
+    _state: State
 
     def _init_receiving(self, fd: int) -> None:
         self._fd = fd

@@ -13,7 +13,9 @@ from uring_trio.gain._states import Event, State
 from uring_trio.gain._tls import TLSLayer
 
 if TYPE_CHECKING:
+    from uring_trio.gain._closing import Closing
     from uring_trio.gain._connection import Connection
+    from uring_trio.gain._sending import Sending
 
 # Bytes of plaintext that are encrypted for one send, or up to 64 KiB more (see `TLSLayer`).
 ENCRYPT_SIZE = 64 << 10
@@ -90,7 +92,7 @@ class Secure:
         """Whether there is more to be sent."""
         return bool(self._clear) or self.layer.pending
 
-    def next_output(self, conn: Connection) -> bytes:
+    def next_output(self, conn: Sending) -> bytes:
         """What to send next: clear text first, then ciphertext."""
         for piece in conn._out:
             self.layer.write(piece)
@@ -111,7 +113,7 @@ class Secure:
         self._clear_sent = 0
         return size
 
-    def close(self, conn: Connection) -> None:
+    def close(self, conn: Closing) -> None:
         """Queue close_notify behind all that was written."""
         for piece in conn._out:
             self.layer.write(piece)

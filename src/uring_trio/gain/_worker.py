@@ -70,6 +70,7 @@ class Worker(Elsewhere):
     """
 
     manager: Any
+    ident: int  # of its thread, once there is one
 
     def __init__(self, index: int, callbacks: Callbacks, config: Config, server: Server) -> None:
         super().__init__(callbacks, config)
@@ -112,7 +113,7 @@ class Worker(Elsewhere):
         runner = current_runner()
         self.manager = runner.io_manager
         self.manager.routed_type = Conn
-        self.thread = get_ident()
+        self.thread = self.ident = get_ident()
         self._token = trio.lowlevel.current_trio_token()
         self._task = trio.lowlevel.current_task()
         self._trap = WaitTaskRescheduled(self._abort_sleep)
@@ -242,7 +243,7 @@ class Worker(Elsewhere):
                 if n and on_read is not None:
                     try:
                         on_read(conn, n)
-                    except Exception as exc:
+                    except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
                         conn._raised("on_read", exc)
                 elif n:
                     conn._drop(conn._buffered())
@@ -292,7 +293,7 @@ class Worker(Elsewhere):
                 n, conn._written = conn._written, 0
                 try:
                     on_write(conn, n)
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
                     conn._raised("on_write", exc)
 
     def _arm_starved(self) -> None:
