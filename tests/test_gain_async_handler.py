@@ -315,6 +315,46 @@ async def test_other_connections_go_on_while_a_thread_runs() -> None:
         hold.open.set()
 
 
+async def test_cancelled_serve_closes_also_those_that_wait_for_a_thread() -> None:
+    hold = Hold()
+    recorder = Recorder(on_read=hold)
+    server = gain.Server(recorder, gain.Config(workers=1, async_handler=True, pool=1))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, gain_tools.LOOPBACK)
+        clients = [await open_client(server) for _ in range(3)]
+        for client in clients:
+            await client.send_all(b"x")
+        await until(hold.reached.is_set)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        hold.open.set()
+    assert recorder.errors() == [None] * 3
+    assert recorder.counts().read == 1
+    gain_tools.assert_ended(server, recorder)
+    for client in clients:
+        await client.aclose()
+
+
+async def test_reset_before_the_thread_begins() -> None:
+    """Either the thread has the bytes, or it learns that the connection is closed."""
+    seen: list[object] = []
+
+    def read(conn: gain.Conn, n: int) -> None:
+        try:
+            seen.append(conn.next(n))
+        except gain.ConnectionClosed as exc:
+            seen.append(exc)
+
+    recorder = Recorder(on_read=read)
+    async with serving(recorder, async_handler=True) as server:
+        for count in range(1, 21):
+            client = await open_client(server)
+            await client.send_all(b"hello")
+            gain_tools.reset(client.socket)
+            await until(lambda: recorder.counts().close == count)  # noqa: B023
+    assert all(one == b"hello" or isinstance(one, gain.ConnectionClosed) for one in seen)
+
+
 async def test_async_def_on_read_needs_no_thread() -> None:
     threads = set()
 

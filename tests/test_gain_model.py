@@ -38,6 +38,7 @@ class Chaos:
         self.mode = mode
         self.lock = threading.Lock()
         self.cut: set[Any] = set()  # the peers of connections that we have cut short
+        self.ended = False  # the server was, and so all connections are
         self.ways = [self.all, self.all, self.all, self.pieces, self.pausing]
         self.recorder = gain_tools.make_recorder(
             mode, on_accept=self.accept, on_read=self.read, on_write=self.wrote
@@ -150,7 +151,7 @@ class Client:
             if self.end == "reset":
                 gain_tools.reset(stream.socket)
         assert self.sent.startswith(self.received)
-        if self.end == "finish" and name not in self.chaos.cut:
+        if self.end == "finish" and name not in self.chaos.cut and not self.chaos.ended:
             assert len(self.received) == len(self.sent)
 
     async def send(self, stream: trio.SocketStream) -> None:
@@ -181,17 +182,20 @@ def check(recorder: Recorder, cut: set[Any]) -> None:
             assert err is None or isinstance(err, (gain.EndOfStream, OSError)), err
 
 
+def random_options(seed: int, mode: str) -> dict[str, Any]:
+    choice: Callable[..., Any] = random.Random(seed).choice
+    return {
+        **gain_tools.options_for(mode),
+        "read_buffer_limit": choice([1, 5000, 65536]),
+        "write_high_water": choice([1, 5000, 65536]),
+    }
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_random_connections(seed: int, mode: str) -> None:
     chaos = Chaos(seed, mode)
-    limits: Callable[..., Any] = random.Random(seed).choice
-    options = {
-        **gain_tools.options_for(mode),
-        "read_buffer_limit": limits([1, 5000, 65536]),
-        "write_high_water": limits([1, 5000, 65536]),
-    }
-    async with serving(chaos.recorder, **options) as server:
+    async with serving(chaos.recorder, **random_options(seed, mode)) as server:
         with trio.fail_after(gain_tools.BOUND_S * 2):
             async with trio.open_nursery() as nursery:
                 for number in range(CLIENTS):
@@ -199,3 +203,34 @@ async def test_random_connections(seed: int, mode: str) -> None:
                     nursery.start_soon(client.run)
         await until(lambda: chaos.recorder.counts().close == CLIENTS)
     check(chaos.recorder, chaos.cut)
+
+
+@pytest.mark.parametrize("how", ["shutdown", "abort", "cancel"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_the_server_ends_at_a_random_moment(seed: int, mode: str, how: str) -> None:
+    chaos = Chaos(seed, mode)
+    options = random_options(seed, mode)
+    server = gain.Server(chaos.recorder, gain.Config(workers=1, **options))
+    scope = trio.CancelScope()
+    ended = trio.Event()
+
+    async def serve(task_status: trio.TaskStatus[gain.Server]) -> None:
+        with scope:
+            await server.serve(gain_tools.LOOPBACK, task_status=task_status)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve)
+        for number in range(CLIENTS):
+            nursery.start_soon(Client(server, chaos, seed * 1000 + number).run)
+        await until(lambda: chaos.recorder.counts().accept == CLIENTS)
+        await trio.sleep(random.Random(seed).random() * 0.03)
+        chaos.ended = True
+        if how == "cancel":
+            scope.cancel()
+        else:
+            server.async_shutdown(0.05 if how == "shutdown" else 0)
+        with trio.fail_after(gain_tools.BOUND_S):
+            await ended.wait()
+    gain_tools.assert_ended(server, chaos.recorder)
