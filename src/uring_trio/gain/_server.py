@@ -123,7 +123,7 @@ class Server:
             is left is aborted then.
 
         Raises:
-          InvalidDuration: *drain_timeout* is negative, or no number.
+          InvalidDuration: *drain_timeout* is negative, or NaN.
         """
         ended = self._ended
         session = self._session
@@ -137,7 +137,7 @@ class Server:
         """As `shutdown`, without waiting for the end.
 
         Raises:
-          InvalidDuration: *drain_timeout* is negative, or no number.
+          InvalidDuration: *drain_timeout* is negative, or NaN.
         """
         self._stop(drain_timeout)
 
