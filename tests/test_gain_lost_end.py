@@ -1,0 +1,111 @@
+"""Data and the end, both there before the kernel looks at either: the end is not lost.
+
+A multishot receive that polls first, and finds data and a reset (or on a UNIX socket data
+and an end of file), gives the data and on Linux 6.18 says nothing more: the end wakes nobody,
+because it came before.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from uring_trio import gain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.differential, pytest.mark.ring_only]
+
+LIMIT_S = 5.0
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Sink(gain.EventHandler):
+    """Answers nothing, and holds its worker while the peer sends and resets."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.held = threading.Event()
+        self.go_on = threading.Event()
+        self.received = b""
+        self.closed = trio.Event()
+        self.err: BaseException | None = None
+
+    def hold(self) -> None:
+        self.held.set()
+        assert self.go_on.wait(LIMIT_S)
+
+    def on_accept(self, conn: gain.Conn) -> None:
+        if self.where == "on_accept":
+            self.hold()
+
+    def on_read(self, conn: gain.Conn, n: int) -> None:
+        data = conn.next(n)
+        self.received += data
+        if data == b"hold":
+            self.hold()
+        elif data == b"pause":
+            conn.pause_reading()
+            self.hold()
+            conn.resume_reading()
+
+    def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+        self.err = err
+        self.closed.set()
+
+
+async def end_of(address: str, handler: Sink, first: bytes, data: bytes, how: str) -> None:
+    """Have a client send *first*, and *data* and its end while the worker is held."""
+
+    def client(address: gain.Address) -> None:
+        family = socket.AF_UNIX if address.network == "unix" else socket.AF_INET
+        with socket.socket(family) as sock:
+            sock.settimeout(LIMIT_S)
+            sock.connect(address[0] if address.network == "unix" else tuple(address))
+            sock.sendall(first)
+            assert handler.held.wait(LIMIT_S)
+            sock.sendall(data)
+            if how == "reset":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+            if how == "shutdown":
+                sock.shutdown(socket.SHUT_WR)
+                handler.go_on.set()
+                assert sock.recv(1) == b""
+        handler.go_on.set()
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(gain.serve, address, handler)
+        with trio.fail_after(LIMIT_S):
+            await trio.to_thread.run_sync(client, server.addresses()[0])
+            await handler.closed.wait()
+        server.async_shutdown()
+    assert handler.received == first + data
+
+
+@pytest.mark.parametrize("size", [1, 5000, 50_000])
+@pytest.mark.parametrize("where", ["on_accept", "hold", "pause"])
+async def test_reset_behind_data_while_the_worker_is_busy(where: str, size: int) -> None:
+    handler = Sink(where)
+    first = b"" if where == "on_accept" else where.encode()
+    await end_of("tcp://127.0.0.1:0", handler, first, b"x" * size, "reset")
+    assert isinstance(handler.err, ConnectionResetError)
+
+
+@pytest.mark.parametrize("how", ["close", "shutdown"])
+@pytest.mark.parametrize("size", [1, 5000, 50_000])
+@pytest.mark.parametrize("where", ["on_accept", "hold", "pause"])
+@pytest.mark.parametrize("network", ["tcp", "unix"])
+async def test_end_of_file_behind_data_while_the_worker_is_busy(
+    network: str, where: str, size: int, how: str, tmp_path: Path
+) -> None:
+    handler = Sink(where)
+    first = b"" if where == "on_accept" else where.encode()
+    address = "tcp://127.0.0.1:0" if network == "tcp" else f"unix://{tmp_path}/s"
+    await end_of(address, handler, first, b"x" * size, how)
+    assert isinstance(handler.err, gain.EndOfStream)
