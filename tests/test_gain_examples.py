@@ -269,7 +269,7 @@ def test_http_refuses_after_answering_what_came_before(
 
 
 def test_http_date_is_renewed(http_address: tuple[str, int]) -> None:
-    dates = set()
+    dates: set[bytes] = set()
     deadline = time.monotonic() + LIMIT_S
     while len(dates) < 2 and time.monotonic() < deadline:
         dates |= set(re.findall(rb"Date: (.+)\r\n", until_closed(http_address, GET_LAST)))
