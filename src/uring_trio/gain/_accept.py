@@ -11,7 +11,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from uring_trio._kernel import CQE_F_MORE, ECANCELED
+from uring_trio._kernel import CQE_F_MORE
 from uring_trio.gain._address import Address
 
 if TYPE_CHECKING:

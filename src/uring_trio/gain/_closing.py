@@ -113,19 +113,20 @@ class Closing(Sending):
 
     def _finish_output(self) -> None:
         """All was sent. With unread input, close(2) would send a reset: read it first."""
+        if not self._eof:
+            self._send_fin()  # at once, and before any reset that is sent all the same
+        if self._recv_slot >= 0:
+            return  # what it may still bring is read and not unread; see _steer()
         if self._unread():
-            self._send_fin()
             self._buffer = None
             self._lease_size = 0
             self._apply(Event.FLUSHED_UNREAD)
             self._start_timer("discard", DISCARD_S)
         else:
-            if self._recv_slot >= 0:
-                self._send_fin()  # at once; close(2) comes when the receive is over
             self._apply(Event.FLUSHED)
 
     def _send_fin(self) -> None:
-        if self._secure is not None and self._state is State.OPEN and self._secure.pending():
+        if self._fin_sent:
             return
         self._fin_sent = True
         with contextlib.suppress(OSError):  # the peer may have gone

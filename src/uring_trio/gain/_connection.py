@@ -215,7 +215,7 @@ class Connection(Closing):
         if self._deferred:
             self._take_deferred()
         self._attend()
-        if self._out and self._send_slot < 0:
+        if (self._out or self._secure is not None) and self._send_slot < 0:
             self._begin_output()
 
     # ---- what the kernel has done --------------------------------------------------------

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("uring_trio.gain")
 
 
+NOBODY = -1  # no thread's ident
+
+
 class Elsewhere:
     """The part of a worker that runs callbacks as tasks and in threads."""
 
@@ -54,6 +57,10 @@ class Elsewhere:
     ) -> None:
         """Run a callback as a task; `Connection._callback_ended` is called at its end."""
         if name == "on_read" and self._in_threads:
+            # From here on: what comes meanwhile is kept for when the thread is done.
+            conn._in_thread = True
+            conn._user = 0
+            conn._thread = NOBODY
             self.nursery.start_soon(self._run_in_thread, conn, function, args)
         else:
             self.nursery.start_soon(self._run_async, conn, name, function, args)
@@ -61,12 +68,14 @@ class Elsewhere:
     async def _run_async(
         self, conn: Conn, name: str, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> None:
-        # on_close is called whatever happens, also when the server is cancelled.
         try:
+            # on_close is called whatever happens, also when the server is cancelled.
             with trio.CancelScope(shield=name == "on_close") as scope:
                 self._scopes.add(scope)
                 try:
-                    await function(conn, *args)
+                    # What it would be told of went with the connection.
+                    if name != "on_read" or conn._thread:
+                        await function(conn, *args)
                 finally:
                     self._scopes.discard(scope)
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
@@ -79,26 +88,25 @@ class Elsewhere:
     ) -> None:
         if self._limiter is None:
             self._limiter = trio.CapacityLimiter(self.config.pool)
-        raised: Exception | None = None
 
         def call() -> None:
+            if conn._thread == 0:
+                return  # ended before there was a thread for it
             conn._thread = conn._user = get_ident()
             function(conn, *args)
 
-        conn._in_thread = True
-        conn._user = 0
-        conn._thread = -1  # nobody's, until there is a thread for it
+        raised: Exception | None = None
         try:
             await trio.to_thread.run_sync(call, limiter=self._limiter)
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             raised = exc
         finally:
             conn._in_thread = False
-            open_still = conn._state is State.OPEN and not conn._close_when_idle
-            conn._thread = conn._home if open_still else 0
-        if raised is not None:
-            conn._raised("on_read", raised)
-        conn._callback_ended("on_read")
+            usable = conn._state is State.OPEN and not conn._close_when_idle
+            conn._thread = conn._home if usable else 0
+            if raised is not None:
+                conn._raised("on_read", raised)
+            conn._callback_ended("on_read")
 
     async def run_ticks(self, seconds: float, server: Any) -> None:
         """Call ``on_tick`` every so many seconds, and never two at once."""

@@ -11,9 +11,8 @@ To pause is to cancel the operation; what arrives before its last cqe is input l
 other. -ENOBUFS is back-pressure: nothing was read, and it is armed again as buffers come home.
 
 A reset must never be missed. A multishot receive may miss one: where data and the reset
-arrive before its task work runs, it hands over the data, takes the second wake-up for a
-part of the first, and never answers again (seen on 6.18; not so with the peer's end of
-file). A send in answer finds out. So a connection whose handler does not answer gets, once,
+are both there when it is armed, it hands over the data and never answers again (seen on
+6.18; not so with the peer's end of file). A send in answer finds out. So a connection whose handler does not answer gets, once,
 a poll for errors beside its receive. The same poll watches a paused connection.
 """
 
