@@ -304,11 +304,13 @@ class Conn(Connection):
         If it raises, that is logged and closes the connection, as in a callback.
         """
         self._check("start_soon", alive=False)
-        if self._state is State.CLOSED:
+        if self._state >= State.ENDING:
             raise ConnectionClosed("start_soon: the connection is closed")
         self._when_mine(self._start_task, async_fn, args, name)
 
     def _start_task(self, async_fn: Any, args: tuple[Any, ...], name: object) -> None:
+        if self._state >= State.ENDING:
+            return  # it would be cancelled at once
         if self._nursery is not None:
             self._nursery.start_soon(async_fn, *args, name=name)
             return
@@ -321,20 +323,21 @@ class Conn(Connection):
         """The connection's nursery, from its first task to the connection's end."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.sleep_forever)
                 tasks, self._tasks = self._tasks, None
                 for async_fn, args, name in tasks or ():
                     nursery.start_soon(async_fn, *args, name=name)
                 self._nursery = nursery
-                if self._state is State.CLOSED:
-                    nursery.cancel_scope.cancel()
+                try:
+                    if self._state is not State.CLOSED:
+                        await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # closed to new tasks from here on
+                nursery.cancel_scope.cancel()
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             cause: BaseException = exc
             while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
                 cause = cause.exceptions[0]
             self._raised("a task", cause)
-        finally:
-            self._nursery = None
 
     def call_soon_threadsafe(self, fn: Callable[..., Any], *args: Any) -> None:
         """From any thread: have the worker call ``fn(*args)``, first in, first out.
