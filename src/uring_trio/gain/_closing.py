@@ -115,8 +115,10 @@ class Closing(Sending):
         """All was sent. With unread input, close(2) would send a reset: read it first."""
         if not self._eof:
             self._send_fin()  # at once, and before any reset that is sent all the same
+        if self._recv_slot >= 0 and not self._recv_canceling:
+            self._cancel_receive()
         if self._recv_slot >= 0:
-            return  # what it may still bring is read and not unread; see _steer()
+            return  # what it may still bring is read, and not unread
         if self._unread():
             self._buffer = None
             self._lease_size = 0
