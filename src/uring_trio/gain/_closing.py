@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from uring_trio.gain._errors import DeadlineExceeded, EndOfStream
+from uring_trio.gain._receiving import ends
 from uring_trio.gain._sending import Sending
 from uring_trio.gain._states import Event, State, next_state
 
@@ -172,6 +173,20 @@ class Closing(Sending):
             self._attend()
         else:
             self.worker.forget(self)
+
+    def _lost(self, slot: int, flags: int) -> None:
+        """Take note of a cqe, and not of what it brings."""
+        if not ends(flags):
+            return
+        if self._slots[slot] is self:
+            self._slots[slot] = None
+        if slot == self._recv_slot:
+            self._recv_slot = -1
+        elif slot == self._send_slot:
+            self._send_slot = -1
+            self._sending = None
+        elif slot == self._watch_slot:
+            self._watch_slot = -1
 
     def _end_now(self) -> None:
         """The worker is aborted: let go of the file at once, whatever is in flight."""

@@ -131,7 +131,7 @@ class Worker(Elsewhere):
         try:
             while not (self._ending and self._is_empty()):
                 if self.ready or self.dirty or self.calls or self.accepted:
-                    await trio.lowlevel.checkpoint()  # others have their tick, too
+                    await self._yield()
                 elif not self.batch:
                     await self._sleep()
                 self._turn()
@@ -141,10 +141,15 @@ class Worker(Elsewhere):
                 while not self._is_empty():
                     self._turn()
                     if self.ready or self.dirty or self.calls or self.accepted:
-                        await trio.lowlevel.checkpoint()
+                        await self._yield()
                     elif not self._is_empty():
                         await self._sleep()
             raise
+
+    async def _yield(self) -> None:
+        """Let others have their tick: exactly one, or the next batch would be stale."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # if it is, in more than one
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _sleep(self) -> None:
         self._task = trio.lowlevel.current_task()
@@ -460,6 +465,11 @@ class Worker(Elsewhere):
     def abort(self) -> None:
         """Close all connections at once, with resets; callbacks that run are cancelled."""
         self._begin_end()
+        # What the kernel has ended must not be cancelled: the slots may be others' by now,
+        # and the buffers, too, because a cancelled task may be late for its batch.
+        for conn, slot, _, flags, _ in self.batch:
+            conn._lost(slot, flags)
+        self.batch.clear()
         for conn in tuple(self._conns):
             conn._end_now()
         for datagrams in self._sockets:
