@@ -10,10 +10,11 @@ its messages have been small for a while.
 To pause is to cancel the operation; what arrives before its last cqe is input like any
 other. -ENOBUFS is back-pressure: nothing was read, and it is armed again as buffers come home.
 
-A reset must never be missed. A multishot receive may miss one: where data and the reset
-are both there when it is armed, it hands over the data and never answers again (seen on
-6.18; not so with the peer's end of file). A send in answer finds out. So a connection whose handler does not answer gets, once,
-a poll for errors beside its receive. The same poll watches a paused connection.
+A reset must never be missed. A multishot receive that waits for a poll first misses one,
+and an end of file as well, where it is there behind data already when it is armed (seen on
+6.18): it hands over the data and never answers again. So it is armed without POLL_FIRST,
+and a connection whose handler does not answer, so that no send would find out, gets a poll
+for errors beside its receive, once. The same poll watches a paused connection.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class Receiving(Output):
             size = GROUP_SIZES[group]
             slot = ring.recv(self._fd, group, size, self._poll_first)
         else:
-            slot = ring.recv_multishot(self._fd, 0, self._poll_first)
+            # Tried at once: armed with POLL_FIRST it never learns of an end of file, or a
+            # reset, that is there already behind data.
+            slot = ring.recv_multishot(self._fd, 0, 0)
         self._recv_slot = self._own(slot)
         self._recv_canceling = False
 
