@@ -288,10 +288,14 @@ def server_in_thread(
 
 @contextlib.asynccontextmanager
 async def serving(
-    handler: gain.EventHandler, address: str | list[str] = LOOPBACK, **options: Any
+    handler: gain.EventHandler,
+    address: str | list[str] = LOOPBACK,
+    *,
+    workers: int = 1,
+    **options: Any,
 ) -> AsyncIterator[gain.Server]:
     """A server with one worker in the test's own run; the test's task is one of the worker's."""
-    server = gain.Server(handler, gain.Config(workers=1, **options))
+    server = gain.Server(handler, gain.Config(workers=workers, **options))
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, address)

@@ -140,6 +140,7 @@ class Client:
     async def run(self) -> None:
         async with await open_client(self.server) as stream:
             name = stream.socket.getsockname()
+            recorder = self.chaos.recorder
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.receive, stream)
                 with contextlib.suppress(trio.BrokenResourceError):
@@ -147,6 +148,8 @@ class Client:
                     if self.end == "finish":
                         await stream.send_eof()
                 if self.end != "finish":
+                    # Else it may be gone before it is accepted, and then nobody is told of it.
+                    await until(lambda: name in [c.remote_addr() for c in recorder.conns])
                     nursery.cancel_scope.cancel()
             if self.end == "reset":
                 gain_tools.reset(stream.socket)
@@ -186,16 +189,19 @@ def random_options(seed: int, mode: str) -> dict[str, Any]:
     choice: Callable[..., Any] = random.Random(seed).choice
     return {
         **gain_tools.options_for(mode),
+        "architecture": choice(["reactor", "sharding"]),
         "read_buffer_limit": choice([1, 5000, 65536]),
         "write_high_water": choice([1, 5000, 65536]),
     }
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(SEEDS))
-async def test_random_connections(seed: int, mode: str) -> None:
+async def test_random_connections(seed: int, mode: str, workers: int) -> None:
     chaos = Chaos(seed, mode)
-    async with serving(chaos.recorder, **random_options(seed, mode)) as server:
+    options = random_options(seed, mode)
+    async with serving(chaos.recorder, workers=workers, **options) as server:
         with trio.fail_after(gain_tools.BOUND_S * 2):
             async with trio.open_nursery() as nursery:
                 for number in range(CLIENTS):
