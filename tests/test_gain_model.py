@@ -217,7 +217,7 @@ async def test_random_connections(seed: int, mode: str, workers: int) -> None:
 async def test_the_server_ends_at_a_random_moment(seed: int, mode: str, how: str) -> None:
     chaos = Chaos(seed, mode)
     options = random_options(seed, mode)
-    server = gain.Server(chaos.recorder, gain.Config(workers=1, **options))
+    server = gain.Server(chaos.recorder, gain.Config(workers=3 if seed % 2 else 1, **options))
     scope = trio.CancelScope()
     ended = trio.Event()
 
