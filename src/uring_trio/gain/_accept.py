@@ -1,5 +1,7 @@
 """Accepting: one multishot operation a listener, or one at a time under a limit.
 
+One at a time, too, where the kernel's multishot accept has faults (`_capabilities`).
+
 When the process has no descriptor left the kernel's accept fails at once, and would fail
 again at once: accepting pauses until a connection has closed, or a while has passed.
 """
@@ -71,7 +73,9 @@ class Acceptor:
             self._hand_on(*held)
         if self._held is not None or not worker.may_accept():
             return
-        multishot = worker.config.max_connections is None
+        multishot = (
+            worker.config.max_connections is None and worker.capabilities.multishot_accept
+        )
         slot = worker.manager.ring.accept_fd(self._fd, ACCEPT_FLAGS, multishot)
         self.slot = worker.manager.start(self, slot)
         self.paused = False

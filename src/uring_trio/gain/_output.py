@@ -88,12 +88,16 @@ class Output(Input):
         if not size:
             return 0
         out = self._out
-        if not out and self._send_slot < 0:
-            self._begin_output()
+        if self._send_slot < 0:
+            if not out:
+                self._begin_output()
+            self._out_size += size
+        else:
+            # What the socket takes at once is never too much; this is behind what it refused.
+            total = self._out_size = self._out_size + size
+            if total > self._high_water and not self._out_full:
+                self._output_full()
         out.append(data)
-        total = self._out_size = self._out_size + size
-        if total > self._high_water and not self._out_full:
-            self._output_full()
         return size
 
     def writev(self, buffers: Iterable[bytes | bytearray | memoryview]) -> int:

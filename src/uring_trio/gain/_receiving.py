@@ -5,7 +5,8 @@ re-arming, which is a third of what a small message costs us, falls away. Where 
 their buffers the messages are large, and then small buffers chop them into many operations:
 the stream goes over to one-shot receives into buffers as large as its messages (see
 csrc/bufring.c for why), one a tick, which is also what bounds a flood. It comes back when
-its messages have been small for a while.
+its messages have been small for a while. Where the kernel's multishot receives have faults
+(`_capabilities`) all are one-shot.
 
 To pause is to cancel the operation; what arrives before its last cqe is input like any
 other. -ENOBUFS is back-pressure: nothing was read, and it is armed again as buffers come home.
@@ -98,7 +99,7 @@ class Receiving(Output):
     def _arm(self) -> None:
         ring = self._ring
         group = self._group
-        if group:
+        if group or not self.worker.capabilities.multishot_receive:
             size = GROUP_SIZES[group]
             slot = ring.recv(self._fd, group, size, self._poll_first)
         else:

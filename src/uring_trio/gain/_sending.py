@@ -52,21 +52,28 @@ class Sending(Receiving):
             data = self._next_output()
         else:
             return
-        self._sending = data
-        self._send_at = 0
-        size = self._send_size = min(len(data), TRANSFER_MAX)
-        self._send_slot = self._own(self._ring.send(self._fd, data, size, MSG_NOSIGNAL))
+        sent = self._ring.try_send(self._fd, data, min(len(data), TRANSFER_MAX))
+        if sent < len(data):
+            self._send_what_is_left(data, sent)
+        else:
+            self._send_at = 0
+            self._send_size = sent
+            self._sent(sent)
+            self._attend()
 
     def _send_what_is_left(self, data: bytes, sent: int) -> None:
         """An attempt to send at once has taken *sent* bytes, or was refused."""
         sent = max(sent, 0)  # an error comes again, from the operation
         self._sending = data
-        self._send_at = sent
+        self._send_at = 0
+        self._send_size = -1  # no count is all of it
         if sent:
-            self.worker.bytes_out += sent
-            self._account(sent)
-            self._attend()
-        self._send_rest()
+            self._sent(sent)
+        else:
+            self._send_rest()
+        if self._out_size > self._high_water and not self._out_full:
+            self._output_full()
+        self._attend()
 
     def _send_rest(self) -> None:
         data = self._sending

@@ -32,6 +32,7 @@ import trio
 from uring_trio._kernel import BUFFER_GROUPS, CQE_F_MORE, GROUP_SIZES
 from uring_trio._trio_private import WaitTaskRescheduled, current_runner, park
 from uring_trio.gain._accept import Acceptor
+from uring_trio.gain._capabilities import capabilities
 from uring_trio.gain._conn import Conn
 from uring_trio.gain._elsewhere import Elsewhere
 from uring_trio.gain._secure import Secure
@@ -117,6 +118,7 @@ class Worker(Elsewhere):
         self._token = trio.lowlevel.current_trio_token()
         self._task = trio.lowlevel.current_task()
         self._trap = WaitTaskRescheduled(self._abort_sleep)
+        self.capabilities = capabilities()
         try:
             async with trio.open_nursery() as self.nursery:
                 try:
@@ -266,14 +268,17 @@ class Worker(Elsewhere):
         wrote, try_send = self.wrote, self.manager.ring.try_send
         tells_of_writes = self.callbacks.on_write is not None
         total = 0
+        again: list[Conn] = []
         for conn in self.dirty:
             if conn._send_slot >= 0:
                 continue
-            out = conn._out
-            if conn._special or len(out) != 1:
+            if conn._special:
                 conn._send_next()
                 continue
-            data = out.pop()
+            out = conn._out
+            if not out:
+                continue
+            data = out.pop() if len(out) == 1 else conn._next_output()
             size = len(data)
             sent = try_send(conn._fd, data, size)
             if sent == size:
@@ -282,10 +287,12 @@ class Worker(Elsewhere):
                 if tells_of_writes:
                     wrote.append(conn)
                     conn._written += size
+                if out:
+                    again.append(conn)
             else:
                 conn._send_what_is_left(data, sent)
         self.bytes_out += total
-        self.dirty.clear()
+        self.dirty = again  # more than one send's worth: others have their turn first
 
     def _sweep_wrote(self) -> None:
         """What the kernel has taken, to be told of once a tick."""
