@@ -1,6 +1,8 @@
 """The wheel: one for every CPython from 3.10, complete, made without network.
 
 Off Linux there is a wheel too, without the extension, and it runs on trio's own manager.
+Callback servers want the ring: without the extension they can be imported, and a start says
+why there is none.
 """
 
 from __future__ import annotations
@@ -44,6 +46,31 @@ except uring_trio.UringUnavailable:
     pass
 else:
     raise AssertionError("a demand for the ring must fail")
+"""
+
+SERVE_WITHOUT_EXTENSION = """
+import pathlib, sys
+import trio, uring_trio
+from uring_trio import gain
+assert pathlib.Path(gain.__file__).is_relative_to(sys.argv[1]), gain.__file__
+class Handler(gain.EventHandler):
+    def on_start(self, server):
+        raise AssertionError("started")
+    def on_read(self, conn, n):
+        pass
+def refused(start):
+    try:
+        start()
+    except uring_trio.UringUnavailable as exc:
+        assert exc.reason and exc.remedy, exc
+    else:
+        raise AssertionError("callback servers have nothing to fall back to")
+for workers in 1, 2:
+    options = {"workers": workers}
+    refused(lambda: gain.listen_and_serve("tcp://127.0.0.1:0", Handler(), **options))
+    async def main():
+        await gain.serve("tcp://127.0.0.1:0", Handler(), **options)
+    refused(lambda: uring_trio.run(main))
 """
 
 
@@ -91,7 +118,8 @@ def test_wheel_is_complete_and_its_tag_says_abi3(project: Path, tmp_path: Path) 
     else:
         assert "-cp310-abi3-linux" in wheel.name
         assert "uring_trio/_engine.abi3.so" in names
-    modules = {f"uring_trio/{path.name}" for path in (ROOT / "src/uring_trio").glob("*.py")}
+    modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
+    assert {"uring_trio/__init__.py", "uring_trio/gain/__init__.py"} <= modules
     assert names >= modules | {"uring_trio/py.typed"}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"uring_trio"}
 
@@ -105,4 +133,5 @@ def test_off_linux_it_installs_without_the_extension_and_runs(
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     assert not list(installed.rglob("*.so"))
-    run_python("-c", RUN_WITHOUT_EXTENSION, str(installed), cwd=tmp_path, PYTHONPATH=str(installed))
+    for program in (RUN_WITHOUT_EXTENSION, SERVE_WITHOUT_EXTENSION):
+        run_python("-c", program, str(installed), cwd=tmp_path, PYTHONPATH=str(installed))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import uring_trio
+from uring_trio import gain
 
 PUBLIC = {
     "IOStatistics",
@@ -26,7 +27,7 @@ PUBLIC = {
     "uninstall",
 }
 DOCUMENTED = sorted(PUBLIC - {"__version__"})
-PUBLIC_MODULES = {"pytest_plugin"}
+PUBLIC_MODULES = {"pytest_plugin", "gain"}
 
 # What pip brings with us, and what that brings.
 RUN_TIME = {"trio", "outcome", "_cffi_backend", "uring_trio"}
@@ -48,8 +49,16 @@ def test_all_is_the_list_and_nothing_else_looks_public() -> None:
 
 
 def test_modules_are_private_but_those_meant_to_be_named() -> None:
-    names = {path.stem for path in Path(uring_trio.__file__).parent.glob("*.py")}
+    package = Path(uring_trio.__file__).parent
+    names = {path.stem for path in package.glob("*.py")}
+    names |= {path.parent.name for path in package.glob("*/__init__.py")}
     assert {name for name in names if not name.startswith("_")} == PUBLIC_MODULES
+    assert all(path.stem.startswith("_") for path in package.glob("gain/*.py"))
+
+
+def test_all_of_the_callback_servers_is_what_looks_public_there() -> None:
+    public = {name for name in vars(gain) if not name.startswith("_")}
+    assert public - {"annotations"} == set(gain.__all__)
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
@@ -104,21 +113,26 @@ def test_exception_keeps_reason_and_remedy_through_pickle() -> None:
     assert "what to do" in str(exc)
 
 
-def test_import_brings_in_the_run_time_dependencies_only() -> None:
-    code = "import sys, uring_trio; print(*{name.partition('.')[0] for name in sys.modules})"
+def modules_after(code: str) -> set[str]:
+    """What is loaded when a new interpreter has run *code*."""
     done = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"],
+        [sys.executable, "-I", "-c", f"import sys; {code}; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
     )
-    third_party = set(done.stdout.split()) - sys.stdlib_module_names - RUN_TIME
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["uring_trio", "uring_trio.gain"])
+def test_import_brings_in_the_run_time_dependencies_only(name: str) -> None:
+    loaded = modules_after(f"sys.path[:0] = {sys.path!r}; import {name}")
     # What an environment's own start-up files import is not our doing.
-    started = subprocess.run(
-        [sys.executable, "-I", "-c", "import sys; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    third_party -= {name.partition(".")[0] for name in started.stdout.split()}
-    assert third_party == set()
+    loaded -= modules_after("pass")
+    packages = {module.partition(".")[0] for module in loaded}
+    assert packages - sys.stdlib_module_names - RUN_TIME == set()
+
+
+def test_who_does_not_ask_for_the_callback_servers_does_not_load_them() -> None:
+    loaded = modules_after(f"sys.path[:0] = {sys.path!r}; import uring_trio")
+    assert {name for name in loaded if name.startswith("uring_trio.gain")} == set()
