@@ -113,12 +113,12 @@ class Worker(Elsewhere):
         """
         runner = current_runner()
         self.manager = runner.io_manager
+        self.capabilities = capabilities()
         self.manager.routed_type = Conn
         self.thread = self.ident = get_ident()
         self._token = trio.lowlevel.current_trio_token()
         self._task = trio.lowlevel.current_task()
         self._trap = WaitTaskRescheduled(self._abort_sleep)
-        self.capabilities = capabilities()
         try:
             async with trio.open_nursery() as self.nursery:
                 try:
