@@ -68,9 +68,13 @@ class Closing(Sending):
         if self._state is State.DISCARDING:
             self._apply(Event.ABORT)  # all was sent: what the peer does now is no error
             return
+        if self._state is State.HANDSHAKE:
+            self.worker.logger.info("TLS handshake with %s failed: %s", self._name(), exc)
         if self._err is None or isinstance(self._err, EndOfStream):
             self._err = exc
-        announce = self._state is State.OPEN and isinstance(exc, OSError) and self._unannounced()
+        announce = False
+        if self._state is State.OPEN and isinstance(exc, OSError):
+            announce = self._unannounced() > 0 or not self._accepted
         if not announce or self._busy or isinstance(exc, DeadlineExceeded):
             self._apply(Event.ABORT)
         self._attend()
@@ -82,10 +86,11 @@ class Closing(Sending):
             self._thread = 0
             self._forget_deadlines()
             if self._secure is not None:
-                self._secure.close(self)
+                self._secure.close(self._out)
+                self._handshaking = self._handshaking and self._out_size > 0
                 if self._send_slot < 0:
                     self._begin_output()
-            if self._out_size:
+            if self._out_size or self._secure is not None:
                 self._start_close_timeout()
         self._attend()
 
@@ -116,6 +121,8 @@ class Closing(Sending):
         """All was sent. With unread input, close(2) would send a reset: read it first."""
         if not self._eof:
             self._send_fin()  # at once, and before any reset that is sent all the same
+        if self._timed:
+            self._cancel_timer("close")
         if self._recv_slot >= 0 and not self._recv_canceling:
             self._cancel_receive()
         if self._recv_slot >= 0:
@@ -201,6 +208,12 @@ class Closing(Sending):
         raise NotImplementedError
 
     def _start_timer(self, kind: str, seconds: float) -> None:
+        raise NotImplementedError
+
+    def _cancel_timer(self, kind: str) -> None:
+        raise NotImplementedError
+
+    def _name(self) -> str:
         raise NotImplementedError
 
     def _forget_deadlines(self) -> None:

@@ -165,6 +165,8 @@ class Conn(Connection):
 
         Raises:
           GainError: input that was received in clear is still buffered, or it is TLS already.
+          ConnectionClosed: after ``close()``, ``send_eof()``, or the connection's end.
+          ssl.SSLError: the context is not one for servers.
         """
         self._check("start_tls")
         if self._secure is not None:
@@ -173,18 +175,13 @@ class Conn(Connection):
             raise GainError(
                 f"start_tls: {self.inbound_buffered()} bytes of plaintext are still buffered"
             )
-        secure = Secure(ssl_context, from_start=False)
-        secure.begin(self)
-        self._secure = secure
-        self._start_timer("handshake", self.worker.config.tls_handshake_timeout)
-        self._attend()
-        if secure.pending() and self._send_slot < 0:
-            self._begin_output()
-
-    def _handshake_ended(self) -> None:
-        self._cancel_timer("handshake")
-        if self._state is State.HANDSHAKE:
-            self._apply(Event.READY)
+        if self._ended:
+            raise ConnectionClosed("start_tls: send_eof() has ended the output")
+        secure = Secure(ssl_context)
+        secure.take_over(self._out[:], in_flight=self._sending is not None)
+        self._out.clear()
+        self._use_tls(secure, self._state)
+        self._when_mine(self._begin_handshake)
 
     # ---- reading, or not -----------------------------------------------------------------
 
@@ -273,7 +270,7 @@ class Conn(Connection):
         self._start_timer("close", self.worker.config.close_timeout)
 
     def _restart_close_timeout(self) -> None:
-        if self._out_size:
+        if self._out_size or self._secure is not None:  # a close_notify follows
             self._start_close_timeout()
         else:
             self._cancel_timer("close")

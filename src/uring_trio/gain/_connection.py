@@ -27,6 +27,8 @@ from uring_trio.gain._states import Event, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uring_trio.gain._secure import Secure
+
 
 # Seconds for which input is thrown away after our FIN, so that no reset overtakes the answer.
 DISCARD_S = 1.0
@@ -173,9 +175,10 @@ class Connection(Closing):
                 self._begin_close()
         elif self._eof and not self._eof_told and (not fresh or self._stopped):
             self._eof_told = True
-            if callbacks.on_eof is not None:
+            truncated = None if self._secure is None else self._secure.truncated
+            if truncated is None and callbacks.on_eof is not None:
                 return self._call("on_eof", callbacks.on_eof)
-            self._err = EndOfStream("the peer ended the connection")
+            self._err = truncated or EndOfStream("the peer ended the connection")
             self._begin_close()
         return False
 
@@ -278,16 +281,19 @@ class Connection(Closing):
 
     def _received(self, data: bytes) -> None:
         """Input, as its own bytes."""
-        if self._state > State.OPEN:
+        if self._state > State.OPEN and not self._handshaking:
             return  # thrown away
         if self._idle_s is not None:
             self._restart_idle()
         if self._group == 0 and len(data) >= 8192:
             self._grow()
-        if self._secure is not None:
-            data = self._secure.received(self, data)
-            if not data:
-                return
+        if self._secure is None:
+            self._keep(data)
+        else:
+            self._decrypt(self._secure, data)
+
+    def _keep(self, data: bytes) -> None:
+        """Input for the user."""
         self._stash()
         if self._buffer is None:
             self._buffer = bytearray(data)
@@ -306,8 +312,10 @@ class Connection(Closing):
         """No data: the end of the stream, or an error."""
         if res == 0:
             self._eof = True
-            if self._secure is not None and self._state <= State.OPEN:
-                self._secure.ended(self)
+            if self._secure is not None and (self._state <= State.OPEN or self._handshaking):
+                error = self._secure.transport_ended()
+                if error is not None and error is not self._secure.truncated:
+                    self._fail(error)  # else it is told when all input has been
             if self._state is State.DISCARDING:
                 self._apply(Event.DISCARDED)
         elif res == ENOBUFS:
@@ -322,8 +330,36 @@ class Connection(Closing):
             if error:
                 self._fail(os_error(-error))
 
-    def _name(self) -> str:
-        raise NotImplementedError
+    # ---- TLS -----------------------------------------------------------------------------
+
+    def _use_tls(self, secure: Secure, state: State) -> None:
+        """All that the file takes and gives goes through *secure* from here on."""
+        self._secure = secure
+        self._state = state
+        self._handshaking = True
+
+    def _begin_handshake(self) -> None:
+        if self._handshaking and self._state <= State.OPEN:
+            self._start_timer("handshake", self.worker.config.tls_handshake_timeout)
+            self._attend()
 
     def _handshake_ended(self) -> None:
-        raise NotImplementedError
+        self._handshaking = False
+        self._cancel_timer("handshake")
+        if self._state is State.HANDSHAKE:
+            self._apply(Event.READY)
+
+    def _decrypt(self, secure: Secure, data: bytes) -> None:
+        """Input of the file's, and what it leads to."""
+        plaintext = secure.received(data)
+        if self._handshaking and secure.handshake_done:
+            self._handshake_ended()
+        if plaintext and self._state is State.OPEN:
+            self._keep(plaintext)
+        if secure.peer_closed:
+            self._eof = True
+        if secure.error is not None:
+            self._try_last(secure.last_words())
+            self._fail(secure.error)
+        elif self._send_slot < 0 and secure.pending():
+            self._begin_output()

@@ -1,21 +1,18 @@
 """TLS between a connection and its file: what `_tls` encrypts, counted in plaintext.
 
 Users are told of plaintext only: how much the kernel has taken is known when a piece of
-ciphertext has been sent whole, and then the plaintext in it counts as written.
+ciphertext has been sent whole, and then the plaintext in it counts as written. What was
+written before ``start_tls`` leaves first and in clear, and counts as it goes.
+
+This knows nothing of connections: it is given bytes and returns bytes, and what is to
+become of an error is for `_connection` to say.
 """
 
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Any
 
-from uring_trio.gain._states import Event, State
 from uring_trio.gain._tls import TLSLayer
-
-if TYPE_CHECKING:
-    from uring_trio.gain._closing import Closing
-    from uring_trio.gain._connection import Connection
-    from uring_trio.gain._sending import Sending
 
 # Bytes of plaintext that are encrypted for one send, or up to 64 KiB more (see `TLSLayer`).
 ENCRYPT_SIZE = 64 << 10
@@ -26,100 +23,112 @@ class Secure:
 
     Args:
       context: certificates and policy.
-      from_start: the connection begins with it (``tls=``): no callback before the handshake.
+
+    Attributes:
+      truncated: the transport ended without close_notify, after the handshake.
+
+    Raises:
+      ssl.SSLError: the context is not one for servers.
     """
 
-    def __init__(self, context: ssl.SSLContext, *, from_start: bool) -> None:
-        self.layer = TLSLayer(context)
-        self.from_start = from_start
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._layer = TLSLayer(context)
+        self.truncated: ssl.SSLError | None = None
         self._reported = 0  # bytes of plaintext that count as written
         self._in_flight_end = 0  # `plaintext_taken` behind the ciphertext in flight
         self._clear: list[bytes] = []  # written before start_tls(): leaves as it is
-        self._clear_sent = 0
+        self._sends_clear = False  # what is in flight was never encrypted
 
-    def begin(self, conn: Connection) -> None:
-        """Take over a connection; what it has written until now leaves in clear."""
-        self._clear = conn._out[:]
-        conn._out.clear()
-        self.layer.start()
+    def take_over(self, clear: list[bytes], *, in_flight: bool) -> None:
+        """Begin in the middle of a connection.
 
-    def received(self, conn: Connection, ciphertext: bytes) -> bytes:
-        """The plaintext of what came; an error ends the connection, after the alert is sent."""
-        layer = self.layer
-        was_done = layer.handshake_done
+        Args:
+          clear: written until now, and not sent.
+          in_flight: a send of more is in flight.
+        """
+        self._clear = clear
+        self._sends_clear = in_flight
+
+    # ---- input ---------------------------------------------------------------------------
+
+    @property
+    def handshake_done(self) -> bool:
+        """Whether data can flow."""
+        return self._layer.handshake_done
+
+    @property
+    def peer_closed(self) -> bool:
+        """Whether the peer's close_notify has come."""
+        return self._layer.peer_closed
+
+    @property
+    def error(self) -> ssl.SSLError | None:
+        """What ended TLS here; input that came before it has been returned."""
+        return self._layer.error
+
+    def received(self, ciphertext: bytes) -> bytes:
+        """The plaintext of what came; see `error` afterwards."""
         try:
-            plaintext = layer.feed(ciphertext)
-        except ssl.SSLError as exc:
-            self._failed(conn, exc)
+            return self._layer.feed(ciphertext)
+        except ssl.SSLError:
             return b""
-        if layer.handshake_done and not was_done:
-            conn._handshake_ended()
-        if layer.error is not None:  # behind good records, which are announced first
-            conn._fresh += len(plaintext)
-            conn._stash()
-            conn._buffer = (conn._buffer or bytearray()) + plaintext
-            self._failed(conn, layer.error)
-            return b""
-        if layer.peer_closed:
-            conn._eof = True
-        if conn._send_slot < 0:
-            conn._begin_output()
-        return plaintext
 
-    def ended(self, conn: Connection) -> None:
-        """The transport has ended."""
+    def transport_ended(self) -> ssl.SSLError | None:
+        """Take note of the peer's FIN; the error, unless close_notify came before."""
         try:
-            self.layer.feed_eof()
+            self._layer.feed_eof()
         except ssl.SSLError as exc:
-            self._failed(conn, exc)
+            if self._layer.handshake_done:
+                self.truncated = exc
+            return exc
+        return None
 
-    def _failed(self, conn: Connection, exc: ssl.SSLError) -> None:
-        if conn._state is State.HANDSHAKE:
-            conn.worker.logger.info("TLS handshake with %s failed: %s", conn._name(), exc)
-        alert = self.layer.take()
-        if alert and conn._send_slot < 0:
-            try:
-                conn._sock.send(alert)  # non-blocking; the peer may do without
-            except OSError:
-                pass
-        if conn._err is None:
-            conn._err = exc
-        if conn._unannounced() and conn._state is State.OPEN and not conn._busy:
-            return  # told first; see Connection._call_reader
-        conn._apply(Event.ABORT)
+    # ---- output --------------------------------------------------------------------------
 
     def pending(self) -> bool:
         """Whether there is more to be sent."""
-        return bool(self._clear) or self.layer.pending
+        return bool(self._clear) or self._layer.pending
 
-    def next_output(self, conn: Sending) -> bytes:
-        """What to send next: clear text first, then ciphertext."""
-        for piece in conn._out:
-            self.layer.write(piece)
-        conn._out.clear()
+    def encrypt(self, written: list[bytes]) -> None:
+        """Take what was written off its queue."""
+        for piece in written:
+            self._layer.write(piece)
+        written.clear()
+
+    def next_output(self, written: list[bytes]) -> bytes:
+        """What to send next: clear text first, then ciphertext, also of what is *written*."""
+        self.encrypt(written)
+        self._sends_clear = bool(self._clear)
         if self._clear:
             data = b"".join(self._clear)
             self._clear.clear()
-            self._clear_sent = len(data)
             return data
-        data = self.layer.take(ENCRYPT_SIZE)
-        self._in_flight_end = self.layer.plaintext_taken
+        data = self._layer.take(ENCRYPT_SIZE)
+        self._in_flight_end = self._layer.plaintext_taken
         return data
 
-    def accepted(self) -> int:
-        """The kernel has all of what was in flight: how many bytes of the user's that were."""
-        size = self._in_flight_end - self._reported + self._clear_sent
+    def last_words(self) -> bytes:
+        """After an error: clear text that was not sent, and the alert."""
+        data = b"".join(self._clear) + self._layer.take()
+        self._clear.clear()
+        return data
+
+    def accepted(self, size: int, *, whole: bool) -> int:
+        """How many of the user's bytes it means that the kernel has taken *size* more.
+
+        Args:
+          size: bytes of what is in flight.
+          whole: there is nothing left of it.
+        """
+        if self._sends_clear:
+            return size
+        if not whole:
+            return 0
+        plaintext = self._in_flight_end - self._reported
         self._reported = self._in_flight_end
-        self._clear_sent = 0
-        return size
+        return plaintext
 
-    def close(self, conn: Closing) -> None:
+    def close(self, written: list[bytes]) -> None:
         """Queue close_notify behind all that was written."""
-        for piece in conn._out:
-            self.layer.write(piece)
-        conn._out.clear()
-        self.layer.close_notify()
-
-    def ssl_object(self) -> Any:
-        """For questions such as the peer's certificate."""
-        return self.layer.ssl_object
+        self.encrypt(written)
+        self._layer.close_notify()

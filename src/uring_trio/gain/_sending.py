@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from uring_trio._kernel import ECANCELED, EINTR, TRANSFER_MAX
 from uring_trio.gain._receiving import Receiving
-from uring_trio.gain._states import State
+from uring_trio.gain._states import Event, State
 
 if TYPE_CHECKING:
     from uring_trio.gain._secure import Secure
@@ -30,7 +30,7 @@ def os_error(result: int) -> OSError:
 class Sending(Receiving):
     """The send operation of a connection."""
 
-    __slots__ = ("_idle_s", "_in_thread", "_secure", "_timed")
+    __slots__ = ("_handshaking", "_idle_s", "_in_thread", "_secure", "_timed")
 
     _secure: Secure | None
 
@@ -38,14 +38,20 @@ class Sending(Receiving):
         self._idle_s: float | None = None
         self._in_thread = False
         self._secure = None
+        self._handshaking = False  # of TLS; it needs input whatever the user needs
         self._timed = 0  # deadlines that are set
+
+    def _wants_input(self) -> bool:
+        if self._handshaking:
+            return not self._eof and self._state <= State.FLUSHING
+        return super()._wants_input()
 
     def _send_next(self) -> None:
         """Send what was written; nothing is in flight."""
         if self._state > State.FLUSHING or self._in_thread:
             return
         if self._secure is not None:
-            data = self._secure.next_output(self)
+            data = self._secure.next_output(self._out)
             if not data:
                 return
         elif self._out:
@@ -91,7 +97,7 @@ class Sending(Receiving):
             if res == EINTR:
                 self._send_rest()
             elif res != ECANCELED:
-                self._fail(os_error(res))
+                self._send_failed(res)
             if res != EINTR:
                 self._sending = None
             return
@@ -100,8 +106,8 @@ class Sending(Receiving):
         whole = res == self._send_size
         if self._secure is None:
             self._account(res)
-        elif whole:
-            self._account(self._secure.accepted())
+        else:
+            self._account(self._secure.accepted(res, whole=whole))
         if self._idle_s is not None and res:
             self._restart_idle()
         if self._sending is not None and self._send_at < len(self._sending):
@@ -110,6 +116,18 @@ class Sending(Receiving):
         self._sending = None
         if self._out or (self._secure is not None and self._secure.pending()):
             self._begin_output()
+
+    def _send_failed(self, res: int) -> None:
+        if self._state is State.FLUSHING and not self._out_size:
+            # A peer may go, close_notify said, without waiting for ours. Many do.
+            self._apply(Event.ABORT)
+        else:
+            self._fail(os_error(res))
+
+    def _try_last(self, data: bytes) -> None:
+        """Send this if it can be done now: the connection is about to end."""
+        if data and self._send_slot < 0 and self._sending is None:
+            self._ring.try_send(self._fd, data, len(data))
 
     def _account(self, size: int) -> None:
         """The kernel has *size* more bytes of what was written."""
@@ -126,6 +144,9 @@ class Sending(Receiving):
                 self._restart_close_timeout()
 
     # ---- for the classes above -----------------------------------------------------------
+
+    def _apply(self, event: Event) -> None:
+        raise NotImplementedError
 
     def _fail(self, exc: BaseException) -> None:
         raise NotImplementedError

@@ -125,11 +125,9 @@ class TLSLayer:
         self._raise_error()
         if self.peer_closed:
             return True
-        self._incoming.write_eof()
+        # Not an end of the layer: what is written may still be sent.
         when = "without close_notify" if self.handshake_done else "during the handshake"
-        self.error = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, f"the peer ended the connection {when}")
-        self._raise_error()
-        return False
+        raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, f"the peer ended the connection {when}")
 
     def write(self, plaintext: bytes | bytearray | memoryview) -> None:
         """Queue *plaintext*; `bytes` are kept, any other buffer is copied.

@@ -414,9 +414,8 @@ class Worker(Elsewhere):
         self._conns.add(conn)
         tls = self.config.tls
         if tls is not None:
-            conn._state = State.HANDSHAKE
-            conn._secure = Secure(tls, from_start=True)
-            conn._start_timer("handshake", self.config.tls_handshake_timeout)
+            conn._use_tls(Secure(tls), State.HANDSHAKE)
+            conn._begin_handshake()
         conn._attend()
 
     def forget(self, conn: Conn) -> None:
