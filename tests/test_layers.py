@@ -51,9 +51,9 @@ GAIN_LAYERS = [
     {"_server"},
     {"__init__"},
 ]
-# All that they may know of what is below them: a ring, completions that go to one task, how
+# All that they may know of what is below them: a ring, memory, completions for one task, how
 # a task is parked, and a run on the ring. What is below knows nothing of them.
-GAIN_RESTS_ON = {"_kernel", "_operations", "_probe", "_run", "_trio_private"}
+GAIN_RESTS_ON = {"_kernel", "_memory", "_operations", "_probe", "_run", "_trio_private"}
 
 # Who may know what: the name -> the only modules that may import it.
 RESERVED = {
