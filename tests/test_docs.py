@@ -1,7 +1,7 @@
 """What the documentation says can be done: its code runs, its commands, names and links exist.
 
-A Python block runs as a program of its own, or under pytest if it defines tests. Above a
-block may stand a comment:
+A Python block runs as a program of its own, or under pytest if it defines tests; those of
+callback servers only where there is a ring. Above a block may stand a comment:
 
     <!-- file: examples/echo.py -->   the block is that file, which has a test of its own
     <!-- not run: reason -->          the block serves for ever, say
@@ -18,10 +18,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import harness
 import pytest
 
 import uring_trio
 from uring_trio import __main__ as command_line
+from uring_trio import gain
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -32,12 +34,14 @@ PAGES = sorted(
         ROOT / "benchmarks" / "README.md",
     ]
 )
+USED = ("backends", "gain", "reference", "testing")  # the pages of docs/ that are for users
 BLOCK_LIMIT_S = 30  # a block takes well under a second; pytest in it one or two
 
 FENCE = re.compile(r"^```(\w*)$")
 COMMENT = re.compile(r"<!-- (file|not run): (.+) -->")
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 INLINE_CODE = re.compile(r"`[^`]+`")
+NEEDS_THE_RING = re.compile(r"^from uring_trio import gain$", re.MULTILINE)
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 
 # A full stop and what may close a sentence, then the beginning of another.
@@ -108,6 +112,11 @@ def test_python_block_runs(block: Block, tmp_path: Path) -> None:
         if kind == "file":
             assert block.text == (ROOT / argument).read_text()
         return
+    reason = harness.ring_denied() if NEEDS_THE_RING.search(block.text) else None
+    if reason is not None:
+        if os.environ.get("URING_TRIO_REQUIRE") == "1":
+            pytest.fail(f"URING_TRIO_REQUIRE is 1, but {reason}", pytrace=False)
+        pytest.skip(reason)
     program = tmp_path / "test_block.py"
     program.write_text(block.text)
     command = [sys.executable, "-W", "error", str(program)]
@@ -129,7 +138,9 @@ def test_python_block_runs(block: Block, tmp_path: Path) -> None:
 
 def test_there_is_python_on_the_pages_of_users() -> None:
     pages = {name_of(block.page) for block in PYTHON}
-    assert pages >= {"README.md", "docs/backends.md", "docs/reference.md", "docs/testing.md"}
+    assert pages >= {"README.md", *(f"docs/{x}.md" for x in USED)}
+    gain_pages = {name_of(block.page) for block in PYTHON if NEEDS_THE_RING.search(block.text)}
+    assert gain_pages >= {"README.md", "docs/gain.md"}
 
 
 # ---- commands ---------------------------------------------------------------------------
@@ -229,6 +240,8 @@ def test_public_names_that_are_used_exist(page: Path) -> None:
     for name in set(re.findall(r"\buring_trio\.([A-Za-z]\w*)", text)):
         known = name in uring_trio.__all__ or importlib.util.find_spec(f"uring_trio.{name}")
         assert known, f"uring_trio.{name}"
+    for name in set(re.findall(r"(?<![\w./])gain\.(?!md\b|py\b)([A-Za-z]\w*)", text)):
+        assert name in gain.__all__, f"gain.{name}"
 
 
 def test_the_reference_has_every_public_name() -> None:
