@@ -65,6 +65,12 @@ int ut_try_send(int fd, const char *data, size_t size)
     return sent < 0 ? -errno : (int)sent;
 }
 
+int ut_try_recv(int fd, void *memory, size_t size)
+{
+    ssize_t received = recv(fd, memory, size, MSG_DONTWAIT);
+    return received < 0 ? -errno : (int)received;
+}
+
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
                       uint32_t size, int flags)
 {

@@ -29,6 +29,9 @@ int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t si
  * to wait for: for data that is small against the socket's buffer. */
 int ut_try_send(int fd, const char *data, size_t size);
 
+/* Receives at once what is there: bytes, 0 at the end of the stream, or -errno. */
+int ut_try_recv(int fd, void *memory, size_t size);
+
 /* The same as ut_prep_send from `data + offset`: what a short send has left. */
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
                       uint32_t size, int flags);

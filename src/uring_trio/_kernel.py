@@ -33,9 +33,11 @@ except ImportError:  # not built: not Linux, or no compiler
 # What the engine refuses to do in a forked child (errno EOWNERDEAD).
 OWNER_DEAD = -130
 EINTR = -4
+EAGAIN = -11
 ENOBUFS = -105
 ECANCELED = -125
 
+CQE_F_BUFFER = 1 << 0
 CQE_F_MORE = 1 << 1
 CQE_F_SOCK_NONEMPTY = 1 << 2
 
@@ -314,6 +316,7 @@ class Ring:
         self.poll = partial(lib.ut_prep_poll, engine)
         self.recv_multishot = partial(lib.ut_prep_recv_multishot, engine)
         self.try_send = lib.ut_try_send
+        self.try_recv = lib.ut_try_recv
         self.send_from = partial(lib.ut_prep_send_from, engine)
         self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
 

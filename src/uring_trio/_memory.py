@@ -105,6 +105,10 @@ class Memory:
         """The first *size* bytes."""
         return bytes(_ffi.buffer(self.c, size))
 
+    def view(self, size: int) -> Any:
+        """The first *size* bytes as they are at any time, until `free`: slices are copies."""
+        return _ffi.buffer(self.c, size)
+
     def free(self) -> None:
         """Give the memory back; after the last cqe."""
         _lib.ut_memory_free(self.c)

@@ -17,10 +17,10 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-from uring_trio._kernel import ECANCELED, EINTR, ENOBUFS
+from uring_trio._kernel import CQE_F_BUFFER, EAGAIN, ECANCELED, EINTR, ENOBUFS
 from uring_trio.gain._closing import Closing
 from uring_trio.gain._errors import EndOfStream
-from uring_trio.gain._receiving import POLLERR, POLLHUP, ends
+from uring_trio.gain._receiving import LARGE_SIZE, POLLERR, POLLHUP, SMALLEST_BUFFER, ends
 from uring_trio.gain._sending import os_error
 from uring_trio.gain._states import Event, State
 
@@ -121,10 +121,15 @@ class Connection(Closing):
         """Call what is due, then have the kernel do what the state demands."""
         self._settling = True
         try:
+            if self._readable and not self._in_thread:
+                self._readable = False
+                self._receive_ready()
             while not self._busy and self._call_next():
                 pass
             if self._lease_size and not self._in_thread:
                 self._stash()
+            if self._large and not self._in_thread:
+                self._shrink()
             self._advance()
         finally:
             self._settling = False
@@ -242,11 +247,13 @@ class Connection(Closing):
             self._defer(kind, res, flags, offset)
             return
         if kind == "recv":
-            if res > 0:
+            if res <= 0:
+                self._receive_failed(res)
+            elif flags & CQE_F_BUFFER:
                 self.worker.bytes_in += res
                 self._received(self._pool[offset : offset + res])
             else:
-                self._receive_failed(res)
+                self._receive_ready()
         elif kind == "send":
             self._sent(res)
         else:
@@ -255,6 +262,8 @@ class Connection(Closing):
 
     def _defer(self, kind: str, res: int, flags: int, offset: int) -> None:
         """A thread has the connection: keep this until it is done."""
+        if kind == "recv" and res > 0 and not flags & CQE_F_BUFFER:
+            return  # a poll: there will be input as well when the thread is done
         if kind == "recv" and res > 0:
             self.worker.bytes_in += res
             data = self._pool[offset : offset + res]
@@ -279,13 +288,32 @@ class Connection(Closing):
             fn(*args)
         self._limit_input()
 
+    def _receive_ready(self) -> None:
+        """The poll of a stream with large messages: there is input, an end, or an error."""
+        worker = self.worker
+        size = self._ring.try_recv(self._fd, worker.block.c, LARGE_SIZE)
+        if size <= 0:
+            if size != EAGAIN:
+                self._receive_failed(size)
+            return
+        worker.bytes_in += size
+        data = worker.block.data(size)
+        if self._secure is None and self._state is State.OPEN:
+            self._take_large(data)
+            if self._idle_s is not None:
+                self._restart_idle()
+        else:
+            self._note_size(size)
+            self._received(data)
+        self._limit_input()
+
     def _received(self, data: bytes) -> None:
         """Input, as its own bytes."""
         if self._state > State.OPEN and not self._handshaking:
             return  # thrown away
         if self._idle_s is not None:
             self._restart_idle()
-        if self._group == 0 and len(data) >= 8192:
+        if not self._large and len(data) >= SMALLEST_BUFFER:
             self._grow()
         if self._secure is None:
             self._keep(data)

@@ -65,7 +65,10 @@ class Sending(Receiving):
             self._send_at = 0
             self._send_size = sent
             self._sent(sent)
-            self._attend()
+            if self._special:
+                self._attend()
+            elif self.worker.callbacks.on_write is not None:
+                self.worker.wrote.append(self)
 
     def _send_what_is_left(self, data: bytes, sent: int) -> None:
         """An attempt to send at once has taken *sent* bytes, or was refused."""
