@@ -73,9 +73,7 @@ class Acceptor:
             self._hand_on(*held)
         if self._held is not None or not worker.may_accept():
             return
-        multishot = (
-            worker.config.max_connections is None and worker.capabilities.multishot_accept
-        )
+        multishot = worker.config.max_connections is None and worker.capabilities.multishot_accept
         slot = worker.manager.ring.accept_fd(self._fd, ACCEPT_FLAGS, multishot)
         self.slot = worker.manager.start(self, slot)
         self.paused = False

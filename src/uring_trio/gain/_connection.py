@@ -251,7 +251,7 @@ class Connection(Closing):
                 self._receive_failed(res)
             elif flags & CQE_F_BUFFER:
                 self.worker.bytes_in += res
-                self._received(self._pool[offset : offset + res])
+                self._received(self.worker.manager.pool[offset : offset + res])
             else:
                 self._receive_ready()
         elif kind == "send":
@@ -266,7 +266,7 @@ class Connection(Closing):
             return  # a poll: there will be input as well when the thread is done
         if kind == "recv" and res > 0:
             self.worker.bytes_in += res
-            data = self._pool[offset : offset + res]
+            data = self.worker.manager.pool[offset : offset + res]
             self._deferred.append((self._received, (data,)))
             self._deferred_size += res
             if self._deferred_size >= self.worker.read_buffer_limit:
@@ -352,7 +352,9 @@ class Connection(Closing):
             self._fail(os_error(res))
 
     def _watched(self, res: int) -> None:
-        """The poll of a paused connection."""
+        """The poll for errors alone."""
+        if self._wants_input() and not self._is_multishot():
+            return  # its receives find the error themselves, and what came before it first
         if res > 0 and res & (POLLERR | POLLHUP) and self._state is State.OPEN:
             error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:

@@ -103,11 +103,16 @@ class Receiving(Output):
         elif self._send_slot < 0 and self._state is State.OPEN and not self._eof:
             self._watch()
 
+    def _is_multishot(self) -> bool:
+        """Whether it receives, when it does, with an operation that may miss an error."""
+        multishot: bool = self.worker.capabilities.multishot_receive
+        return multishot and not self._large
+
     def _arm(self) -> None:
         ring = self._ring
         if self._large:
             slot = ring.poll(self._fd, POLLIN, 0)
-        elif not self.worker.capabilities.multishot_receive:
+        elif not self._is_multishot():
             slot = ring.recv(self._fd, 0, SMALLEST_BUFFER, self._poll_first)
         else:
             # Tried at once: armed with POLL_FIRST it never learns of an end of file, or a
