@@ -126,8 +126,10 @@ class Connection(Closing):
                 self._receive_ready()
             while not self._busy and self._call_next():
                 pass
-            if self._lease_size and not self._in_thread:
-                self._stash()
+            if not self._in_thread:
+                if self._lease_size:
+                    self._stash()
+                self._limit_input()
             if self._large and not self._in_thread:
                 self._shrink()
             self._advance()
@@ -305,7 +307,6 @@ class Connection(Closing):
         else:
             self._note_size(size)
             self._received(data)
-        self._limit_input()
 
     def _received(self, data: bytes) -> None:
         """Input, as its own bytes."""
@@ -331,10 +332,11 @@ class Connection(Closing):
         self._limit_input()
 
     def _limit_input(self) -> None:
-        """Stop receiving at read_buffer_limit."""
-        if not self._input_full and self._buffered() >= self.worker.read_buffer_limit:
-            self._input_full = True
+        """Stop receiving at read_buffer_limit, or go on."""
+        full = self._buffered() >= self.worker.read_buffer_limit
+        if full and not self._input_full:
             self._special = True
+        self._input_full = full
 
     def _receive_failed(self, res: int) -> None:
         """No data: the end of the stream, or an error."""
