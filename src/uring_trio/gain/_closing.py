@@ -201,6 +201,7 @@ class Closing(Sending):
         if self._state < State.ENDING:
             self._apply(Event.ABORT)
         self._cancel_all()
+        self._attend()
 
     # ---- for the classes above -----------------------------------------------------------
 
