@@ -45,6 +45,8 @@ GAIN_LAYERS = [
     {"_conn"},
     {"_accept", "_datagram_conn"},
     {"_datagram"},
+    {"_clock"},
+    {"_turn"},
     {"_worker"},
     {"_supervisor"},
     {"_session"},

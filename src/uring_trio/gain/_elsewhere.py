@@ -6,7 +6,6 @@ for it gathers, and is looked at when the callback has ended.
 
 from __future__ import annotations
 
-import logging
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from uring_trio.gain._config import Config
     from uring_trio.gain._conn import Conn
     from uring_trio.gain._handler import Callbacks
-
-
-logger = logging.getLogger("uring_trio.gain")
 
 
 NOBODY = -1  # no thread's ident
@@ -107,22 +103,6 @@ class Elsewhere:
             if raised is not None:
                 conn._raised("on_read", raised)
             conn._callback_ended("on_read")
-
-    async def run_ticks(self, seconds: float, server: Any) -> None:
-        """Call ``on_tick`` every so many seconds, and never two at once."""
-        on_tick = self.callbacks.on_tick
-        assert on_tick is not None
-        is_async = self.callbacks.is_async("on_tick")
-        at = trio.current_time()
-        while True:
-            at = max(at + seconds, trio.current_time())
-            await trio.sleep_until(at)
-            try:
-                result = on_tick(server)
-                if is_async:
-                    await result
-            except Exception:
-                logger.exception("on_tick raised")
 
     def cancel_callbacks(self) -> None:
         """The time is over: cancel the callbacks that run as tasks."""

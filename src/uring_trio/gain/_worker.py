@@ -3,25 +3,13 @@
 The IO manager does not wake a task for each completion. It puts the completions of all of
 a worker's connections into one batch and wakes the worker's task once (`Routed`), in the
 tick in which they came, so that received bytes can be taken straight from the engine's
-buffers. The task's *turn* has three sweeps:
-
-1. what the kernel has done: input is announced to nobody yet, sends are accounted for;
-2. what handlers are to be told, once for each connection, whatever has come for it;
-3. what was written, as one send a connection: tried at once, because a socket's buffer
-   nearly always has room, and what it does not take is an operation on the ring. (An
-   operation for each small answer costs its slot, its sqe and its cqe, and a look at its
-   completion: 0.7 us, a tenth of an echo's CPU.) Then ``on_write`` is called.
-
-Each sweep treats the plain case in line, because a call of a Python function costs a tenth
-of what a small message may cost altogether; a connection that is *special* goes through
-`Connection._settle`. What other tasks of this run write or close wakes the worker for a turn
-of its own. Other threads reach it through `Worker.post`.
+buffers. What the task does then is its turn (`_turn`). What other tasks of this run write
+or close wakes it for a turn as well. Other threads reach it through `Worker.post`.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections import deque
 from threading import get_ident
@@ -29,20 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from uring_trio._kernel import BUFFER_GROUPS, CQE_F_BUFFER, CQE_F_MORE, EAGAIN
 from uring_trio._memory import Memory
 from uring_trio._trio_private import WaitTaskRescheduled, current_runner, park
 from uring_trio.gain._accept import Acceptor
 from uring_trio.gain._capabilities import capabilities
 from uring_trio.gain._conn import Conn
-from uring_trio.gain._elsewhere import Elsewhere
-from uring_trio.gain._receiving import LARGE_SIZE, SMALLEST_BUFFER
+from uring_trio.gain._receiving import LARGE_SIZE
 from uring_trio.gain._secure import Secure
 from uring_trio.gain._states import State
 from uring_trio.gain._statistics import WorkerStatistics
-from uring_trio.gain._timers import Timers
+from uring_trio.gain._turn import Turn
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from uring_trio.gain._address import Address
@@ -51,7 +38,6 @@ if TYPE_CHECKING:
     from uring_trio.gain._listen import Listener
     from uring_trio.gain._server import Server
 
-MSG_NOSIGNAL = socket.MSG_NOSIGNAL
 # How long a call from another thread waits for a worker's counters: a callback may be running.
 STATISTICS_TIMEOUT_S = 1.0
 
@@ -61,7 +47,7 @@ logger = logging.getLogger("uring_trio.gain")
 _counting = threading.Lock()
 
 
-class Worker(Elsewhere):
+class Worker(Turn):
     """Serves connections on the ring of the trio run that it is run in.
 
     Args:
@@ -71,7 +57,6 @@ class Worker(Elsewhere):
       server: for handlers.
     """
 
-    manager: Any
     ident: int  # of its thread, once there is one
 
     def __init__(self, index: int, callbacks: Callbacks, config: Config, server: Server) -> None:
@@ -79,21 +64,12 @@ class Worker(Elsewhere):
         self.index = index
         self.server = server
         self.logger = logger
-        self.read_buffer_limit = config.read_buffer_limit
         self.plain = not callbacks.any_async() and not config.async_handler
         self.peers: Sequence[Worker] = (self,)  # all workers of the server
         self.thread: int | None = None
         self.active = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.batch: list[Any] = []
-        self.ready: list[Conn] = []  # to be settled, or told of input
-        self.dirty: list[Conn] = []  # with output, and no send in flight
-        self.wrote: list[Conn] = []  # the kernel has taken output of theirs
-        self.starved: deque[Conn] = deque()  # no buffer was left for their receive
         self.accepted: list[tuple[Acceptor, int]] = []
         self.calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        self.timers: Timers[Any] = Timers()
         self.parked = False
         self.ended = False
         self._posting = threading.Lock()  # between a post and the end
@@ -103,7 +79,6 @@ class Worker(Elsewhere):
         self._ending = False
         self._ticks: float | None = None  # seconds between them, once they have begun
         self._final = WorkerStatistics()
-        self._timer_scope: trio.CancelScope | None = None
 
     # ---- the loop ------------------------------------------------------------------------
 
@@ -193,201 +168,7 @@ class Worker(Elsewhere):
         if self.starved:
             self._arm_starved()
 
-    def _sweep_completions(self) -> None:
-        """What the kernel has done."""
-        ready, dirty, wrote, slots = self.ready, self.dirty, self.wrote, self.manager.ops
-        tells_of_writes = self.callbacks.on_write is not None
-        total_in = total_out = 0
-        for conn, slot, res, flags, offset in self.batch:
-            if conn._special:
-                conn._completed(slot, res, flags, offset)
-            elif slot == conn._send_slot and res == conn._send_size:
-                slots[slot] = None
-                conn._send_slot = -1
-                conn._sending = None
-                conn._out_size -= res
-                total_out += res
-                if conn._out:
-                    dirty.append(conn)
-                if tells_of_writes:
-                    wrote.append(conn)
-                    conn._written += res
-            elif slot == conn._recv_slot and res > 0:
-                if not flags & CQE_F_BUFFER:
-                    conn._receive_ended(slot, 0, flags)
-                    conn._readable = True
-                    if not conn._ready:
-                        conn._ready = True
-                        ready.append(conn)
-                    continue
-                if conn._lease_size:
-                    conn._stash()
-                conn._lease_at = offset
-                conn._lease_size = res
-                conn._fresh += res
-                total_in += res
-                if not conn._ready:
-                    conn._ready = True
-                    ready.append(conn)
-                if flags & CQE_F_MORE:
-                    if res == SMALLEST_BUFFER:
-                        conn._grow()
-                else:
-                    conn._receive_ended(slot, res, flags)
-                    if res == SMALLEST_BUFFER:
-                        conn._grow()
-                    conn._steer()
-            else:
-                conn._completed(slot, res, flags, offset)
-        self.bytes_in += total_in
-        self.bytes_out += total_out
-        self.batch.clear()
-
-    def _sweep_ready(self) -> None:
-        """What handlers are to be told."""
-        on_read = self.callbacks.on_read
-        limit = self.read_buffer_limit
-        for conn in self.ready:  # grows meanwhile: who is appended is seen to as well
-            conn._ready = False
-            if conn._special:
-                conn._settle()
-                continue
-            if conn._large:
-                self._serve_large(conn)
-                continue
-            n = conn._fresh
-            if n:
-                if n != conn._lease_size:
-                    n = conn._unannounced()
-                conn._fresh = 0
-                if n and on_read is not None:
-                    try:
-                        on_read(conn, n)
-                    except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                        conn._raised("on_read", exc)
-                elif n:
-                    conn._drop(conn._buffered())
-            if conn._watch_slot < 0 and not conn._out and conn._send_slot < 0:
-                conn._watch()  # see _receiving: nothing that is sent will notice a reset
-            if conn._lease_size:
-                conn._stash()
-                if len(conn._buffer) >= limit:  # type: ignore[arg-type]
-                    conn._limit_input()
-                    conn._attend()
-        self.ready.clear()
-
-    def _serve_large(self, conn: Conn) -> None:
-        """Receive, tell, and send, one connection after the other.
-
-        What was received is sent while it is in the CPU's cache; three sweeps over several
-        connections with large messages would go through memory three times.
-        """
-        if conn._readable:
-            conn._readable = False
-            size = self.manager.ring.try_recv(conn._fd, self.block.c, LARGE_SIZE)
-            if size > 0:
-                self.bytes_in += size
-                conn._take_large(self._block_bytes[:size])
-            elif size != EAGAIN:
-                conn._receive_failed(size)
-                conn._attend()
-                return
-        n = conn._fresh
-        if n:
-            if n != conn._lease_size:
-                n = conn._unannounced()
-            self._tell_of_input(conn, n)
-        if conn._lease_size:
-            conn._stash()
-            conn._limit_input()
-        if conn._special:
-            conn._attend()
-            return
-        if conn._out and conn._send_slot < 0:
-            self._send_large(conn)
-        if conn._recv_slot < 0:
-            if conn._small_in_a_row:
-                conn._shrink()
-            conn._arm()
-
-    def _tell_of_input(self, conn: Conn, n: int) -> None:
-        on_read = self.callbacks.on_read
-        conn._fresh = 0
-        if n and on_read is not None:
-            try:
-                on_read(conn, n)
-            except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                conn._raised("on_read", exc)
-        elif n:
-            conn._drop(conn._buffered())
-
-    def _send_large(self, conn: Conn) -> None:
-        out = conn._out
-        data = out.pop() if len(out) == 1 else conn._next_output()
-        size = len(data)
-        sent = self.manager.ring.try_send(conn._fd, data, size)
-        if sent != size:
-            conn._send_what_is_left(data, sent)
-            return
-        conn._out_size -= size
-        self.bytes_out += size
-        if self.callbacks.on_write is not None:
-            self.wrote.append(conn)
-            conn._written += size
-
-    def _sweep_dirty(self) -> None:
-        """What was written, as one send each."""
-        wrote, try_send = self.wrote, self.manager.ring.try_send
-        tells_of_writes = self.callbacks.on_write is not None
-        total = 0
-        again: list[Conn] = []
-        for conn in self.dirty:
-            if conn._send_slot >= 0:
-                continue
-            if conn._special:
-                conn._send_next()
-                continue
-            out = conn._out
-            if not out:
-                continue
-            data = out.pop() if len(out) == 1 else conn._next_output()
-            size = len(data)
-            sent = try_send(conn._fd, data, size)
-            if sent == size:
-                conn._out_size -= size
-                total += size
-                if tells_of_writes:
-                    wrote.append(conn)
-                    conn._written += size
-                if out:
-                    again.append(conn)
-            else:
-                conn._send_what_is_left(data, sent)
-        self.bytes_out += total
-        self.dirty = again  # more than one send's worth: others have their turn first
-
-    def _sweep_wrote(self) -> None:
-        """What the kernel has taken, to be told of once a tick."""
-        on_write = self.callbacks.on_write
-        wrote, self.wrote = self.wrote, []
-        for conn in wrote:
-            if conn._special:
-                conn._attend()
-            elif conn._written and on_write is not None:
-                n, conn._written = conn._written, 0
-                try:
-                    on_write(conn, n)
-                except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                    conn._raised("on_write", exc)
-
-    def _arm_starved(self) -> None:
-        """Arm receives that found no buffer: as many as there are of the scarcest."""
-        for _ in range(min(len(self.starved), BUFFER_GROUPS[0][0])):
-            self.starved.popleft()._steer()
-        if self.starved:
-            self._token.run_sync_soon(self.wake, idempotent=True)
-
-    # ---- other threads, and timers -------------------------------------------------------
+    # ---- other threads -------------------------------------------------------------------
 
     def post(self, fn: Callable[..., Any], *args: Any) -> bool:
         """From any thread: call ``fn(*args)`` in the worker, first in, first out.
@@ -412,28 +193,6 @@ class Worker(Elsewhere):
                 fn(*args)
             except Exception:
                 logger.exception("a call from another thread raised: %r", fn)
-
-    def set_timer_in(self, key: Any, seconds: float) -> None:
-        """Have ``key[0]._timer_expired(key[1])`` called in so many seconds."""
-        self.set_timer(key, trio.current_time() + seconds)
-
-    def set_timer(self, key: Any, deadline: float) -> None:
-        """The same at a time of trio's clock."""
-        self.timers.schedule(key, deadline)
-        if self._timer_scope is None:
-            self._timer_scope = trio.CancelScope(deadline=deadline)
-            self.nursery.start_soon(self._watch_clock)
-        elif deadline < self._timer_scope.deadline:
-            self._timer_scope.deadline = deadline
-
-    async def _watch_clock(self) -> None:
-        while (deadline := self.timers.next_deadline()) < float("inf"):
-            with trio.CancelScope(deadline=deadline) as self._timer_scope:
-                await trio.sleep_forever()
-            for owner, kind in self.timers.expired(trio.current_time()):
-                owner._timer_expired(kind)
-            self.wake()
-        self._timer_scope = None
 
     # ---- connections ---------------------------------------------------------------------
 
