@@ -11,8 +11,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 from gain_faults_tools import RESETS, receive_all, round_trip
 from gain_tls_contexts import (
+    NAME,
     TLS_1_2,
     TLS_1_3,
     client_context,
@@ -21,17 +23,24 @@ from gain_tls_contexts import (
 )
 from gain_tls_tools import Peer, connect_tls
 from gain_tools import (
+    BOUND_S,
+    CLOGGING,
     MODES,
+    Boom,
     Mode,
     Recorder,
     connect,
     echo,
     make_recorder,
     needs_ring,
+    open_client,
     options_for,
+    read_to_end,
     receive_exactly,
     reset,
     server_in_thread,
+    serving,
+    until,
     wait_until,
 )
 
@@ -331,3 +340,58 @@ def test_shutdown_does_not_wait_for_handshakes(caplog: pytest.LogCaptureFixture)
         assert_gone(server, half)
     assert lines == []
     assert handler.events == []
+
+
+@pytest.mark.differential
+@pytest.mark.ring_only
+async def test_cancelled_server_lets_go_of_all() -> None:
+    handler = Recorder(on_accept=lambda conn: conn.write(CLOGGING))
+
+    async def fail() -> None:
+        async with serving(handler, tls=server_context()) as server:
+            _silent, half, done = clients = [await open_client(server) for _ in range(3)]
+            await half.send_all(b"\x16\x03\x01")
+            client = trio.SSLStream(done, client_context(), server_hostname=NAME)
+            await client.do_handshake()
+            await until(lambda: handler.conns and handler.conn.outbound_buffered())
+            for stream in clients:
+                nursery.start_soon(until_reset, stream)
+            raise Boom
+
+    async def until_reset(client: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError), trio.fail_after(BOUND_S):
+            await read_to_end(client)
+        await client.aclose()
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(Boom):
+            await fail()
+    assert handler.counts() == (1, 0, handler.counts().write, 1)
+    assert handler.errors() == [None]
+
+
+class Failing(ssl.SSLObject):
+    """OpenSSL out of memory, or whatever else a write may fail of."""
+
+    def write(self, data: object) -> int:
+        raise ssl.SSLError("on purpose")
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_data_that_cannot_be_encrypted_ends_the_connection(closes: bool) -> None:
+    context = server_context()
+    context.sslobject_class = Failing
+
+    def answer(conn: gain.Conn, n: int) -> None:
+        conn.write(conn.next(n))
+        if closes:
+            conn.close()
+
+    handler = Recorder(on_read=answer)
+    with server_in_thread(handler, workers=1, tls=context) as server, connect(server) as raw:
+        peer = Peer(raw)
+        peer.shake_hands()
+        peer.send(peer.seal(b"question"))
+        wait_until(handler.errors)
+        (error,) = handler.errors()
+    assert isinstance(error, ssl.SSLError)
