@@ -53,6 +53,8 @@ class Sending(Receiving):
         if self._secure is not None:
             data = self._secure.next_output(self._out)
             if not data:
+                if self._out_size and self._secure.error is not None:
+                    self._fail(self._secure.error)  # it will never be sent
                 return
         elif self._out:
             data = self._next_output()
@@ -152,6 +154,9 @@ class Sending(Receiving):
         raise NotImplementedError
 
     def _fail(self, exc: BaseException) -> None:
+        raise NotImplementedError
+
+    def _begin_output(self) -> None:
         raise NotImplementedError
 
     def _attend(self) -> None:
