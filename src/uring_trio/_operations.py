@@ -292,14 +292,14 @@ def deliver(manager: UringIOManager, records: Iterator[tuple[int, int, int, int]
     for slot, res, flags, offset in records:
         operation = ops[slot]
         kind = type(operation)
+        if kind is routed:
+            batch = operation.batch
+            if not batch:
+                operation.worker.wake()
+            batch.append((operation, slot, res, flags, offset))
+            continue
         if (kind is not Receive or res <= 0) and (kind is not Send or res < 0):
-            if kind is routed:
-                batch = operation.batch
-                if not batch:
-                    operation.worker.wake()
-                batch.append((operation, slot, res, flags, offset))
-            else:
-                operation.complete(res, flags, offset)
+            operation.complete(res, flags, offset)
             continue
         direction = operation.direction
         task = operation.task

@@ -78,12 +78,14 @@ class Connection(Closing):
                 worker.wake()
 
     def _begin_output(self) -> None:
-        worker = self.worker
-        if self._in_thread:
-            return  # all of it is sent when the thread is done
-        worker.dirty.append(self)
-        if worker.parked:
-            worker.wake()
+        """There is something to send, and no send in flight."""
+        self._dirty.append(self)
+        if self.worker.parked:
+            self._wake_worker()
+
+    def _wake_worker(self) -> None:
+        if not self._in_thread:  # else all of it is sent when the thread is done
+            self.worker.wake()
 
     def _output_full(self) -> None:
         self._out_full = True

@@ -9,7 +9,7 @@ where it lies.
 from __future__ import annotations
 
 from threading import get_ident
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -35,6 +35,7 @@ class Output(Input):
     """The writing half of a connection's API, and its queue."""
 
     __slots__ = (
+        "_dirty",
         "_drained",
         "_ended",
         "_high_water",
@@ -63,6 +64,7 @@ class Output(Input):
         self._written = 0  # bytes that no on_write has told of
         self._ended = False  # send_eof() was called
         self._drained: trio.Event | None = None
+        self._dirty: list[Any] = self.worker.dirty  # who has output and no send in flight
 
     # ---- for users -----------------------------------------------------------------------
 
@@ -90,7 +92,9 @@ class Output(Input):
         out = self._out
         if self._send_slot < 0:
             if not out:
-                self._begin_output()
+                self._dirty.append(self)
+                if self.worker.parked:
+                    self._wake_worker()
             self._out_size += size
         else:
             # What the socket takes at once is never too much; this is behind what it refused.
@@ -170,8 +174,8 @@ class Output(Input):
         if drained is not None:
             drained.set()
 
-    def _begin_output(self) -> None:
-        """There is something to send, and no send in flight."""
+    def _wake_worker(self) -> None:
+        """There is something to send, and the worker sleeps."""
         raise NotImplementedError
 
     def _output_full(self) -> None:

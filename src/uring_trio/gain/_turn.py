@@ -51,53 +51,49 @@ class Turn(Clock):
 
     def _sweep_completions(self) -> None:
         """What the kernel has done."""
-        ready, dirty, wrote, slots = self.ready, self.dirty, self.wrote, self.manager.ops
-        tells_of_writes = self.callbacks.on_write is not None
-        total_in = total_out = 0
+        ready = self.ready
+        total = 0
         for conn, slot, res, flags, offset in self.batch:
             if conn._special:
                 conn._completed(slot, res, flags, offset)
-            elif slot == conn._send_slot and res == conn._send_size:
-                slots[slot] = None
-                conn._send_slot = -1
-                conn._sending = None
-                conn._out_size -= res
-                total_out += res
-                if conn._out:
-                    dirty.append(conn)
-                if tells_of_writes:
-                    wrote.append(conn)
-                    conn._written += res
             elif slot == conn._recv_slot and res > 0:
                 if not flags & CQE_F_BUFFER:
                     conn._receive_ended(slot, 0, flags)
                     conn._readable = True
-                    if not conn._ready:
-                        conn._ready = True
-                        ready.append(conn)
-                    continue
-                if conn._lease_size:
-                    conn._stash()
-                conn._lease_at = offset
-                conn._lease_size = res
-                conn._fresh += res
-                total_in += res
+                else:
+                    if conn._lease_size:
+                        conn._stash()
+                    conn._lease_at = offset
+                    conn._lease_size = res
+                    conn._fresh += res
+                    total += res
+                    if not flags & CQE_F_MORE:
+                        conn._receive_ended(slot, res, flags)
+                        conn._steer()
+                    if res == SMALLEST_BUFFER:
+                        conn._grow()
                 if not conn._ready:
                     conn._ready = True
                     ready.append(conn)
-                if flags & CQE_F_MORE:
-                    if res == SMALLEST_BUFFER:
-                        conn._grow()
-                else:
-                    conn._receive_ended(slot, res, flags)
-                    if res == SMALLEST_BUFFER:
-                        conn._grow()
-                    conn._steer()
+            elif slot == conn._send_slot and res == conn._send_size:
+                self._send_ended(conn, slot, res)
             else:
                 conn._completed(slot, res, flags, offset)
-        self.bytes_in += total_in
-        self.bytes_out += total_out
+        self.bytes_in += total
         self.batch.clear()
+
+    def _send_ended(self, conn: Conn, slot: int, size: int) -> None:
+        """All that a plain connection had in the kernel was sent."""
+        self.manager.ops[slot] = None
+        conn._send_slot = -1
+        conn._sending = None
+        conn._out_size -= size
+        self.bytes_out += size
+        if conn._out:
+            self.dirty.append(conn)
+        if self.callbacks.on_write is not None:
+            self.wrote.append(conn)
+            conn._written += size
 
     def _sweep_ready(self) -> None:
         """What handlers are to be told."""
@@ -220,7 +216,9 @@ class Turn(Clock):
             else:
                 conn._send_what_is_left(data, sent)
         self.bytes_out += total
-        self.dirty = again  # more than one send's worth: others have their turn first
+        self.dirty.clear()
+        if again:  # more than one send's worth: others have their turn first
+            self.dirty.extend(again)
 
     def _sweep_wrote(self) -> None:
         """What the kernel has taken, to be told of once a tick."""
