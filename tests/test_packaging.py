@@ -1,8 +1,8 @@
 """The wheel: one for every CPython from 3.10, complete, made without network.
 
 Off Linux there is a wheel too, without the extension, and it runs on trio's own manager.
-Callback servers want the ring: without the extension they can be imported, and a start says
-why there is none.
+Callback servers want the ring: on a Linux without the extension they can be imported, and a
+start says why there is none; elsewhere the import says so.
 """
 
 from __future__ import annotations
@@ -73,6 +73,22 @@ for workers in 1, 2:
     refused(lambda: uring_trio.run(main))
 """
 
+# macOS and Windows lack many of Linux's names, so there no module would load by chance.
+IMPORT_ELSEWHERE = """
+import sys, socket
+import trio
+sys.platform = "darwin"
+del socket.SOCK_NONBLOCK, socket.SOCK_CLOEXEC, socket.MSG_NOSIGNAL
+import uring_trio
+assert uring_trio.probe().backend != "io_uring"
+try:
+    import uring_trio.gain
+except ImportError as exc:
+    assert "Linux" in str(exc), exc
+else:
+    raise AssertionError("it can be imported, so it must be able to run")
+"""
+
 
 def run_python(*arguments: str, cwd: Path, **environment: str) -> None:
     result = subprocess.run(
@@ -133,5 +149,5 @@ def test_off_linux_it_installs_without_the_extension_and_runs(
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     assert not list(installed.rglob("*.so"))
-    for program in (RUN_WITHOUT_EXTENSION, SERVE_WITHOUT_EXTENSION):
+    for program in (RUN_WITHOUT_EXTENSION, SERVE_WITHOUT_EXTENSION, IMPORT_ELSEWHERE):
         run_python("-c", program, str(installed), cwd=tmp_path, PYTHONPATH=str(installed))

@@ -9,6 +9,13 @@ An `EventHandler` has the callbacks, a `Server` calls them for each `Conn`::
     gain.listen_and_serve("tcp://localhost:8080", Echo())
 """
 
+import sys
+
+if not sys.platform.startswith("linux"):
+    raise ImportError(
+        "uring_trio.gain needs Linux: its servers are on io_uring, and fall back to nothing"
+    )
+
 from uring_trio.gain._address import Address
 from uring_trio.gain._config import Architecture, Config, LoadBalancing
 from uring_trio.gain._conn import Conn
