@@ -43,7 +43,7 @@ def checks() -> list[Check]:
         Check("ruff format", [str(BIN / "ruff"), "format", "--check", "."], 60),
         Check("mypy", [str(BIN / "mypy")], 180),
         Check("C tests", ["make", "-C", "csrc/tests", "check"], 180),
-        Check("pytest", [python, "-m", "pytest", "-q"], 300),
+        Check("pytest", [python, "-m", "pytest", "-q"], 600),
         Check("trio's suite", [python, "tests/trio_suite/run.py"], 420),
     ]
 
