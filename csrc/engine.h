@@ -99,7 +99,8 @@ int ut_engine_flush(struct ut_engine *engine);
 
 /* Asks for the operation's end. 0: it was only queued, is dropped, and no cqe
  * will come. 1: an async cancel is queued, the operation's last cqe decides.
- * -EALREADY: asked before, or its last cqe is already in the batch. */
+ * -EALREADY: asked before, or its last cqe is already in the batch. -ENOENT: no
+ * operation has this slot (any more). */
 int ut_engine_cancel(struct ut_engine *engine, uint32_t slot);
 
 /* Signals the eventfd whenever deferred work is waiting for an enter. */

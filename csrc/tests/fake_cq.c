@@ -24,6 +24,11 @@ unsigned fake_cq_ready(void)
     return *fake_at(at->tail) - __atomic_load_n(fake_at(at->head), __ATOMIC_ACQUIRE);
 }
 
+bool fake_cq_has_room(void)
+{
+    return !fake_cq_has_overflow() && fake_cq_ready() < fake_ring.cq_entries;
+}
+
 static void write_cqe(const struct io_uring_cqe *cqe)
 {
     const struct io_cqring_offsets *at = &fake_ring.params.cq_off;
@@ -36,7 +41,7 @@ static void write_cqe(const struct io_uring_cqe *cqe)
 void fake_cq_post(uint64_t user_data, int32_t res, uint32_t flags)
 {
     struct io_uring_cqe cqe = {user_data, res, flags};
-    if (overflow_count == overflow_first && fake_cq_ready() < fake_ring.cq_entries) {
+    if (fake_cq_has_room()) {
         write_cqe(&cqe);
         return;
     }

@@ -73,6 +73,7 @@ struct fake {
     unsigned setup_flags_refused; /* -EINVAL */
     unsigned setup_entries_max;   /* more: -ENOMEM */
     unsigned requests_max;        /* more in flight: no memory, -EAGAIN */
+    bool faults_expected;         /* they are counted, and not printed */
     uint32_t opcodes_missing;     /* bit n: IORING_REGISTER_PROBE does not name opcode n */
     unsigned fail_call;           /* the nth of setup, register, map, allocate fails */
     int fail_error;
@@ -137,6 +138,7 @@ void fake_requests_close(void); /* the ring's fd is gone */
 void fake_cq_reset(void);
 unsigned fake_cq_ready(void);
 bool fake_cq_has_overflow(void);
+bool fake_cq_has_room(void);
 void fake_cq_flush(void); /* what overflowed goes into the CQ, as far as there is room */
 void fake_cq_post(uint64_t user_data, int32_t res, uint32_t flags);
 const struct io_uring_buf *fake_take_buffer(unsigned group); /* NULL: there is none */

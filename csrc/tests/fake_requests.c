@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "check.h"
 
@@ -96,14 +97,29 @@ static bool receives(uint8_t opcode)
     return opcode == IORING_OP_RECV || opcode == IORING_OP_READ;
 }
 
-/* One cqe of a request, with its bytes. True if it was the last. */
+static bool is_multishot(const struct io_uring_sqe *sqe)
+{
+    switch (sqe->opcode) {
+    case IORING_OP_RECV:
+        return sqe->ioprio & IORING_RECV_MULTISHOT;
+    case IORING_OP_ACCEPT:
+        return sqe->ioprio & IORING_ACCEPT_MULTISHOT;
+    case IORING_OP_POLL_ADD:
+        return sqe->len & IORING_POLL_ADD_MULTI;
+    default:
+        return false;
+    }
+}
+
+/* One cqe of a request, with its bytes. True if it was the last. As in Linux, the end of a
+ * stream ends a multishot receive, and a full CQ ends any multishot operation. */
 static bool complete(const struct request *request, int32_t res, bool more)
 {
     const struct io_uring_sqe *sqe = &request->sqe;
     uint32_t flags = request->plan.flags;
     uint64_t address = sqe->addr;
     if (moves_bytes(sqe->opcode) && res > 0) {
-        if ((uint32_t)res > sqe->len)
+        if ((uint32_t)res > sqe->len && !is_multishot(sqe))
             res = (int32_t)sqe->len;
         if (sqe->flags & IOSQE_BUFFER_SELECT && !request->plan.no_buffer) {
             const struct io_uring_buf *buffer = fake_take_buffer(sqe->buf_group);
@@ -119,7 +135,8 @@ static bool complete(const struct request *request, int32_t res, bool more)
         if (receives(sqe->opcode) && address != 0)
             fake_fill(address, sqe->fd, request->plan.data, (uint32_t)res);
     }
-    more = more && res >= 0;
+    more = more && is_multishot(sqe) && fake_cq_has_room() &&
+           (receives(sqe->opcode) ? res > 0 : res >= 0);
     fake_cq_post(sqe->user_data, res, more ? flags | IORING_CQE_F_MORE : flags);
     for (unsigned copy = 0; !more && copy < request->plan.copies; copy++) {
         fake_cq_post(sqe->user_data, res, request->plan.flags);
@@ -193,12 +210,12 @@ static struct fake_plan random_plan(const struct io_uring_sqe *sqe)
 {
     static const int32_t errors[] = {-ECONNRESET, -EPIPE, -ENOBUFS, -EBADF, -ENOMEM, 0};
     struct fake_plan plan = {0};
-    uint32_t length = sqe->len > 0 ? sqe->len : 1;
+    uint32_t length = is_multishot(sqe) ? 5000 : sqe->len > 0 ? sqe->len : 1;
     plan.res = fake_draw(4) > 0 ? 1 + (int32_t)fake_draw(length) : errors[fake_draw(6)];
     plan.delay_ns = fake_draw(3) == 0 ? 0 : fake_draw(2) ? fake_draw(5000) : FAKE_NEVER;
     plan.at_once = fake_draw(6) == 0;
     plan.flags = fake_draw(2) ? IORING_CQE_F_SOCK_NONEMPTY : 0;
-    if (sqe->opcode == IORING_OP_POLL_ADD && sqe->len & IORING_POLL_ADD_MULTI)
+    if (is_multishot(sqe))
         plan.more = fake_draw(4);
     plan.copies = fake_draw(20) == 0;
     plan.cancel_answer = (int32_t[]){0, -ENOENT, -EALREADY}[fake_draw(3)];
@@ -229,10 +246,17 @@ static bool is_acceptable(const struct io_uring_sqe *sqe)
     case IORING_OP_POLL_ADD:
         return ok && sqe->addr == 0 && sqe->off == 0 && (sqe->len & ~IORING_POLL_ADD_MULTI) == 0;
     case IORING_OP_ACCEPT:
-        return ok && sqe->len == 0 && sqe->buf_group == 0;
+        return ok && sqe->len == 0 && sqe->buf_group == 0 &&
+               (sqe->ioprio & ~IORING_ACCEPT_MULTISHOT) == 0 &&
+               (sqe->op_flags & ~(uint32_t)(SOCK_CLOEXEC | SOCK_NONBLOCK)) == 0;
     case IORING_OP_CONNECT:
         return ok && sqe->len == 0 && sqe->op_flags == 0 && sqe->buf_group == 0;
     case IORING_OP_RECV:
+        if (is_multishot(sqe) && (!(sqe->flags & IOSQE_BUFFER_SELECT) || sqe->len != 0 ||
+                                  sqe->op_flags & MSG_WAITALL))
+            return false;
+        return ok && sqe->off == 0 &&
+               (sqe->ioprio & ~(IORING_RECVSEND_POLL_FIRST | IORING_RECV_MULTISHOT)) == 0;
     case IORING_OP_SEND:
     case IORING_OP_RECVMSG:
     case IORING_OP_SENDMSG:

@@ -57,6 +57,11 @@ static int prep_one(unsigned kind, struct model_op *op)
     case 3:
         op->memory = calloc(1, op->size);
         return ut_prep_send(engine, op->fd, op->memory, op->size, 0);
+    case 4:
+        op->size = SIZE_MAX_OF_OPERATION; /* of each cqe: what its buffer holds */
+        return ut_prep_recv_multishot(engine, op->fd, draw(UT_GROUPS), (int)draw(2));
+    case 5:
+        return ut_prep_accept_fd(engine, op->fd, 0, (int)draw(2));
     default:
         return ut_prep_poll(engine, op->fd, POLLIN, (int)draw(2));
     }
@@ -66,7 +71,7 @@ static void prep(void)
 {
     struct model_op op = {
         .live = true, .fd = (int)draw(50), .size = 1 + draw(SIZE_MAX_OF_OPERATION)};
-    int slot = prep_one(draw(5), &op);
+    int slot = prep_one(draw(7), &op);
     CHECK(slot >= 0 && slot < SLOTS_MAX);
     CHECK(!ops[slot].live && !ops[slot].in_batch);
     ops[slot] = op;
