@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from uring_trio.gain._errors import DeadlineExceeded, EndOfStream
 from uring_trio.gain._receiving import ends
-from uring_trio.gain._sending import Sending
+from uring_trio.gain._sending import Sending, os_error
 from uring_trio.gain._states import Event, State, next_state
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Closing(Sending):
     __slots__ = (
         "_accepted",
         "_busy",
+        "_eof_told",
         "_err",
         "_fin_sent",
         "_nursery",
@@ -46,6 +47,7 @@ class Closing(Sending):
         self._accepted = False  # on_accept was called, so on_close will be
         self._busy = False  # a callback runs as a task or in a thread
         self._err = None
+        self._eof_told = False  # on_eof was called, or the close that is in its place begun
         self._fin_sent = False
         self._reset = False
         self._silent = False  # on_read was called, and nothing was answered yet
@@ -78,6 +80,12 @@ class Closing(Sending):
         if not announce or self._busy or isinstance(exc, DeadlineExceeded):
             self._apply(Event.ABORT)
         self._attend()
+
+    def _peer_gone(self, res: int) -> None:
+        """There will be no input any more."""
+        if self._secure is not None and self._eof and not self._eof_told:
+            return  # close_notify came before, and an unread ticket makes of a FIN a reset
+        self._fail(os_error(res))
 
     def _begin_close(self) -> None:
         """No more reading and writing; what was written is sent first."""

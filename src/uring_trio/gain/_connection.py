@@ -14,26 +14,18 @@ input gathers, counts add up, and everything is looked at again when it ends.
 from __future__ import annotations
 
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 from uring_trio._kernel import CQE_F_BUFFER, EAGAIN, ECANCELED, EINTR, ENOBUFS
 from uring_trio.gain._closing import Closing
 from uring_trio.gain._errors import EndOfStream
 from uring_trio.gain._receiving import LARGE_SIZE, POLLERR, POLLHUP, SMALLEST_BUFFER, ends
-from uring_trio.gain._sending import os_error
 from uring_trio.gain._states import Event, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uring_trio.gain._secure import Secure
-
-
-# Seconds for which input is thrown away after our FIN, so that no reset overtakes the answer.
-DISCARD_S = 1.0
-LINGER_OFF_AT_ONCE = struct.pack("ii", 1, 0)  # struct linger: close(2) sends a reset
-MSG_NOSIGNAL = socket.MSG_NOSIGNAL
 
 
 class Connection(Closing):
@@ -44,7 +36,6 @@ class Connection(Closing):
         "_close_when_idle",
         "_deferred",
         "_deferred_size",
-        "_eof_told",
         "_ready",
         "_settling",
         "_tasks",
@@ -61,7 +52,6 @@ class Connection(Closing):
         self._settling = False
         self._announced = False  # on_close was called
         self._deferred_size = 0
-        self._eof_told = False
         self._close_when_idle = False
         self._tasks = None
 
@@ -353,7 +343,7 @@ class Connection(Closing):
         elif res == ENOBUFS:
             self.worker.starved.append(self)
         elif res not in (ECANCELED, EINTR):
-            self._fail(os_error(res))
+            self._peer_gone(res)
 
     def _watched(self, res: int) -> None:
         """The poll for errors alone."""
@@ -362,7 +352,7 @@ class Connection(Closing):
         if res > 0 and res & (POLLERR | POLLHUP) and self._state is State.OPEN:
             error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
-                self._fail(os_error(-error))
+                self._peer_gone(-error)
 
     # ---- TLS -----------------------------------------------------------------------------
 

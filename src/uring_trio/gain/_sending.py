@@ -126,8 +126,9 @@ class Sending(Receiving):
         if self._state is State.FLUSHING and not self._out_size:
             # A peer may go, close_notify said, without waiting for ours. Many do.
             self._apply(Event.ABORT)
-        else:
+        elif self._secure is None or self._out_size or self._recv_slot < 0:
             self._fail(os_error(res))
+        # Else it was a ticket or the like: there may be input, and then an end or an error.
 
     def _try_last(self, data: bytes) -> None:
         """Send this if it can be done now: the connection is about to end."""
