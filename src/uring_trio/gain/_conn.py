@@ -182,6 +182,8 @@ class Conn(Connection):
         self._out.clear()
         self._use_tls(secure, self._state)
         self._when_mine(self._begin_handshake)
+        if secure.pending() and self._send_slot < 0:
+            self._begin_output()  # it is not in the queue any more, where it would be seen
 
     # ---- reading, or not -----------------------------------------------------------------
 
