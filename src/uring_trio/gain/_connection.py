@@ -36,7 +36,6 @@ class Connection(Closing):
         "_close_when_idle",
         "_deferred",
         "_deferred_size",
-        "_ready",
         "_settling",
         "_tasks",
         "_user",
@@ -48,7 +47,6 @@ class Connection(Closing):
 
     def _init_connection(self) -> None:
         self._special = True
-        self._ready = False
         self._settling = False
         self._announced = False  # on_close was called
         self._deferred_size = 0
@@ -127,6 +125,10 @@ class Connection(Closing):
             self._advance()
         finally:
             self._settling = False
+        if self._send_slot < 0 and (
+            self._out or (self._secure is not None and self._secure.pending())
+        ):
+            self._dirty.append(self)  # once too often does no harm
         self._special = self._needs_settling()
 
     # ---- callbacks -----------------------------------------------------------------------

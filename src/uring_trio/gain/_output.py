@@ -43,6 +43,7 @@ class Output(Input):
         "_out",
         "_out_full",
         "_out_size",
+        "_ready",
         "_send_at",
         "_send_size",
         "_send_slot",
@@ -63,6 +64,7 @@ class Output(Input):
         self._send_size = 0  # of the send in flight
         self._written = 0  # bytes that no on_write has told of
         self._ended = False  # send_eof() was called
+        self._ready = False  # the worker's turn comes to it, and sends what is written then
         self._drained: trio.Event | None = None
         self._dirty: list[Any] = self.worker.dirty  # who has output and no send in flight
 
@@ -91,7 +93,7 @@ class Output(Input):
             return 0
         out = self._out
         if self._send_slot < 0:
-            if not out:
+            if not out and not self._ready:
                 self._dirty.append(self)
                 if self.worker.parked:
                     self._wake_worker()
