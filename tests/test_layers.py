@@ -43,7 +43,7 @@ GAIN_LAYERS = [
     {"_closing"},
     {"_connection"},
     {"_conn"},
-    {"_accept", "_datagram_conn"},
+    {"_accept", "_datagram_conn", "_routing"},
     {"_datagram"},
     {"_clock"},
     {"_turn"},

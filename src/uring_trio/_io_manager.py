@@ -83,7 +83,7 @@ class UringIOManager:
         self.tick = 0  # waits so far: an operation of this tick is not submitted yet
         self.last_tick = -1  # an operation of that tick was submitted by the last wait
         self.stock_calls: dict[str, int] = {}
-        self.routed_type: type | None = None  # see `_operations.Routed`
+        self.deliver: Callable[..., None] = deliver  # see `_operations.Routed`
         self.leaked = False
         self._endpoints: dict[int, list[weakref.ref[Endpoint]]] = {}
         self._thread = get_ident()
@@ -150,7 +150,7 @@ class UringIOManager:
         contended, self.contended = self.contended, []
         if events:
             self._batch = 0
-            deliver(self, self.ring.records(events & RECORDS_MASK))
+            self.deliver(self, self.ring.records(events & RECORDS_MASK))
         for direction, operation in contended:
             direction.find_busy(operation)
         if self.held:

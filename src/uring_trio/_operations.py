@@ -205,22 +205,18 @@ class Operation:
 
 
 class Routed:
-    """Owns operations whose cqes go to one task in a batch, and wake it once a tick.
+    """Owns operations whose cqes go to a loop of its own, and not to a task each.
 
-    For a loop that serves many files by itself (the callback servers): no task, and no
-    schedule, for each of them. Exactly the class that is the manager's `routed_type` is
-    treated so; see `deliver`.
+    For the callback servers, whose workers serve many files by themselves. The loop puts a
+    function in the manager's `deliver` that tells its own operations from the others.
 
     Attributes:
-      batch: (owner, slot, res, flags, offset) of each cqe, shared by all of one loop.
-      worker: whose ``wake()`` is called when the batch is no longer empty; it must take
-        the whole batch in the same tick, while the records' buffers are leased.
+      worker: the loop.
       task: None, always: nobody sleeps on one.
     """
 
-    __slots__ = ("batch", "task", "worker")
+    __slots__ = ("task", "worker")
 
-    batch: list[Any]
     task: None
     worker: Any
 
@@ -288,16 +284,9 @@ def deliver(manager: UringIOManager, records: Iterator[tuple[int, int, int, int]
     wake = manager.wake
     pool = manager.pool
     last_tick = manager.last_tick
-    routed = manager.routed_type
     for slot, res, flags, offset in records:
         operation = ops[slot]
         kind = type(operation)
-        if kind is routed:
-            batch = operation.batch
-            if not batch:
-                operation.worker.wake()
-            batch.append((operation, slot, res, flags, offset))
-            continue
         if (kind is not Receive or res <= 0) and (kind is not Send or res < 0):
             operation.complete(res, flags, offset)
             continue

@@ -206,6 +206,7 @@ class Closing(Sending):
     def _end_now(self) -> None:
         """The worker is aborted: let go of the file at once, whatever is in flight."""
         self._reset = True
+        self._lease_size = 0  # the engine may have it back by now
         if self._state < State.ENDING:
             self._apply(Event.ABORT)
         self._cancel_all()

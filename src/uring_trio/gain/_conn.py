@@ -55,7 +55,6 @@ class Conn(Connection):
     ) -> None:
         manager = worker.manager
         self.worker = worker
-        self.batch = worker.batch
         self.task = None
         self.context: Any = None
         self._home = worker.ident

@@ -1,6 +1,7 @@
 """A worker's turn: three sweeps over the connections that something has happened to.
 
-1. What the kernel has done: input is announced to nobody yet, sends are accounted for.
+1. What the kernel has done, but for plain input, which `_routing` has noted already; it is
+   announced to nobody yet.
 2. What handlers are to be told, once for each connection, whatever has come for it; and
    what it has written then, as one send. That is tried at once, because a socket's buffer
    nearly always has room, and what it does not take is an operation on the ring. (An
@@ -18,9 +19,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from uring_trio._kernel import BUFFER_GROUPS, CQE_F_BUFFER, CQE_F_MORE, EAGAIN
+from uring_trio._kernel import BUFFER_GROUPS, CQE_F_BUFFER, EAGAIN
 from uring_trio.gain._clock import Clock
-from uring_trio.gain._receiving import LARGE_SIZE, SMALLEST_BUFFER
+from uring_trio.gain._receiving import LARGE_SIZE
 
 if TYPE_CHECKING:
     import trio
@@ -44,57 +45,25 @@ class Turn(Clock):
         self.read_buffer_limit = config.read_buffer_limit
         self.bytes_in = 0
         self.bytes_out = 0
-        self.batch: list[Any] = []  # what the kernel has done; see `Routed`
+        self.batch: list[Any] = []  # what the kernel has done; see `_routing`
         self.ready: list[Conn] = []  # to be settled, or told of input
         self.dirty: list[Conn] = []  # with output, and no send in flight
         self.wrote: list[Conn] = []  # the kernel has taken output of theirs
         self.starved: deque[Conn] = deque()  # no buffer was left for their receive
 
     def _sweep_completions(self) -> None:
-        """What the kernel has done."""
-        ready = self.ready
-        total = 0
+        """What the kernel has done, but for what `_routing` has noted already."""
         for conn, slot, res, flags, offset in self.batch:
-            if conn._special:
+            if conn._special or slot != conn._recv_slot or res <= 0 or flags & CQE_F_BUFFER:
                 conn._completed(slot, res, flags, offset)
-            elif slot == conn._recv_slot and res > 0:
-                if not flags & CQE_F_BUFFER:
-                    conn._receive_ended(slot, 0, flags)
-                    conn._readable = True
-                else:
-                    if conn._lease_size:
-                        conn._stash()
-                    conn._lease_at = offset
-                    conn._lease_size = res
-                    conn._fresh += res
-                    total += res
-                    if not flags & CQE_F_MORE:
-                        conn._receive_ended(slot, res, flags)
-                        conn._steer()
-                    if res == SMALLEST_BUFFER:
-                        conn._grow()
-                if not conn._ready:
-                    conn._ready = True
-                    ready.append(conn)
-            elif slot == conn._send_slot and res == conn._send_size:
-                self._send_ended(conn, slot, res)
-            else:
-                conn._completed(slot, res, flags, offset)
-        self.bytes_in += total
+                continue
+            # The poll of a connection with large messages.
+            conn._receive_ended(slot, 0, flags)
+            conn._readable = True
+            if not conn._ready:
+                conn._ready = True
+                self.ready.append(conn)
         self.batch.clear()
-
-    def _send_ended(self, conn: Conn, slot: int, size: int) -> None:
-        """All that a plain connection had in the kernel was sent."""
-        self.manager.ops[slot] = None
-        conn._send_slot = -1
-        conn._sending = None
-        conn._out_size -= size
-        self.bytes_out += size
-        if conn._out:
-            self.dirty.append(conn)
-        if self.callbacks.on_write is not None:
-            self.wrote.append(conn)
-            conn._written += size
 
     def _sweep_ready(self) -> None:
         """What handlers are to be told, and what they answer."""

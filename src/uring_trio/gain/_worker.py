@@ -1,7 +1,7 @@
 """A worker: one task that serves all connections of one ring.
 
 The IO manager does not wake a task for each completion. It puts the completions of all of
-a worker's connections into one batch and wakes the worker's task once (`Routed`), in the
+a worker's connections into one batch and wakes the worker's task once (`_routing`), in the
 tick in which they came, so that received bytes can be taken straight from the engine's
 buffers. What the task does then is its turn (`_turn`). What other tasks of this run write
 or close wakes it for a turn as well. Other threads reach it through `Worker.post`.
@@ -23,6 +23,7 @@ from uring_trio.gain._accept import Acceptor
 from uring_trio.gain._capabilities import capabilities
 from uring_trio.gain._conn import Conn
 from uring_trio.gain._receiving import LARGE_SIZE
+from uring_trio.gain._routing import route
 from uring_trio.gain._secure import Secure
 from uring_trio.gain._states import State
 from uring_trio.gain._statistics import WorkerStatistics
@@ -90,7 +91,7 @@ class Worker(Turn):
         runner = current_runner()
         self.manager = runner.io_manager
         self.capabilities = capabilities()
-        self.manager.routed_type = Conn
+        self.manager.deliver = route
         self.thread = self.ident = get_ident()
         self.block = Memory(LARGE_SIZE)
         self._block_bytes = self.block.view(LARGE_SIZE)
