@@ -47,6 +47,8 @@ $(BIN)/python:
 
 # One stamp for each extra: the package is installed again, and its C rebuilt, after an
 # edit to what it is built from, and only then.
+EXTRAS = $*
+$(VENV)/test.stamp: EXTRAS = test,ecosystem
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@

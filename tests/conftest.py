@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "differential: its async tests run on stock trio and on the ring",
         "ring_only: promised by the ring alone, so not run on epoll",
         "stock_only: about the reference alone, so not run on the ring",
+        "ecosystem: other programs on the ring; what they need is in the extra `ecosystem`",
     ):
         config.addinivalue_line("markers", line)
 

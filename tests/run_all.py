@@ -43,7 +43,8 @@ def checks() -> list[Check]:
         Check("ruff format", [str(BIN / "ruff"), "format", "--check", "."], 60),
         Check("mypy", [str(BIN / "mypy")], 180),
         Check("C tests", ["make", "-C", "csrc/tests", "check"], 180),
-        Check("pytest", [python, "-m", "pytest", "-q"], 600),
+        Check("pytest", [python, "-m", "pytest", "-q", "--ignore=tests/ecosystem"], 600),
+        Check("ecosystem", [python, "-m", "pytest", "-q", "tests/ecosystem"], 120),
         Check("trio's suite", [python, "tests/trio_suite/run.py"], 420),
     ]
 
@@ -89,7 +90,7 @@ def print_summary(done: list[Check]) -> bool:
         print(f"{check.name:14} {result:7} {check.seconds:6.1f} s  {counts}")
         # The project's own tests count one by one, everything else as one test: the
         # runs of trio's suite would drown them.
-        own = check.counts if check.name == "pytest" else {}
+        own = check.counts if check.name in ("pytest", "ecosystem") else {}
         for word in total:
             total[word] += own.get(word, 0)
         total["failed"] += own.get("error", 0) + own.get("errors", 0)
