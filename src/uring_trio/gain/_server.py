@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from uring_trio import _probe, _run
+from uring_trio._trio_private import run_context
 from uring_trio.gain import _signals
 from uring_trio.gain._address import parse_all
 from uring_trio.gain._config import Config, make_config
@@ -130,7 +131,7 @@ class Server:
         if not self._stop(drain_timeout):
             return
         inside = session is not None and session.supervisor.is_in_callback()
-        if not inside and not trio.lowlevel.in_trio_run():
+        if not inside and not _in_trio_run():
             self._wait_for(ended, drain_timeout)
 
     def async_shutdown(self, drain_timeout: float = DRAIN_TIMEOUT_S) -> None:
@@ -299,10 +300,14 @@ async def serve(
     await Server(handler, make_config(**options)).serve(address, task_status=task_status)
 
 
+def _in_trio_run() -> bool:
+    return hasattr(run_context, "runner")  # trio's own in_trio_run() came with 0.29
+
+
 def _refuse_inside_a_loop() -> None:
     """Raise if to block would stop a loop that runs in this thread."""
     asyncio = sys.modules.get("asyncio")  # if nobody has imported it, none of its loops runs
-    if trio.lowlevel.in_trio_run():
+    if _in_trio_run():
         where = "a trio run"
     elif asyncio is not None and asyncio._get_running_loop() is not None:
         where = "an asyncio loop"

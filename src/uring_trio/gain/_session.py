@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from uring_trio._trio_private import run_context
 from uring_trio.gain import _listen
 from uring_trio.gain._balancers import make_balancer
 from uring_trio.gain._config import Architecture
@@ -84,7 +85,8 @@ class Session:
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run a task in the nursery of the calling worker, or of worker 0."""
         # In guest mode the host loop has this thread too, and is in no task of ours.
-        here = threading.get_ident() if trio.lowlevel.in_trio_task() else None
+        # trio's own in_trio_task() came with 0.29.
+        here = threading.get_ident() if hasattr(run_context, "task") else None
         for worker in self.workers:
             if here is not None and worker.thread == here:
                 worker.nursery.start_soon(async_fn, *args)
