@@ -65,8 +65,9 @@ async def test_bytes_left_over_are_not_announced_again() -> None:
         await client.send_all(b"first")
         await until(lambda: conn.inbound_buffered() == 5)
         await client.send_all(b"second")
-        await until(lambda: conn.inbound_buffered() == 11)
+        await until(lambda: len(recorder.values("on_read")) == 2)
         assert recorder.values("on_read") == [5, 6]
+        assert conn.inbound_buffered() == 11
         assert conn.next(11) == b"firstsecond"
 
 

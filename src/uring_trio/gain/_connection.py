@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uring_trio._kernel import CQE_F_BUFFER, EAGAIN, ECANCELED, EINTR, ENOBUFS
 from uring_trio.gain._closing import Closing
 from uring_trio.gain._errors import EndOfStream
-from uring_trio.gain._receiving import LARGE_SIZE, POLLERR, POLLHUP, SMALLEST_BUFFER, ends
+from uring_trio.gain._receiving import ENDS, LARGE_SIZE, POLLERR, POLLHUP, SMALLEST_BUFFER, ends
 from uring_trio.gain._states import Event, State
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ class Connection(Closing):
         """Call what is due, then have the kernel do what the state demands."""
         self._settling = True
         try:
-            if self._readable and not self._in_thread:
-                self._readable = False
+            if self._readable and not self._in_thread and self._wants_input():
                 self._receive_ready()
             while not self._busy and self._call_next():
                 pass
@@ -249,7 +248,7 @@ class Connection(Closing):
                 self.worker.bytes_in += res
                 self._received(self.worker.manager.pool[offset : offset + res])
             else:
-                self._receive_ready()
+                self._readable |= res
         elif kind == "send":
             self._sent(res)
         else:
@@ -259,7 +258,8 @@ class Connection(Closing):
     def _defer(self, kind: str, res: int, flags: int, offset: int) -> None:
         """A thread has the connection: keep this until it is done."""
         if kind == "recv" and res > 0 and not flags & CQE_F_BUFFER:
-            return  # a poll: there will be input as well when the thread is done
+            self._readable |= res
+            return
         if kind == "recv" and res > 0:
             self.worker.bytes_in += res
             data = self.worker.manager.pool[offset : offset + res]
@@ -287,11 +287,14 @@ class Connection(Closing):
     def _receive_ready(self) -> None:
         """The poll of a stream with large messages: there is input, an end, or an error."""
         worker = self.worker
+        told, self._readable = self._readable, 0
         size = self._ring.try_recv(self._fd, worker.block.c, LARGE_SIZE)
         if size <= 0:
             if size != EAGAIN:
                 self._receive_failed(size)
             return
+        if size == LARGE_SIZE or told & ENDS:
+            worker.more.append((self, told))
         worker.bytes_in += size
         data = worker.block.data(size)
         if self._secure is None and self._state is State.OPEN:

@@ -3,12 +3,14 @@
 A multishot receive stays armed over many messages and takes a small buffer for each piece;
 re-arming, which is a third of what a small message costs us, falls away. Where pieces fill
 their buffers the messages are large, and then small buffers chop them into many operations.
-So the stream goes over to a one-shot poll, and when that says that there is input, a
+So the stream goes over to a multishot poll, and when that says that there is input, a
 recv(2) into one block of the worker's own, as large as messages are. All its connections
 use the same block, one after the other, so that it stays in the CPU's cache, and the copy
 into ``bytes`` comes out of there: 8 x 100 KiB took 1.5 times the CPU of uvloop's protocol
 with provided buffers of 128 KiB, which are cold, and too few for all. It is one receive a
-tick, which is also what bounds a flood. The stream comes back when its messages have been
+tick, which is also what bounds a flood. Such a poll tells only of what arrives: a receive
+that has filled the block has another in the next turn, and so has one that was told of the
+stream's end together with its input. The stream comes back when its messages have been
 small for a while.
 
 To pause is to cancel the operation; what arrives before its last cqe is input like any
@@ -43,6 +45,8 @@ LARGE_SIZE = GROUP_SIZES[-1]
 SMALL_IN_A_ROW = 16
 
 POLLIN, POLLERR, POLLHUP = 0x1, 0x8, 0x10
+POLLRDHUP = 0x2000
+ENDS = POLLERR | POLLHUP | POLLRDHUP
 
 
 class Receiving(Output):
@@ -77,7 +81,7 @@ class Receiving(Output):
         self._watch_slot = -1
         self._watch_canceling = False
         self._large = False  # its messages are: polls, in place of a multishot receive
-        self._readable = False  # the poll has said so, and nobody has received yet
+        self._readable = 0  # what the poll has said; 0 once it was received
         self._small_in_a_row = 0
         self._poll_first = True
         self._paused = False  # by pause_reading()
@@ -111,7 +115,7 @@ class Receiving(Output):
     def _arm(self) -> None:
         ring = self._ring
         if self._large:
-            slot = ring.poll(self._fd, POLLIN, 0)
+            slot = ring.poll(self._fd, POLLIN, 1)
         elif not self._is_multishot():
             slot = ring.recv(self._fd, 0, SMALLEST_BUFFER, self._poll_first)
         else:
@@ -186,9 +190,14 @@ class Receiving(Output):
 
     def _shrink(self) -> None:
         """Nothing is leased: go back to small buffers if the messages are small now."""
-        if self._large and self._small_in_a_row >= SMALL_IN_A_ROW and self._recv_slot < 0:
+        if not self._large or self._small_in_a_row < SMALL_IN_A_ROW:
+            return
+        if self._recv_slot < 0:
             self._large = False
+            self._readable = 0
             self._pool = self.worker.manager.pool
+        elif not self._recv_canceling:
+            self._cancel_receive()
 
     def _unread(self) -> bool:
         """Whether closing now would throw input away, and so answer with a reset."""

@@ -1,12 +1,11 @@
 """The first look at a batch of cqes, while trio's scheduler has them.
 
-What every tick has most of, input of a plain connection that stays armed, is noted in the
-connection there and then; a tuple and a list for the worker to look through again would
+What every tick has most of, input of a plain connection that stays armed (or that there is
+some, where messages are large), is noted in the connection there and then; a tuple and a list for the worker to look through again would
 cost as much as all that is to be noted. Everything else goes to the worker's batch.
 
 The order of what comes for one connection must not change. So one of whose cqes is in the
 batch is special until it was settled: what comes for it later goes to the batch as well.
-(One with large messages has no such input, and is left alone.)
 """
 
 from __future__ import annotations
@@ -55,9 +54,15 @@ def route(manager: Any, records: Iterator[Record]) -> None:
                 ready.append(conn)
                 if worker.parked:
                     worker.wake()
+        elif flags == CQE_F_MORE and res > 0 and slot == conn._recv_slot and not conn._special:
+            conn._readable |= res  # the poll of a stream with large messages
+            if not conn._ready:
+                conn._ready = True
+                worker.ready.append(conn)
+                if worker.parked:
+                    worker.wake()
         else:
-            if not conn._large:
-                conn._special = True
+            conn._special = True
             worker.batch.append((conn, slot, res, flags, offset))
             if worker.parked:
                 worker.wake()

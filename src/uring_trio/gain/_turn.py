@@ -19,9 +19,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from uring_trio._kernel import BUFFER_GROUPS, CQE_F_BUFFER, EAGAIN
+from uring_trio._kernel import BUFFER_GROUPS, EAGAIN
 from uring_trio.gain._clock import Clock
-from uring_trio.gain._receiving import LARGE_SIZE
+from uring_trio.gain._receiving import ENDS, LARGE_SIZE
 
 if TYPE_CHECKING:
     import trio
@@ -49,20 +49,13 @@ class Turn(Clock):
         self.ready: list[Conn] = []  # to be settled, or told of input
         self.dirty: list[Conn] = []  # with output, and no send in flight
         self.wrote: list[Conn] = []  # the kernel has taken output of theirs
+        self.more: list[tuple[Conn, int]] = []  # there may be more than was received
         self.starved: deque[Conn] = deque()  # no buffer was left for their receive
 
     def _sweep_completions(self) -> None:
         """What the kernel has done, but for what `_routing` has noted already."""
         for conn, slot, res, flags, offset in self.batch:
-            if conn._special or slot != conn._recv_slot or res <= 0 or flags & CQE_F_BUFFER:
-                conn._completed(slot, res, flags, offset)
-                continue
-            # The poll of a connection with large messages.
-            conn._receive_ended(slot, 0, flags)
-            conn._readable = True
-            if not conn._ready:
-                conn._ready = True
-                self.ready.append(conn)
+            conn._completed(slot, res, flags, offset)
         self.batch.clear()
 
     def _sweep_ready(self) -> None:
@@ -116,6 +109,13 @@ class Turn(Clock):
                 self._keep_input(conn)
         self.ready.clear()
         self.bytes_out += total
+        if self.more:
+            more, self.more = self.more, []
+            for conn, told in more:  # in the next turn
+                conn._readable |= told
+                if not conn._ready:
+                    conn._ready = True
+                    self.ready.append(conn)
 
     def _keep_input(self, conn: Conn) -> None:
         """The handler has left input where it was: the engine wants its buffer back."""
@@ -130,12 +130,15 @@ class Turn(Clock):
         What was received is sent while it is in the CPU's cache; three sweeps over several
         connections with large messages would go through memory three times.
         """
-        if conn._readable:
-            conn._readable = False
+        told = conn._readable
+        if told:
+            conn._readable = 0
             size = self.manager.ring.try_recv(conn._fd, self.block.c, LARGE_SIZE)
             if size > 0:
                 self.bytes_in += size
                 conn._take_large(self._block_bytes[:size])
+                if size == LARGE_SIZE or told & ENDS:
+                    self.more.append((conn, told))
             elif size != EAGAIN:
                 conn._receive_failed(size)
                 conn._attend()
@@ -144,30 +147,24 @@ class Turn(Clock):
         if n:
             if n != conn._lease_size:
                 n = conn._unannounced()
-            self._tell_of_input(conn, n)
+            conn._fresh = 0
+            if n and self.callbacks.on_read is not None:
+                try:
+                    self.callbacks.on_read(conn, n)
+                except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
+                    conn._raised("on_read", exc)
+            elif n:
+                conn._drop(conn._buffered())
         if conn._lease_size:
             conn._stash()
             conn._limit_input()
+        if conn._out and conn._send_slot < 0 and not conn._special:
+            self._send_now(conn)
         if conn._special:
             conn._attend()
-            return
-        if conn._out and conn._send_slot < 0:
-            self._send_now(conn)
-        if conn._recv_slot < 0 and not conn._special:
-            if conn._small_in_a_row:
-                conn._shrink()
-            conn._arm()
-
-    def _tell_of_input(self, conn: Conn, n: int) -> None:
-        on_read = self.callbacks.on_read
-        conn._fresh = 0
-        if n and on_read is not None:
-            try:
-                on_read(conn, n)
-            except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                conn._raised("on_read", exc)
-        elif n:
-            conn._drop(conn._buffered())
+        elif conn._small_in_a_row:
+            conn._shrink()
+            conn._steer()
 
     def _send_now(self, conn: Conn) -> None:
         """Send what a plain connection has written, as far as the socket takes it."""
