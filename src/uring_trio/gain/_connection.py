@@ -118,6 +118,8 @@ class Connection(Closing):
             if not self._in_thread:
                 if self._lease_size:
                     self._stash()
+                if self._large:
+                    self._pool = b""
                 self._limit_input()
             if self._large and not self._in_thread:
                 self._shrink()

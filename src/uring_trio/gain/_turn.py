@@ -158,6 +158,7 @@ class Turn(Clock):
         if conn._lease_size:
             conn._stash()
             conn._limit_input()
+        conn._pool = b""  # so that the next one has the same memory, which is warm
         if conn._out and conn._send_slot < 0 and not conn._special:
             self._send_now(conn)
         if conn._special:
