@@ -265,3 +265,16 @@ async def test_a_flood_starves_nobody() -> None:
                 assert await calm.receive_some() == b"!"
                 assert trio.current_time() - started < 0.5
         nursery.cancel_scope.cancel()
+
+
+async def test_a_handler_that_leaves_too_much_is_warned_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with connected(Recorder(), read_buffer_limit=100) as (conn, client):
+        await client.send_all(b"x" * 150)
+        await until(lambda: "read_buffer_limit (100)" in caplog.text)
+        assert "has left 150 bytes unread" in caplog.text
+        conn.discard()
+        await client.send_all(b"x" * 150)
+        await until(lambda: conn.inbound_buffered() == 150)
+    assert caplog.text.count("has left") == 1

@@ -335,6 +335,8 @@ class Connection(Closing):
         full = self._buffered() >= self.worker.read_buffer_limit
         if full and not self._input_full:
             self._special = True
+            if not self._busy and not self._paused:
+                self.worker.warn_of_full_input(self)
         self._input_full = full
 
     def _receive_failed(self, res: int) -> None:

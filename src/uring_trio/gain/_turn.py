@@ -16,6 +16,7 @@ of what a small message may cost altogether; a connection that is *special* goes
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from uring_trio.gain._config import Config
     from uring_trio.gain._conn import Conn
     from uring_trio.gain._handler import Callbacks
+
+
+logger = logging.getLogger("uring_trio.gain")
 
 
 class Turn(Clock):
@@ -50,6 +54,7 @@ class Turn(Clock):
         self.dirty: list[Conn] = []  # with output, and no send in flight
         self.wrote: list[Conn] = []  # the kernel has taken output of theirs
         self.more: list[tuple[Conn, int]] = []  # there may be more than was received
+        self._warned_of_full_input = False
         self.starved: deque[Conn] = deque()  # no buffer was left for their receive
 
     def _sweep_completions(self) -> None:
@@ -166,6 +171,19 @@ class Turn(Clock):
         elif conn._small_in_a_row:
             conn._shrink()
             conn._steer()
+
+    def warn_of_full_input(self, conn: Conn) -> None:
+        """Tell, once, of a handler that may wait for more than it will ever be given."""
+        if self._warned_of_full_input or conn._unannounced():
+            return
+        self._warned_of_full_input = True
+        logger.warning(
+            "receiving stops: the handler has left %d bytes unread of a %s; for messages as "
+            "long as that, raise read_buffer_limit (%d)",
+            conn._buffered(),
+            conn._name(),
+            self.read_buffer_limit,
+        )
 
     def _send_now(self, conn: Conn) -> None:
         """Send what a plain connection has written, as far as the socket takes it."""
