@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "uring_trio"
 # what it imports for its annotations alone is free.
 LAYERS = [
     {"_engine"},  # the extension
-    {"_errors", "_remedies", "_addresses"},
+    {"_errors", "_remedies", "_addresses", "_kernel_names"},
     {"_kernel", "_trio_private"},
     {"_memory", "_guest", "_statistics", "_loadgen", "_probe"},
     {"_operations", "_socket_arguments"},
@@ -24,8 +24,13 @@ LAYERS = [
     {"_sockets"},
     {"_streams"},
     {"_hooks"},
+    {"_each_run"},
     {"_run"},
-    {"_doctor", "_launcher", "_demo", "pytest_plugin"},
+    {"_anyio_options"},
+    {"_anyio_backend"},
+    {"_anyio_name"},
+    {"_doctor", "_launcher", "_demo", "_pytest_entry", "pytest_plugin"},
+    {"_api"},
     {"__init__"},
     {"__main__"},
 ]
@@ -60,6 +65,7 @@ GAIN_RESTS_ON = {"_kernel", "_memory", "_operations", "_probe", "_run", "_trio_p
 # Who may know what: the name -> the only modules that may import it.
 RESERVED = {
     "uring_trio._engine": {"_kernel"},
+    "anyio": {"_anyio_backend"},
     "pytest": {"pytest_plugin"},
     "rich": {"_demo"},
     "multiprocessing": {"_launcher"},

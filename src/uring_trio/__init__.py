@@ -2,23 +2,29 @@
 
 ``uring_trio.run(main)`` instead of ``trio.run(main)``, or ``uring_trio.install()`` once
 and then plain ``trio.run``: the program is the same, and its socket, stream and pipe
-operations are completions.
+operations are completions. anyio programs have ``anyio.run(main, backend="uring_trio")``.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from uring_trio._errors import UringUnavailable
-from uring_trio._probe import ProbeReport, probe
-from uring_trio._run import install, run, start_guest_run, uninstall
-from uring_trio._statistics import IOStatistics
+from uring_trio import _anyio_name
+
+if TYPE_CHECKING:
+    from uring_trio._anyio_options import anyio_options
+    from uring_trio._errors import UringUnavailable
+    from uring_trio._probe import ProbeReport, probe
+    from uring_trio._run import install, run, start_guest_run, uninstall
+    from uring_trio._statistics import IOStatistics
 
 __all__ = [
     "IOStatistics",
     "ProbeReport",
     "UringUnavailable",
     "__version__",
+    "anyio_options",
     "install",
     "probe",
     "run",
@@ -28,7 +34,19 @@ __all__ = [
 
 __version__ = version("uring_trio")
 
-# Users see one module: `uring_trio.run`, not `uring_trio._run.run`.
-for _name in __all__:
-    if _name != "__version__":
-        globals()[_name].__module__ = __name__
+_anyio_name.make_known()
+
+# pytest imports this package in every session, for the line above. So trio is imported only
+# when the first public name is used.
+if not TYPE_CHECKING:  # or every misspelt name would have a type
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from uring_trio import _api
+
+        globals().update(_api.NAMES)
+        return _api.NAMES[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

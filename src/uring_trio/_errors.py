@@ -19,3 +19,7 @@ class UringUnavailable(RuntimeError):
     def __reduce__(self) -> tuple[type[UringUnavailable], tuple[str, str]]:
         # Exceptions are rebuilt from .args, which here are not the parameters.
         return type(self), (self.reason, self.remedy)
+
+
+# As users name it, also where it is raised before they have used the name.
+UringUnavailable.__module__ = "uring_trio"

@@ -138,19 +138,27 @@ class Entrance(trio.abc.Instrument):
 
     def before_run(self) -> None:
         """Called by trio when the run exists and nothing is registered with its manager."""
+        self.enter()
+        trio.lowlevel.remove_instrument(self)
+
+    def enter(self) -> None:
+        """Swap the manager of the run that is about to begin; `check` tells if it worked."""
         _thread.entrance_waiting = False
         try:
             self._swap()
         except BaseException as exc:  # noqa: BLE001  trio would swallow it
             self._error = exc
-        trio.lowlevel.remove_instrument(self)
 
     def _swap(self) -> None:
         runner = _trio_private.current_runner()
+        old = runner.io_manager
         if self._manager is not None:
-            old = runner.io_manager
             runner.io_manager = self._manager
             self._manager = None  # the run's now, and closed with it
+            old.close()
+        elif isinstance(old, UringIOManager):
+            # By install(), before it was known that this run asks for epoll.
+            runner.io_manager = _trio_private.stock_io_manager()
             old.close()
         self._entered = True
         _announce(runner.io_manager, self._choice, self._failure)

@@ -13,11 +13,15 @@ through an eventfd, which the kernel guards.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+import threading
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from uring_trio._kernel_names import FEATURE_NAMES, SETUP_FLAG_NAMES, opcode_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -69,100 +73,6 @@ PROBE_TIMEOUT_NS = 1_000_000_000  # each step takes microseconds; a sandbox may 
 
 _RECORD = struct.Struct("IiII")  # slot, res, flags, offset: struct ut_record
 
-SETUP_FLAG_NAMES = {
-    1 << 3: "CQSIZE",
-    1 << 4: "CLAMP",
-    1 << 7: "SUBMIT_ALL",
-    1 << 9: "TASKRUN_FLAG",
-    1 << 12: "SINGLE_ISSUER",
-    1 << 13: "DEFER_TASKRUN",
-}
-FEATURE_NAMES = [
-    "SINGLE_MMAP",
-    "NODROP",
-    "SUBMIT_STABLE",
-    "RW_CUR_POS",
-    "CUR_PERSONALITY",
-    "FAST_POLL",
-    "POLL_32BITS",
-    "SQPOLL_NONFIXED",
-    "EXT_ARG",
-    "NATIVE_WORKERS",
-    "RSRC_TAGS",
-    "CQE_SKIP",
-    "LINKED_FILE",
-    "REG_REG_RING",
-    "RECVSEND_BUNDLE",
-    "MIN_TIMEOUT",
-    "RW_ATTR",
-    "NO_IOWAIT",
-]
-OPCODE_NAMES = [
-    "nop",
-    "readv",
-    "writev",
-    "fsync",
-    "read_fixed",
-    "write_fixed",
-    "poll_add",
-    "poll_remove",
-    "sync_file_range",
-    "sendmsg",
-    "recvmsg",
-    "timeout",
-    "timeout_remove",
-    "accept",
-    "async_cancel",
-    "link_timeout",
-    "connect",
-    "fallocate",
-    "openat",
-    "close",
-    "files_update",
-    "statx",
-    "read",
-    "write",
-    "fadvise",
-    "madvise",
-    "send",
-    "recv",
-    "openat2",
-    "epoll_ctl",
-    "splice",
-    "provide_buffers",
-    "remove_buffers",
-    "tee",
-    "shutdown",
-    "renameat",
-    "unlinkat",
-    "mkdirat",
-    "symlinkat",
-    "linkat",
-    "msg_ring",
-    "fsetxattr",
-    "setxattr",
-    "fgetxattr",
-    "getxattr",
-    "socket",
-    "uring_cmd",
-    "send_zc",
-    "sendmsg_zc",
-    "read_multishot",
-    "waitid",
-    "futex_wait",
-    "futex_wake",
-    "futex_waitv",
-    "fixed_fd_install",
-    "ftruncate",
-    "bind",
-    "listen",
-    "recv_zc",
-    "epoll_wait",
-    "readv_fixed",
-    "writev_fixed",
-    "pipe",
-]
-
 
 def load_extension() -> tuple[Any, Any]:
     """The extension's ``(ffi, lib)``.
@@ -208,11 +118,6 @@ def _names(bits: int, names: Iterable[tuple[int, str]]) -> tuple[str, ...]:
     return tuple(name for mask, name in names if bits & mask)
 
 
-def opcode_name(opcode: int) -> str:
-    """The kernel's word for an opcode, lower case."""
-    return OPCODE_NAMES[opcode] if opcode < len(OPCODE_NAMES) else f"opcode_{opcode}"
-
-
 class RingSizes:
     """The sizes of a run's ring, and of the probe's: what is promised is what a run gets.
 
@@ -222,18 +127,39 @@ class RingSizes:
     """
 
     def __init__(self) -> None:
+        self.entries = getattr(_wanted, "entries", None) or (SQ_ENTRIES, CQ_ENTRIES)
         if _ffi is None:
             return
         config = self.c = _ffi.new("struct ut_config *")
-        config.sq_entries, config.cq_entries = SQ_ENTRIES, CQ_ENTRIES
-        config.sq_entries_min = SQ_ENTRIES_MIN
+        config.sq_entries, config.cq_entries = self.entries
+        config.sq_entries_min = min(SQ_ENTRIES_MIN, config.sq_entries)
         for index, (entries, size) in enumerate(BUFFER_GROUPS):
             config.groups[index].entries, config.groups[index].buffer_size = entries, size
 
     @property
     def halved(self) -> bool:
         """Whether an attempt has left less to be tried."""
-        return _ffi is not None and bool(self.c.sq_entries < SQ_ENTRIES)
+        return _ffi is not None and bool(self.c.sq_entries < self.entries[0])
+
+
+_wanted = threading.local()
+
+
+@contextlib.contextmanager
+def ring_entries(sq_entries: int | None, cq_entries: int | None) -> Iterator[None]:
+    """Have rings that this thread makes meanwhile made with so many entries.
+
+    Args:
+      sq_entries: of the SQ, 1 to 32,768; None: as usual.
+      cq_entries: of the CQ, which has at least as many as the SQ; None: as usual.
+    """
+    before = getattr(_wanted, "entries", None)
+    sq_entries = sq_entries or SQ_ENTRIES
+    _wanted.entries = (sq_entries, max(cq_entries or CQ_ENTRIES, sq_entries))
+    try:
+        yield
+    finally:
+        _wanted.entries = before
 
 
 def probe_kernel(sizes: RingSizes | None = None) -> KernelProbe:

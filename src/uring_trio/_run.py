@@ -72,7 +72,7 @@ def run(
     choice = _probe.choose(backend)
     hooks = _hooks_of_known_trio()
     if hooks is None:
-        _warn_of_fallback(choice)
+        warn_of_fallback(choice)
         return _trio_run(async_fn, *args, instruments=list(instruments), **options)
     entrance = hooks.Entrance(choice)
     try:
@@ -109,7 +109,7 @@ def start_guest_run(
     choice = _probe.choose(backend)
     hooks = _hooks_of_known_trio()
     if hooks is None:
-        _warn_of_fallback(choice)
+        warn_of_fallback(choice)
         _trio_start_guest_run(async_fn, *args, instruments=list(instruments), **options)
         return
     entrance = hooks.Entrance(choice)
@@ -153,7 +153,7 @@ def install(*, backend: Backend = "auto") -> ProbeReport:
             except BaseException:
                 _uninstall()
                 raise
-            _warn_of_fallback(choice)
+            warn_of_fallback(choice)
         elif installed != backend:
             raise RuntimeError(
                 f"uring_trio is installed already with backend={installed!r}; "
@@ -185,7 +185,8 @@ def _hooks_of_known_trio() -> ModuleType | None:
     return _hooks
 
 
-def _warn_of_fallback(choice: _probe.Choice) -> None:
+def warn_of_fallback(choice: _probe.Choice) -> None:
+    """Log that runs fall back, if that is known and was not asked for."""
     if choice.failure is not None and choice.demand != "epoll":
         _probe.warn_once(choice.failure)
 

@@ -8,6 +8,7 @@ them is unknown to us, and its runs stay on trio's own manager (see `missing_nam
 | ``_core._run.TheIOManager`` | rebind it: what every later run is made with |
 | ``_core._run.GLOBAL_RUN_CONTEXT`` | read ``.runner`` and ``.task`` of this thread |
 | ``Runner.io_manager, runq, instruments, is_guest, force_guest_tick_asap`` | swap, wake tasks |
+| ``Runner.clock`` | put one there that refuses to start, before the run does |
 | ``Task._runner, _next_send_fn, _next_send, _abort_func, custom_sleep_data, coro`` | wake a task |
 | ``_core._traps.WaitTaskRescheduled`` | yield a prebuilt one: a task sleeps |
 | ``_socket._SocketType`` | rebind it, subclass it; ``._sock``, ``._resolve_address_nocp`` |
@@ -96,7 +97,7 @@ _NAMES: tuple[tuple[object, str, str], ...] = (
     (_conflict_detector, "trio._util.ConflictDetector", "_held __enter__ __exit__"),
 )
 _FIELDS: tuple[tuple[str, str], ...] = (
-    ("Runner", "io_manager runq instruments is_guest"),
+    ("Runner", "io_manager runq instruments is_guest clock"),
     ("Task", "_runner _next_send_fn _next_send _abort_func custom_sleep_data coro"),
 )
 # What a class sets in its ``__init__``: there is no instance to look at.

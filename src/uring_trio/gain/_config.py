@@ -65,8 +65,9 @@ class Config:
       tcp_keep_alive: seconds between probes on accepted connections, from 1; None is off.
       logger_level: a level of `logging` for ``uring_trio.gain``; None inherits.
       pretty_logger: add a handler that writes to stderr.
-      max_sq_entries: submission entries of each ring; None is the engine's own choice.
-      max_cq_events: completions taken in one sweep; None is the engine's own choice.
+      max_sq_entries: entries of the SQ of each ring that the server makes; None is 256.
+      max_cq_events: entries of its CQ, and so of the completions taken in one sweep, at
+        least as many as of the SQ; None is 4,096. What does not fit is waited out.
       tls: serve TLS on every connection.
       tls_handshake_timeout: seconds.
       max_connections: no more are accepted until one closes; None is no limit.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from uring_trio import _probe, _run
+from uring_trio import _kernel, _probe, _run
 from uring_trio._trio_private import run_context
 from uring_trio.gain import _signals
 from uring_trio.gain._address import parse_all
@@ -83,7 +83,8 @@ class Server:
         backend: _probe.Backend = "io_uring" if self._config.worker_count == 1 else "epoll"
         with self._claimed(), _signals.handled(self.async_shutdown, self._abort):
             serve = functools.partial(self._serve, specs, trio.TASK_STATUS_IGNORED)
-            _run.run(serve, backend=backend)
+            with _kernel.ring_entries(self._config.max_sq_entries, self._config.max_cq_events):
+                _run.run(serve, backend=backend)
 
     async def serve(
         self,

@@ -1,0 +1,53 @@
+"""``max_sq_entries`` and ``max_cq_events`` are sizes of the rings that a server makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gain_tools
+import pytest
+from gain_tools import LOOPBACK, Recorder, connect, receive_exactly, server_in_thread
+
+from uring_trio import _kernel, gain
+
+pytestmark = gain_tools.ON_RING
+
+
+def echo(conn: gain.Conn, n: int) -> None:
+    conn.write(conn.next(n))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rings_have_the_entries_that_were_asked_for(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+    original = _kernel.Ring.__init__
+
+    def init(ring: Any, *args: Any) -> None:
+        original(ring, *args)
+        made.append((_kernel.RingSizes().entries[0], ring._engine.record_capacity))
+
+    monkeypatch.setattr(_kernel.Ring, "__init__", init)
+    with server_in_thread(Recorder(), workers=workers, max_sq_entries=2, max_cq_events=16):
+        pass
+    assert made.count((2, 16)) >= workers
+    assert _kernel.RingSizes().entries == (_kernel.SQ_ENTRIES, _kernel.CQ_ENTRIES)
+
+
+@pytest.mark.parametrize("cq_events", [1, 2])
+def test_the_smallest_rings_lose_nothing(cq_events: int) -> None:
+    options = {"max_sq_entries": 1, "max_cq_events": cq_events}
+    with server_in_thread(Recorder(on_read=echo), workers=1, **options) as server:
+        clients = [connect(server) for _ in range(20)]
+        for number, client in enumerate(clients):
+            client.sendall(b"%04d" % number * 5000)
+        for number, client in enumerate(clients):
+            assert receive_exactly(client, 20_000) == b"%04d" % number * 5000
+            client.close()
+
+
+def test_more_completions_than_submissions_is_what_the_kernel_wants() -> None:
+    gain.Server(Recorder(), gain.Config(max_sq_entries=64, max_cq_events=1))
+    with server_in_thread(Recorder(), max_sq_entries=64, max_cq_events=1) as server:
+        assert server.addresses()[0][0] in LOOPBACK
