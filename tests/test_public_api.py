@@ -20,6 +20,7 @@ PUBLIC = {
     "ProbeReport",
     "UringUnavailable",
     "__version__",
+    "anyio_options",
     "install",
     "probe",
     "run",
@@ -45,7 +46,7 @@ RUN_TIME |= {
 def test_all_is_the_list_and_nothing_else_looks_public() -> None:
     assert set(uring_trio.__all__) == PUBLIC
     others = {name for name in vars(uring_trio) if not name.startswith("_")} - PUBLIC
-    assert others <= PUBLIC_MODULES | {"annotations", "version"}
+    assert others <= PUBLIC_MODULES | {"TYPE_CHECKING", "annotations", "version"}
 
 
 def test_modules_are_private_but_those_meant_to_be_named() -> None:
@@ -132,6 +133,18 @@ def test_import_brings_in_the_run_time_dependencies_only(name: str) -> None:
     loaded -= modules_after("pass")
     packages = {module.partition(".")[0] for module in loaded}
     assert packages - sys.stdlib_module_names - RUN_TIME == set()
+
+
+@pytest.mark.parametrize("name", ["uring_trio", "uring_trio._pytest_entry"])
+def test_what_pytest_loads_in_every_session_brings_in_nothing(name: str) -> None:
+    loaded = modules_after(f"sys.path[:0] = {sys.path!r}; import {name}")
+    assert {module.partition(".")[0] for module in loaded} & {"trio", "anyio", "sniffio"} == set()
+
+
+def test_names_that_are_not_there() -> None:
+    assert set(dir(uring_trio)) >= PUBLIC
+    with pytest.raises(AttributeError, match="'uring_trio' has no attribute 'Run'"):
+        _ = uring_trio.Run  # type: ignore[attr-defined]
 
 
 def test_who_does_not_ask_for_the_callback_servers_does_not_load_them() -> None:

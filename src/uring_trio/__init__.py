@@ -8,7 +8,7 @@ operations are completions. anyio programs have ``anyio.run(main, backend="uring
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from uring_trio import _anyio_name
 
@@ -40,7 +40,7 @@ _anyio_name.make_known()
 # when the first public name is used.
 if not TYPE_CHECKING:  # or every misspelt name would have a type
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from uring_trio import _api
