@@ -1,0 +1,1 @@
+"""What other people's servers cost on the ring: ``python -m benchmarks.ecosystem``."""
