@@ -3,6 +3,8 @@
 ``uring_trio.run(main)`` instead of ``trio.run(main)``, or ``uring_trio.install()`` once
 and then plain ``trio.run``: the program is the same, and its socket, stream and pipe
 operations are completions. anyio programs have ``anyio.run(main, backend="uring_trio")``.
+
+PYTEST_DONT_REWRITE (or pytest, since it loads us, warns programs that did so before it)
 """
 
 from __future__ import annotations
