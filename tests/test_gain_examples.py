@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -320,7 +321,18 @@ class ChatClient:
         self.say(name)
         for client in present:
             assert client.hear() == f"{name} joined"
+        if not present and name != "probe":
+            self.wait_until_a_member(address)
         present.append(self)
+
+    def wait_until_a_member(self, address: tuple[str, int]) -> None:
+        """Else another worker may be quicker, and tell the next one's name to nobody."""
+        probe = ChatClient(address, "probe", [])
+        with contextlib.closing(probe):
+            # Of the two, the one that joins first is told of the other.
+            assert select.select([self.sock, probe.sock], [], [], LIMIT_S)[0]
+        while self.hear() != "probe left":
+            pass
 
     def say(self, *lines: str) -> None:
         self.sock.sendall("".join(f"{line}\n" for line in lines).encode())
