@@ -69,7 +69,8 @@ SUITES = (
         "hypercorn",
         "0.18.0",
         "[trio]",
-        ("httpx", "pytest", "pytest-asyncio", "pytest-trio", "pytest-timeout"),
+        # The next release of h2 refuses a header that its tests send.
+        ("h2==4.3.0", "httpx", "pytest", "pytest-asyncio", "pytest-trio", "pytest-timeout"),
         ("-o", "addopts="),  # its own are about coverage
         180,
     ),
@@ -78,7 +79,7 @@ SUITES = (
         "0.12.2",
         "",
         ("pytest==8.3.5", "pytest-trio", "pytest-timeout", "trustme"),
-        (),
+        ("-o", "trio_mode=true"),  # as in its repository's pytest.ini, which the sdist is without
         60,
     ),
 )
