@@ -3,6 +3,7 @@
 # make bench   the comparison with stock trio, asyncio and uvloop; ARGS="--rounds 1" and so on
 # make bench-gain  callback servers beside uvloop's protocol and plain C; ARGS="echo --rounds 3"
 # make matrix  trio's own suite on the oldest and newest trio and on each Python at hand
+# make anyio   anyio's own suite on the oldest and newest anyio, by each way to the ring
 # make build   the wheel, in dist/
 # make clean   remove all that these made
 #
@@ -15,7 +16,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-.PHONY: demo test bench bench-gain matrix build clean
+.PHONY: demo test bench bench-gain matrix anyio build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -33,11 +34,14 @@ bench-gain: $(VENV)/bench.stamp
 matrix: $(VENV)/test.stamp
 	$(BIN)/python tests/trio_suite/matrix.py $(ARGS)
 
+anyio: $(VENV)/test.stamp
+	$(BIN)/python tests/anyio_suite/releases.py $(ARGS)
+
 build: $(BIN)/python
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) .matrix build dist src/*.egg-info src/uring_trio/*.so
+	rm -rf $(VENV) .matrix .anyio_suite build dist src/*.egg-info src/uring_trio/*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	$(MAKE) -C csrc/tests clean
 	find . -name __pycache__ -prune -exec rm -rf {} +

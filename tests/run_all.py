@@ -46,6 +46,7 @@ def checks() -> list[Check]:
         Check("pytest", [python, "-m", "pytest", "-q", "--ignore=tests/ecosystem"], 600),
         Check("ecosystem", [python, "-m", "pytest", "-q", "tests/ecosystem"], 120),
         Check("trio's suite", [python, "tests/trio_suite/run.py"], 420),
+        Check("anyio's suite", [python, "tests/anyio_suite/compare.py"], 330),
     ]
 
 
