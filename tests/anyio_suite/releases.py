@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "trio_suite"))
-from matrix import MATRIX, build_wheel, make_environment, pip  # noqa: E402
+from matrix import MATRIX, build_wheel, make_environment, pip
 
 COMPARE = Path(__file__).resolve().with_name("compare.py")
 
