@@ -40,9 +40,10 @@ async def main() -> None:
     )
     # With it hypercorn handles no signals.
     forever = trio.Event().wait
+    application: Any = app  # its types ask for more than a dict
     async with trio.open_nursery() as nursery:
         (url,) = await nursery.start(
-            functools.partial(serve, app, config, shutdown_trigger=forever)  # type: ignore[arg-type]
+            functools.partial(serve, application, config, shutdown_trigger=forever)
         )
         found = re.search(r":(\d+)$", url)
         assert found is not None
