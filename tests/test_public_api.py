@@ -46,7 +46,7 @@ RUN_TIME |= {
 def test_all_is_the_list_and_nothing_else_looks_public() -> None:
     assert set(uring_trio.__all__) == PUBLIC
     others = {name for name in vars(uring_trio) if not name.startswith("_")} - PUBLIC
-    assert others <= PUBLIC_MODULES | {"TYPE_CHECKING", "annotations", "version"}
+    assert others <= PUBLIC_MODULES | {"TYPE_CHECKING", "annotations", "sys", "version"}
 
 
 def test_modules_are_private_but_those_meant_to_be_named() -> None:
@@ -139,6 +139,13 @@ def test_import_brings_in_the_run_time_dependencies_only(name: str) -> None:
 def test_what_pytest_loads_in_every_session_brings_in_nothing(name: str) -> None:
     loaded = modules_after(f"sys.path[:0] = {sys.path!r}; import {name}")
     assert {module.partition(".")[0] for module in loaded} & {"trio", "anyio", "sniffio"} == set()
+
+
+def test_beside_trio_the_public_names_are_loaded_at_once() -> None:
+    # A program may become another user after its imports, who can read none of our files.
+    assert "uring_trio._run" in modules_after(
+        f"sys.path[:0] = {sys.path!r}; import trio, uring_trio"
+    )
 
 
 def test_names_that_are_not_there() -> None:

@@ -9,6 +9,7 @@ PYTEST_DONT_REWRITE (or pytest, since it loads us, warns programs that did so be
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,8 @@ __version__ = version("uring_trio")
 
 _anyio_name.make_known()
 
-# pytest imports this package in every session, for the line above. So trio is imported only
-# when the first public name is used.
+# pytest imports this package in every session, for the line above. So where nobody has
+# imported trio yet, that is left to the first public name that is used.
 if not TYPE_CHECKING:  # or every misspelt name would have a type
 
     def __getattr__(name: str) -> object:
@@ -52,3 +53,7 @@ if not TYPE_CHECKING:  # or every misspelt name would have a type
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
+
+    if "trio" in sys.modules:
+        # A program that gives up its rights, or its root, after its imports needs no more then.
+        __getattr__(__all__[0])
