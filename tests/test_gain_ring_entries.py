@@ -37,8 +37,8 @@ def test_rings_have_the_entries_that_were_asked_for(
 
 @pytest.mark.parametrize("cq_events", [1, 2])
 def test_the_smallest_rings_lose_nothing(cq_events: int) -> None:
-    options = {"max_sq_entries": 1, "max_cq_events": cq_events}
-    with server_in_thread(Recorder(on_read=echo), workers=1, **options) as server:
+    handler = Recorder(on_read=echo)
+    with server_in_thread(handler, workers=1, max_sq_entries=1, max_cq_events=cq_events) as server:
         clients = [connect(server) for _ in range(20)]
         for number, client in enumerate(clients):
             client.sendall(b"%04d" % number * 5000)
