@@ -331,7 +331,6 @@ class Worker(Turn):
         return all(datagrams.closed for datagrams in self._sockets)
 
     def _finish(self) -> None:
-        self._final = self._statistics()
         self.block.free()
         with self._posting:
             self.ended = True
@@ -340,6 +339,7 @@ class Worker(Turn):
             if fn == self.adopt:
                 args[0].close()
                 self.unclaim()
+        self._final = self._statistics()  # without what was never adopted
 
     # ---- statistics ----------------------------------------------------------------------
 
