@@ -19,11 +19,17 @@
  * records, buffers and slots of a batch stay valid until the next wait, which
  * ends the batch by itself. So reading a receive costs no crossing at all.
  *
+ * Operations that find nothing are not left to the kernel: an attempt that was
+ * refused is followed by polls and further attempts, as ladder.c says. Python is
+ * told of the last one only, so cqes in between are no records, and a wait that
+ * saw nothing else goes on.
+ *
  * What it costs: a 64-byte copy of each sqe, a few nanoseconds.
  */
 #include "engine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,11 +44,17 @@
 
 /* ---- the queue ------------------------------------------------------------ */
 
-/* Room for one more operation, and a cancel for each one that lives: a cancel
- * must never fail for want of memory. */
+/* Entries that one operation may have in the queue at once, stale ones included. By the
+ * ladder: twice its request and its watch, and a cancel of each of the four. */
+#define ENTRIES_PLAIN 2
+#define ENTRIES_LADDERED 8
+
+/* Room for one more operation, and for all that those which live may still queue: a
+ * cancel, or a next request, must never fail for want of memory. */
 static int reserve(struct ut_engine *engine)
 {
-    size_t needed = engine->queue_length + engine->ops.live + 2;
+    size_t needed = engine->queue_length + ENTRIES_PLAIN * engine->ops.live +
+                    ENTRIES_LADDERED * (engine->laddered + 1);
     if (needed <= engine->queue_capacity)
         return 0;
     size_t capacity = engine->queue_capacity * 2;
@@ -56,7 +68,14 @@ static int reserve(struct ut_engine *engine)
     return 0;
 }
 
-int ut_engine_new_op(struct ut_engine *engine, struct io_uring_sqe **sqe, uint32_t *slot)
+static void push(struct ut_engine *engine, uint64_t token)
+{
+    UT_ASSERT(engine->queue_length < engine->queue_capacity);
+    engine->queue[engine->queue_length++] = token;
+}
+
+int ut_engine_new_op(struct ut_engine *engine, uint8_t wanted, bool poll_first,
+                     struct io_uring_sqe **sqe, uint32_t *slot)
 {
     if (ut_engine_is_foreign(engine))
         return -EOWNERDEAD;
@@ -65,10 +84,45 @@ int ut_engine_new_op(struct ut_engine *engine, struct io_uring_sqe **sqe, uint32
     struct ut_op *op = ut_op_new(&engine->ops, slot);
     if (op == NULL)
         return -ENOMEM;
-    engine->queue[engine->queue_length++] = op->sqe.user_data;
+    if (wanted != 0) {
+        op->wanted = wanted;
+        op->step = poll_first ? UT_STEP_POLL : UT_STEP_TRY;
+        op->waited = poll_first;
+        op->pauses = (struct ut_pauses){0};
+        engine->laddered++;
+    }
+    push(engine, op->sqe.user_data);
     engine->queued++;
     *sqe = &op->sqe;
     return 0;
+}
+
+static void free_op(struct ut_engine *engine, uint32_t slot)
+{
+    if (ut_op_at(&engine->ops, slot)->wanted != 0)
+        engine->laddered--;
+    ut_op_free(&engine->ops, slot);
+}
+
+/* Cancels an operation in flight that waits by the ladder; as ut_engine_cancel(). */
+static int cancel_laddered(struct ut_engine *engine, struct ut_op *op, uint32_t slot)
+{
+    uint64_t token = op->sqe.user_data;
+    if (op->main == UT_REQUEST_QUEUED)
+        op->main = UT_REQUEST_ABSENT;
+    if (op->watch == UT_REQUEST_QUEUED)
+        op->watch = UT_REQUEST_ABSENT;
+    if (op->main == UT_REQUEST_ABSENT && op->watch == UT_REQUEST_ABSENT) {
+        engine->in_flight--;
+        free_op(engine, slot);
+        return 0;
+    }
+    ut_op_step(op, UT_OP_EV_CANCEL);
+    if (op->main == UT_REQUEST_SENT)
+        push(engine, token | UT_TOKEN_CANCEL);
+    if (op->watch == UT_REQUEST_SENT)
+        push(engine, token | UT_TOKEN_WATCH | UT_TOKEN_CANCEL);
+    return 1;
 }
 
 int ut_engine_cancel(struct ut_engine *engine, uint32_t slot)
@@ -81,12 +135,13 @@ int ut_engine_cancel(struct ut_engine *engine, uint32_t slot)
     switch (op->state) {
     case UT_OP_QUEUED:
         engine->queued--;
-        ut_op_free(&engine->ops, slot);
+        free_op(engine, slot);
         return 0;
     case UT_OP_IN_FLIGHT:
-        UT_ASSERT(engine->queue_length < engine->queue_capacity);
+        if (op->wanted != 0)
+            return cancel_laddered(engine, op, slot);
         ut_op_step(op, UT_OP_EV_CANCEL);
-        engine->queue[engine->queue_length++] = op->sqe.user_data | UT_TOKEN_CANCEL;
+        push(engine, op->sqe.user_data | UT_TOKEN_CANCEL);
         return 1;
     case UT_OP_CANCELING:
     case UT_OP_DONE:
@@ -102,28 +157,108 @@ static void prep_cancel(struct io_uring_sqe *sqe, uint64_t token)
     sqe->opcode = IORING_OP_ASYNC_CANCEL;
     sqe->fd = -1;
     sqe->addr = token & ~UT_TOKEN_CANCEL;
+    sqe->user_data = token | UT_TOKEN_CANCEL;
+}
+
+static void prep_poll(struct io_uring_sqe *sqe, const struct ut_op *op, uint64_t token)
+{
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = IORING_OP_POLL_ADD;
+    sqe->fd = op->sqe.fd;
+    sqe->len = token & UT_TOKEN_WATCH ? IORING_POLL_ADD_MULTI : 0;
+    sqe->op_flags = ut_poll_events(op->wanted);
     sqe->user_data = token;
+}
+
+static void prep_timeout(struct io_uring_sqe *sqe, struct ut_op *op, uint64_t token)
+{
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = IORING_OP_TIMEOUT;
+    sqe->fd = -1;
+    sqe->addr = (uint64_t)(uintptr_t)&op->timeout;
+    sqe->len = 1;
+    sqe->user_data = token;
+}
+
+/* An accept that would wait: its kernel has no flag that forbids it. */
+static bool needs_a_cancel(const struct ut_op *op)
+{
+    return op->sqe.opcode == IORING_OP_ACCEPT && !(op->sqe.ioprio & IORING_ACCEPT_DONTWAIT) &&
+           ut_step_request(op->step) == UT_REQUEST_ATTEMPT;
+}
+
+static struct io_uring_sqe *next_sqe(struct ut_engine *engine)
+{
+    struct io_uring_sqe *sqe = ut_ring_get_sqe(&engine->ring);
+    UT_ASSERT(sqe != NULL);
+    return sqe;
+}
+
+/* The request of the step that an operation is at. */
+static void submit_step(struct ut_engine *engine, struct ut_op *op)
+{
+    struct io_uring_sqe *sqe = next_sqe(engine);
+    uint64_t token = op->sqe.user_data;
+    switch (ut_step_request(op->step)) {
+    case UT_REQUEST_POLL:
+        prep_poll(sqe, op, token);
+        break;
+    case UT_REQUEST_TIMEOUT:
+        prep_timeout(sqe, op, token);
+        break;
+    default:
+        *sqe = op->sqe;
+    }
+    op->main = UT_REQUEST_SENT;
+    engine->operations[sqe->opcode]++;
+    if (needs_a_cancel(op)) {
+        /* It waits for no longer than it takes to submit this one behind it. A wake-up
+         * that its exclusive wait swallows meanwhile is made good by the poll that
+         * follows: that one looks again. */
+        prep_cancel(next_sqe(engine), token);
+        engine->operations[IORING_OP_ASYNC_CANCEL]++;
+    }
 }
 
 /* Moves one entry of the queue into the SQ. False if the SQ is full. */
 static bool submit_one(struct ut_engine *engine, uint64_t token)
 {
-    struct ut_op *op = ut_op_from_token(&engine->ops, token & ~UT_TOKEN_CANCEL);
-    enum ut_op_state wanted = token & UT_TOKEN_CANCEL ? UT_OP_CANCELING : UT_OP_QUEUED;
-    if (op == NULL || op->state != wanted)
-        return true; /* dropped, or over before its cancel left */
-    struct io_uring_sqe *sqe = ut_ring_get_sqe(&engine->ring);
-    if (sqe == NULL)
-        return false;
+    struct ut_op *op = ut_op_from_token(&engine->ops, token & ~UT_TOKEN_MARKS);
+    if (ut_ring_sq_room(&engine->ring) < 2)
+        return false; /* an accept and its cancel */
     if (token & UT_TOKEN_CANCEL) {
-        prep_cancel(sqe, token);
-    } else {
-        *sqe = op->sqe;
+        bool watch = token & UT_TOKEN_WATCH; /* also of an operation that is over */
+        bool sent = op != NULL && (op->wanted != 0 ? op->main == UT_REQUEST_SENT
+                                                   : op->state == UT_OP_CANCELING);
+        if (watch || sent) {
+            prep_cancel(next_sqe(engine), token);
+            engine->operations[IORING_OP_ASYNC_CANCEL]++;
+        }
+        return true; /* else over before its cancel left */
+    }
+    if (op == NULL)
+        return true; /* dropped */
+    if (token & UT_TOKEN_WATCH) {
+        if (op->watch == UT_REQUEST_QUEUED) {
+            prep_poll(next_sqe(engine), op, token);
+            op->watch = UT_REQUEST_SENT;
+            engine->operations[IORING_OP_POLL_ADD]++;
+        }
+        return true;
+    }
+    bool first = op->state == UT_OP_QUEUED;
+    if (first) {
         ut_op_step(op, UT_OP_EV_SUBMIT);
         engine->queued--;
         engine->in_flight++;
     }
-    engine->operations[sqe->opcode]++;
+    if (op->wanted != 0) {
+        if (first || op->main == UT_REQUEST_QUEUED)
+            submit_step(engine, op);
+    } else if (first) {
+        *next_sqe(engine) = op->sqe;
+        engine->operations[op->sqe.opcode]++;
+    }
     return true;
 }
 
@@ -141,45 +276,224 @@ static void fill_sq(struct ut_engine *engine)
 
 /* ---- the CQ --------------------------------------------------------------- */
 
-static void record_cqe(struct ut_engine *engine, const struct io_uring_cqe *cqe)
+/* A cqe that Python is told of. */
+static void record(struct ut_engine *engine, struct ut_op *op, int32_t res, uint32_t flags)
 {
-    if (cqe->user_data & UT_TOKEN_CANCEL)
-        return; /* 0, -ENOENT, -EALREADY: the target's own cqe decides */
-    struct ut_op *op = ut_op_from_token(&engine->ops, cqe->user_data);
-    if (op == NULL || (op->state != UT_OP_IN_FLIGHT && op->state != UT_OP_CANCELING)) {
-        engine->stale_cqes++;
-        return;
-    }
     struct ut_record *record = &engine->records[engine->record_count++];
-    record->slot = (uint32_t)cqe->user_data;
-    record->res = cqe->res;
-    record->flags = cqe->flags;
+    record->slot = (uint32_t)op->sqe.user_data;
+    record->res = res;
+    record->flags = op->waited ? flags | UT_RECORD_WAITED : flags;
     record->offset = 0;
-    if (cqe->flags & IORING_CQE_F_BUFFER) {
+    if (flags & IORING_CQE_F_BUFFER) {
         UT_ASSERT(op->sqe.buf_group < UT_GROUPS);
         record->offset = ut_bufring_lease(&engine->groups[op->sqe.buf_group],
-                                          (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT));
-    }
-    if (cqe->flags & IORING_CQE_F_MORE) {
-        ut_op_step(op, UT_OP_EV_CQE_MORE);
-    } else {
-        ut_op_step(op, UT_OP_EV_CQE_LAST);
-        engine->in_flight--;
+                                          (uint16_t)(flags >> IORING_CQE_BUFFER_SHIFT));
     }
 }
 
-/* Reads the CQ into the batch; the number of cqes seen. */
+static void finish(struct ut_engine *engine, struct ut_op *op, int32_t res, uint32_t flags)
+{
+    record(engine, op, res, flags);
+    if (op->watch == UT_REQUEST_SENT) {
+        engine->lingering++;
+        if (op->state != UT_OP_CANCELING)
+            push(engine, op->sqe.user_data | UT_TOKEN_WATCH | UT_TOKEN_CANCEL);
+    }
+    op->main = op->watch = UT_REQUEST_ABSENT;
+    ut_op_step(op, UT_OP_EV_CQE_LAST);
+    engine->in_flight--;
+}
+
+/* An attempt was refused with a buffer in its hand, as some kernels do. */
+static void put_back(struct ut_engine *engine, const struct ut_op *op, uint32_t flags)
+{
+    if (!(flags & IORING_CQE_F_BUFFER))
+        return;
+    struct ut_bufring *group = &engine->groups[op->sqe.buf_group];
+    uint16_t bid = (uint16_t)(flags >> IORING_CQE_BUFFER_SHIFT);
+    ut_bufring_return(group, ut_bufring_lease(group, bid));
+    ut_bufring_commit(group);
+}
+
+/* Has an operation's next step begin. */
+static void advance(struct ut_engine *engine, struct ut_op *op, enum ut_step_event event)
+{
+    uint64_t token = op->sqe.user_data;
+    enum ut_step before = op->step, step = ut_step_next(before, event);
+    UT_ASSERT(step < UT_STEPS);
+    op->step = (uint8_t)step;
+    op->waited = true;
+    engine->stepped = true;
+    if (step == UT_STEP_PAUSE_CUT && before != UT_STEP_PAUSE_CUT) {
+        if (op->main == UT_REQUEST_QUEUED) { /* the kernel knows of no timeout */
+            op->main = UT_REQUEST_ABSENT;
+            advance(engine, op, UT_STEP_EV_TIME);
+            return;
+        }
+        push(engine, token | UT_TOKEN_CANCEL);
+    }
+    if (event == UT_STEP_EV_REFUSED && ut_step_request(step) == UT_REQUEST_TIMEOUT) {
+        uint64_t pause_ns = ut_pause_begin(&op->pauses, engine->ring.kernel->now_ns());
+        op->timeout = (struct ut_timespec){.tv_nsec = (int64_t)pause_ns};
+    }
+    if (ut_step_is_watched(step) && op->watch == UT_REQUEST_ABSENT) {
+        op->watch = UT_REQUEST_QUEUED;
+        push(engine, token | UT_TOKEN_WATCH);
+    }
+    if (ut_step_request(step) != UT_REQUEST_NONE && op->main == UT_REQUEST_ABSENT) {
+        op->main = UT_REQUEST_QUEUED;
+        push(engine, token);
+    }
+}
+
+/* The kernel refused the flag that keeps an attempt from waiting: what to do without it.
+ * `again`: the attempt is to be made once more. Else the answer that is meant. */
+static int32_t without_flag(struct ut_engine *engine, struct ut_op *op, int32_t res, bool *again)
+{
+    struct io_uring_sqe *sqe = &op->sqe;
+    *again = false;
+    if (sqe->opcode == IORING_OP_ACCEPT) {
+        bool has_flag = sqe->ioprio & IORING_ACCEPT_DONTWAIT;
+        if (res != -EINVAL) {
+            engine->accept_does_not_wait |= has_flag;
+            engine->accept_waits |= !has_flag;
+        } else if (has_flag && !engine->accept_does_not_wait) {
+            sqe->ioprio = 0;
+            *again = true;
+        }
+        /* The cancel that went with it (submit_step). */
+        return !has_flag && res == -ECANCELED ? -EAGAIN : res;
+    }
+    bool is_file = sqe->opcode == IORING_OP_READ || sqe->opcode == IORING_OP_WRITE;
+    if (is_file && res == -EOPNOTSUPP && sqe->op_flags & UT_RWF_NOWAIT) {
+        /* A file without FMODE_NOWAIT: pipes before 6.4, FIFOs, terminals. With O_NONBLOCK
+         * the kernel answers -EAGAIN for them as well; without, there is no way that is
+         * sure not to block, and the caller must know of it. */
+        int file_flags = engine->ring.kernel->get_flags(sqe->fd);
+        if (file_flags < 0 || !(file_flags & O_NONBLOCK))
+            return -EAGAIN;
+        sqe->op_flags &= ~(uint32_t)UT_RWF_NOWAIT;
+        *again = true;
+    }
+    return res;
+}
+
+static void take_attempt(struct ut_engine *engine, struct ut_op *op,
+                         const struct io_uring_cqe *cqe)
+{
+    bool canceling = op->state == UT_OP_CANCELING, again;
+    int32_t res = without_flag(engine, op, cqe->res, &again);
+    if (!again && (cqe->res != -EAGAIN && cqe->res == res)) {
+        engine->woken = true;
+        finish(engine, op, res, cqe->flags);
+        return;
+    }
+    put_back(engine, op, cqe->flags);
+    if (canceling) {
+        finish(engine, op, -ECANCELED, 0);
+    } else if (again) {
+        op->main = UT_REQUEST_QUEUED;
+        push(engine, op->sqe.user_data);
+        engine->stepped = true;
+    } else if (cqe->res == -EOPNOTSUPP) {
+        finish(engine, op, res, 0);
+    } else {
+        advance(engine, op, UT_STEP_EV_REFUSED);
+    }
+}
+
+/* The request of an operation's step is over. */
+static void take_step(struct ut_engine *engine, struct ut_op *op, const struct io_uring_cqe *cqe)
+{
+    enum ut_step_request request = ut_step_request(op->step);
+    op->main = UT_REQUEST_ABSENT;
+    if (request == UT_REQUEST_ATTEMPT) {
+        take_attempt(engine, op, cqe);
+        return;
+    }
+    engine->woken = true;
+    if (op->state == UT_OP_CANCELING)
+        finish(engine, op, -ECANCELED, 0);
+    else if (request == UT_REQUEST_TIMEOUT)
+        advance(engine, op, UT_STEP_EV_TIME);
+    else if (cqe->res < 0)
+        finish(engine, op, cqe->res, 0);
+    else
+        advance(engine, op, cqe->res & op->wanted ? UT_STEP_EV_TOLD : UT_STEP_EV_READY);
+}
+
+static void take_watch(struct ut_engine *engine, struct ut_op *op, const struct io_uring_cqe *cqe)
+{
+    bool last = !(cqe->flags & IORING_CQE_F_MORE);
+    if (op == NULL || op->watch != UT_REQUEST_SENT) { /* its operation is over */
+        engine->lingering -= last;
+        return;
+    }
+    engine->woken = true;
+    if (last)
+        op->watch = UT_REQUEST_ABSENT;
+    if (op->state == UT_OP_CANCELING) {
+        if (last && op->main == UT_REQUEST_ABSENT)
+            finish(engine, op, -ECANCELED, 0);
+    } else if (cqe->res < 0 && op->main == UT_REQUEST_ABSENT) {
+        finish(engine, op, cqe->res, 0);
+    } else {
+        /* One that ended by itself is armed again by the next step that wants it. */
+        bool told = cqe->res < 0 || cqe->res & op->wanted;
+        bool echo = ut_step_request(op->step) == UT_REQUEST_TIMEOUT &&
+                    ut_pause_is_young(&op->pauses, engine->ring.kernel->now_ns());
+        advance(engine, op,
+                echo   ? UT_STEP_EV_ECHO
+                : told ? UT_STEP_EV_CHANGED_TOLD
+                       : UT_STEP_EV_CHANGED);
+    }
+}
+
+/* Takes one cqe. False if it was only a step of an operation that goes on. */
+static bool take_cqe(struct ut_engine *engine, const struct io_uring_cqe *cqe)
+{
+    uint64_t user_data = cqe->user_data;
+    if (user_data & UT_TOKEN_CANCEL)
+        return true; /* 0, -ENOENT, -EALREADY: the target's own cqe decides */
+    unsigned before = engine->record_count;
+    struct ut_op *op = ut_op_from_token(&engine->ops, user_data & ~UT_TOKEN_MARKS);
+    if (op != NULL && op->state != UT_OP_IN_FLIGHT && op->state != UT_OP_CANCELING)
+        op = NULL;
+    if (user_data & UT_TOKEN_WATCH) {
+        take_watch(engine, op, cqe);
+        return engine->record_count > before;
+    }
+    if (op == NULL || (op->wanted != 0 && op->main != UT_REQUEST_SENT)) {
+        engine->stale_cqes++;
+        return true;
+    }
+    if (op->wanted != 0) {
+        take_step(engine, op, cqe);
+        return engine->record_count > before;
+    }
+    engine->woken = true;
+    if (cqe->flags & IORING_CQE_F_MORE) {
+        record(engine, op, cqe->res, cqe->flags);
+        ut_op_step(op, UT_OP_EV_CQE_MORE);
+    } else {
+        finish(engine, op, cqe->res, cqe->flags);
+    }
+    return true;
+}
+
+/* Reads the CQ into the batch; the number of cqes seen, steps of operations not counted. */
 static unsigned drain(struct ut_engine *engine)
 {
     unsigned ready = ut_ring_cq_ready(&engine->ring);
     unsigned room = engine->record_capacity - engine->record_count;
     unsigned count = ready < room ? ready : room;
+    unsigned seen = 0;
     for (unsigned i = 0; i < count; i++)
-        record_cqe(engine, ut_ring_cqe(&engine->ring, i));
+        seen += take_cqe(engine, ut_ring_cqe(&engine->ring, i));
     if (count > 0)
         ut_ring_cq_advance(&engine->ring, count);
     engine->cqes += count;
-    return count;
+    return seen;
 }
 
 /* The batch has been read: its buffers go home, its slots become free. */
@@ -194,7 +508,7 @@ static void release_batch(struct ut_engine *engine)
             dirty[group] = true;
         }
         if (!(record->flags & IORING_CQE_F_MORE))
-            ut_op_free(&engine->ops, record->slot);
+            free_op(engine, record->slot);
     }
     engine->record_count = 0;
     for (unsigned group = 0; group < UT_GROUPS; group++)
@@ -266,11 +580,20 @@ static int sleep_for_memory(struct ut_engine *engine, int64_t timeout_ns)
 }
 
 /* Submits and looks for a moment; see spin.c. True if something came. */
-static bool look(struct ut_engine *engine, int64_t timeout_ns)
+static bool look(struct ut_engine *engine, int64_t timeout_ns, unsigned *seen)
 {
-    unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
-    if (to_submit > 0 && enter(engine, to_submit, 0, 0) < 0)
-        return false; /* the enter that sleeps finds out why */
+    unsigned to_submit;
+    /* Attempts in vain come back at once, and are followed by polls. */
+    while ((to_submit = ut_ring_unsubmitted(&engine->ring)) > 0) {
+        if (enter(engine, to_submit, 0, 0) < 0)
+            return false; /* the enter that sleeps finds out why */
+        *seen += drain(engine);
+        if (*seen > 0) {
+            ut_spin_hit(&engine->spin);
+            return true;
+        }
+        fill_sq(engine);
+    }
     uint64_t look_ns = UT_SPIN_NS;
     if (timeout_ns >= 0 && (uint64_t)timeout_ns < look_ns)
         look_ns = (uint64_t)timeout_ns;
@@ -289,18 +612,24 @@ static bool look(struct ut_engine *engine, int64_t timeout_ns)
     return false;
 }
 
-/* One enter that submits and sleeps. */
-static int sleep_once(struct ut_engine *engine, int64_t timeout_ns)
+/* One enter that submits and sleeps, and what it brought. */
+static int sleep_once(struct ut_engine *engine, int64_t timeout_ns, unsigned *seen)
 {
-    if (ut_spin_is_wanted(&engine->spin) && look(engine, timeout_ns))
+    if (ut_spin_is_wanted(&engine->spin) && look(engine, timeout_ns, seen)) {
+        *seen += drain(engine);
         return 0;
+    }
     unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
     uint64_t start = engine->ring.kernel->now_ns();
+    engine->woken = false;
     int result = enter(engine, to_submit, 1, timeout_ns);
-    if (ut_ring_cq_ready(&engine->ring) > 0)
+    *seen += drain(engine);
+    if (engine->woken)
         ut_spin_slept(&engine->spin, engine->ring.kernel->now_ns() - start);
-    if (result == -EAGAIN && to_submit > 0)
-        return sleep_for_memory(engine, timeout_ns);
+    if (result == -EAGAIN && to_submit > 0) {
+        result = sleep_for_memory(engine, timeout_ns);
+        *seen += drain(engine);
+    }
     return result;
 }
 
@@ -314,14 +643,14 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
         engine->pending_error = 0;
         return error;
     }
+    engine->stepped = false;
     unsigned seen = drain(engine); /* what an earlier flush brought */
 
     fill_sq(engine);
     if (timeout_ns != 0 && seen == 0 && engine->queue_length == 0) {
         uint64_t now = timeout_ns > 0 ? engine->ring.kernel->now_ns() : 0;
-        int result = sleep_once(engine, timeout_ns);
-        seen += drain(engine);
-        if (seen == 0) {
+        int result = sleep_once(engine, timeout_ns, &seen);
+        if (seen == 0 && !engine->stepped) {
             bool over = timeout_ns > 0 &&
                         engine->ring.kernel->now_ns() - now >= (uint64_t)timeout_ns;
             if (result >= 0 || result == -ETIME)
@@ -337,11 +666,13 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
         error = timeout_ns != 0 && seen == 0 ? sleep_for_memory(engine, timeout_ns) : 0;
         seen += drain(engine);
     }
+    if (engine->queue_length > 0 && engine->lingering > 0)
+        (void)ut_engine_flush(engine); /* the kernel lets go of files that may be closed now */
     if (error < 0 && seen == 0)
         return error;
     keep_error(engine, error);
     if (timeout_ns != 0 && seen == 0)
-        return -EINTR; /* more was queued than the SQ takes; now sleep */
+        return -EINTR; /* operations have begun their next step, or there are more than the SQ takes; now sleep */
     return answer(engine, seen);
 }
 

@@ -53,14 +53,15 @@ int ut_try_send(int fd, const char *data, size_t size);
 int ut_try_recv(int fd, void *memory, size_t size);
 int ut_prep_send_from(struct ut_engine *, int fd, const char *data, size_t offset,
                       uint32_t size, int flags);
-int ut_prep_read(struct ut_engine *, int fd, unsigned group, uint32_t size, int unused);
+int ut_prep_read(struct ut_engine *, int fd, unsigned group, uint32_t size, int poll_first);
 int ut_prep_write(struct ut_engine *, int fd, const char *data, uint32_t size, int unused);
 int ut_prep_recvmsg(struct ut_engine *, int fd, struct ut_message *, int flags, int poll_first);
 int ut_prep_sendmsg(struct ut_engine *, int fd, struct ut_message *, int flags);
-int ut_prep_accept(struct ut_engine *, int fd, struct ut_message *, int flags);
+int ut_prep_accept(struct ut_engine *, int fd, struct ut_message *, int flags, int poll_first);
 int ut_prep_accept_fd(struct ut_engine *, int fd, int flags, int multishot);
 int ut_prep_connect(struct ut_engine *, int fd, struct ut_message *);
 int ut_prep_poll(struct ut_engine *, int fd, uint32_t events, int multishot);
+int ut_prep_timeout(struct ut_engine *, int64_t timeout_ns);
 
 struct ut_probe {
     int error;

@@ -17,10 +17,14 @@
 struct ut_record {
     uint32_t slot;
     int32_t res;
-    uint32_t flags;  /* IORING_CQE_F_*; the slot lives on if F_MORE is set */
+    uint32_t flags;  /* IORING_CQE_F_*, UT_RECORD_*; the slot lives on if F_MORE is set */
     uint32_t offset; /* with F_BUFFER: where in the pool the data is */
 };
 _Static_assert(sizeof(struct ut_record) == 16, "Python reads 16-byte records");
+
+/* The operation did not end with its first attempt. (No cqe has this bit: above the
+ * kernel's flags, below the buffer's number.) */
+#define UT_RECORD_WAITED (1U << 14)
 
 #define UT_GROUPS 3
 
@@ -29,7 +33,7 @@ struct ut_statistics {
     uint64_t cqes;
     uint64_t stale_cqes;
     uint32_t queued;    /* operations that the kernel does not know yet */
-    uint32_t in_flight; /* operations submitted whose last cqe was not seen */
+    uint32_t in_flight; /* operations submitted, and watches, whose last cqe was not seen */
     uint32_t leases_out;
     uint32_t unread_cqes; /* in the CQ */
     uint64_t operations[UT_OPCODES];
@@ -42,17 +46,24 @@ struct ut_engine {
     char *pool;
     size_t pool_size;
 
-    /* Tokens to be submitted, oldest first. UT_TOKEN_CANCEL marks an async
-     * cancel of the token's operation. An entry whose operation was dropped
-     * meanwhile is recognized by its generation and passed over. */
+    /* Tokens to be submitted, oldest first. UT_TOKEN_WATCH marks an operation's
+     * watch, UT_TOKEN_CANCEL an async cancel of what the rest names. An entry
+     * whose operation was dropped meanwhile is recognized by its generation and
+     * passed over. */
     uint64_t *queue;
     size_t queue_length, queue_capacity;
+    unsigned laddered; /* live operations that wait by the ladder */
 
     struct ut_record *records;
     unsigned record_count, record_capacity;
     unsigned fork_count;
     struct ut_spin spin;
     uint32_t in_flight, queued;
+    uint32_t lingering; /* watches of operations that are over; their cancels are under way */
+    bool stepped;       /* a cqe has moved an operation to its next request */
+    bool woken;         /* one came that was no attempt in vain */
+    bool accept_waits;  /* no IORING_ACCEPT_DONTWAIT here: before 6.10 */
+    bool accept_does_not_wait; /* seen to work */
     int pending_error; /* -EBADR that came together with cqes: the next wait's answer */
     uint64_t enters, cqes, stale_cqes;
     uint64_t operations[UT_OPCODES];
@@ -114,8 +125,11 @@ static inline bool ut_engine_is_foreign(const struct ut_engine *engine)
     return engine->fork_count != ut_fork_count;
 }
 
-/* For prep.c: a queued operation with an empty sqe, its slot in `*slot`.
+/* For prep.c: a queued operation with an empty sqe, its slot in `*slot`. With `wanted`
+ * (POLLIN or POLLOUT) it waits by the ladder, and its sqe must be one that does not wait;
+ * 0: the kernel waits. `poll_first`: without a first attempt.
  * Returns 0, -ENOMEM or -EOWNERDEAD. */
-int ut_engine_new_op(struct ut_engine *engine, struct io_uring_sqe **sqe, uint32_t *slot);
+int ut_engine_new_op(struct ut_engine *engine, uint8_t wanted, bool poll_first,
+                     struct io_uring_sqe **sqe, uint32_t *slot);
 
 #endif

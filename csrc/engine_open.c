@@ -141,7 +141,7 @@ void ut_engine_statistics(const struct ut_engine *engine, struct ut_statistics *
     out->cqes = engine->cqes;
     out->stale_cqes = engine->stale_cqes;
     out->queued = engine->queued;
-    out->in_flight = engine->in_flight;
+    out->in_flight = engine->in_flight + engine->lingering;
     if (!ut_engine_is_foreign(engine))
         out->unread_cqes = ut_ring_cq_ready(&engine->ring);
     for (unsigned group = 0; group < UT_GROUPS; group++)

@@ -6,6 +6,10 @@
  *                   | cancel          v                    |
  *                   +-> FREE       CANCELING ---last cqe---+
  *
+ * An operation that waits by our ladder (ladder.c) makes several requests in a row while
+ * it is IN_FLIGHT; its last cqe is that of the attempt that was not refused. Cancelled
+ * while none of them is in the kernel, it is dropped.
+ *
  * Three rules make this safe against everything the kernel may answer:
  *
  * - The slot is taken until the operation's *last* cqe, also when its task was
@@ -23,16 +27,16 @@
 #include "ut_assert.h"
 
 #define REFUSED UT_OP_STATES
-#define GENERATION_MASK 0x7fffffffu
+#define GENERATION_MASK 0x3fffffffu
 
 /* clang-format off */
 static const uint8_t next_state[UT_OP_STATES][UT_OP_EVENTS] = {
-    /*                   SUBMIT           CANCEL           CQE_MORE         CQE_LAST    RELEASE */
-    [UT_OP_FREE]      = {REFUSED,         REFUSED,         REFUSED,         REFUSED,    REFUSED},
-    [UT_OP_QUEUED]    = {UT_OP_IN_FLIGHT, UT_OP_FREE,      REFUSED,         REFUSED,    REFUSED},
-    [UT_OP_IN_FLIGHT] = {REFUSED,         UT_OP_CANCELING, UT_OP_IN_FLIGHT, UT_OP_DONE, REFUSED},
-    [UT_OP_CANCELING] = {REFUSED,         REFUSED,         UT_OP_CANCELING, UT_OP_DONE, REFUSED},
-    [UT_OP_DONE]      = {REFUSED,         REFUSED,         REFUSED,         REFUSED,    UT_OP_FREE},
+    /*                   SUBMIT           CANCEL           CQE_MORE         CQE_LAST    DROP        RELEASE */
+    [UT_OP_FREE]      = {REFUSED,         REFUSED,         REFUSED,         REFUSED,    REFUSED,    REFUSED},
+    [UT_OP_QUEUED]    = {UT_OP_IN_FLIGHT, UT_OP_FREE,      REFUSED,         REFUSED,    REFUSED,    REFUSED},
+    [UT_OP_IN_FLIGHT] = {REFUSED,         UT_OP_CANCELING, UT_OP_IN_FLIGHT, UT_OP_DONE, UT_OP_FREE, REFUSED},
+    [UT_OP_CANCELING] = {REFUSED,         REFUSED,         UT_OP_CANCELING, UT_OP_DONE, REFUSED,    REFUSED},
+    [UT_OP_DONE]      = {REFUSED,         REFUSED,         REFUSED,         REFUSED,    REFUSED,    UT_OP_FREE},
 };
 /* clang-format on */
 
@@ -89,6 +93,9 @@ struct ut_op *ut_op_new(struct ut_op_table *table, uint32_t *slot)
     table->first_free = op->next_free;
     table->live++;
     op->state = UT_OP_QUEUED;
+    op->wanted = 0;
+    op->waited = false;
+    op->main = op->watch = UT_REQUEST_ABSENT;
     memset(&op->sqe, 0, sizeof op->sqe);
     op->sqe.user_data = (uint64_t)op->generation << 32 | *slot;
     return op;
@@ -111,6 +118,8 @@ void ut_op_free(struct ut_op_table *table, uint32_t slot)
     UT_ASSERT(table->live > 0);
     if (op->state == UT_OP_QUEUED)
         ut_op_step(op, UT_OP_EV_CANCEL);
+    else if (op->state == UT_OP_IN_FLIGHT)
+        ut_op_step(op, UT_OP_EV_DROP);
     else
         ut_op_step(op, UT_OP_EV_RELEASE);
     op->generation = (op->generation + 1) & GENERATION_MASK;

@@ -4,6 +4,7 @@
 #ifndef UT_OP_H
 #define UT_OP_H
 
+#include "ladder.h"
 #include "uapi.h"
 
 enum ut_op_state {
@@ -20,20 +21,38 @@ enum ut_op_event {
     UT_OP_EV_CANCEL,
     UT_OP_EV_CQE_MORE, /* a cqe with F_MORE: another will come */
     UT_OP_EV_CQE_LAST,
+    UT_OP_EV_DROP, /* between two of its requests: the kernel has none */
     UT_OP_EV_RELEASE,
     UT_OP_EVENTS,
 };
 
+/* Where one of an operation's requests is. */
+enum ut_request_state {
+    UT_REQUEST_ABSENT,
+    UT_REQUEST_QUEUED, /* the kernel does not know it */
+    UT_REQUEST_SENT,
+};
+
 struct ut_op {
-    struct io_uring_sqe sqe;
-    uint32_t generation; /* 31 bits; another for each use of the slot */
-    uint8_t state;
+    struct io_uring_sqe sqe; /* of the operation, and of each attempt of it */
+    uint32_t generation;     /* 30 bits; another for each use of the slot */
     uint32_t next_free;
+    uint8_t state;
+    /* Of an operation that waits by our ladder (see ladder.c): */
+    uint8_t wanted; /* the poll bit that it waits for; 0: not by the ladder */
+    uint8_t step;
+    uint8_t main;  /* the step's own request */
+    uint8_t watch; /* the multishot poll beside it */
+    bool waited;   /* an attempt was refused, or it polled first */
+    struct ut_pauses pauses;
+    struct ut_timespec timeout; /* of a timeout, until it is submitted */
 };
 
 /* user_data = generation << 32 | slot. Bit 63 marks a cqe that answers an async
- * cancel, and is nobody's result. */
+ * cancel, and is nobody's result; bit 62 one of an operation's watch. */
 #define UT_TOKEN_CANCEL (1ULL << 63)
+#define UT_TOKEN_WATCH (1ULL << 62)
+#define UT_TOKEN_MARKS (UT_TOKEN_CANCEL | UT_TOKEN_WATCH)
 #define UT_NO_SLOT UINT32_MAX
 
 /* What an event makes of a state; UT_OP_STATES where it cannot happen. */

@@ -4,6 +4,9 @@
  * Each returns the operation's slot, or -ENOMEM, or -EOWNERDEAD in a forked
  * child. Memory that is passed in belongs to the kernel until the operation's
  * last cqe; the caller keeps it.
+ *
+ * What may find nothing is attempted without waiting, and waits by the engine's ladder
+ * (ladder.c): it never answers -EAGAIN, and is never left to the kernel's threads.
  */
 #ifndef UT_PREP_H
 #define UT_PREP_H
@@ -11,9 +14,8 @@
 #include "engine.h"
 #include "message.h"
 
-/* Receives at most `size` bytes into a buffer of `group`. With `poll_first` the
- * kernel waits for data before it tries: one failed attempt less on an idle
- * socket, and no buffer is taken until there is something to put into it. */
+/* Receives at most `size` bytes into a buffer of `group`. With `poll_first` there is no
+ * attempt before a poll has found data: one in vain less on an idle socket. */
 int ut_prep_recv(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int poll_first);
 
 /* Receives until it is cancelled, or the stream ends, or a cqe has no F_MORE: each cqe is
@@ -37,8 +39,10 @@ int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t
                       uint32_t size, int flags);
 
 /* read(2) into a buffer of `group`, write(2), both at the file's own position. The last
- * argument has no meaning; it gives them the form of ut_prep_recv and ut_prep_send. */
-int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int unused);
+ * argument of a write has no meaning; it gives it the form of ut_prep_send. Of a file that
+ * cannot be asked without blocking (no O_NONBLOCK, and a driver without FMODE_NOWAIT) the
+ * answer is -EAGAIN. */
+int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int poll_first);
 int ut_prep_write(struct ut_engine *engine, int fd, const char *data, uint32_t size, int unused);
 
 int ut_prep_recvmsg(struct ut_engine *engine, int fd, struct ut_message *message, int flags,
@@ -46,12 +50,17 @@ int ut_prep_recvmsg(struct ut_engine *engine, int fd, struct ut_message *message
 int ut_prep_sendmsg(struct ut_engine *engine, int fd, struct ut_message *message, int flags);
 
 /* The peer's address goes into `message`. */
-int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message, int flags);
-/* Without the address; with `multishot` until it is cancelled or a cqe has no F_MORE. */
+int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message, int flags,
+                   int poll_first);
+/* Without the address; with `multishot` until it is cancelled or a cqe has no F_MORE, and
+ * by the kernel's own poll, which is exclusive. */
 int ut_prep_accept_fd(struct ut_engine *engine, int fd, int flags, int multishot);
 /* Connects to the name in `message`. */
 int ut_prep_connect(struct ut_engine *engine, int fd, struct ut_message *message);
 
 int ut_prep_poll(struct ut_engine *engine, int fd, uint32_t events, int multishot);
+
+/* Is over after `timeout_ns` with -ETIME; the wait goes on meanwhile. */
+int ut_prep_timeout(struct ut_engine *engine, int64_t timeout_ns);
 
 #endif

@@ -132,6 +132,11 @@ struct io_uring_sqe *ut_ring_get_sqe(struct ut_ring *ring)
     return &ring->sqes[ring->sqe_tail++ & ring->sq_mask];
 }
 
+unsigned ut_ring_sq_room(const struct ut_ring *ring)
+{
+    return ring->sq_entries - ut_ring_unsubmitted(ring);
+}
+
 unsigned ut_ring_unsubmitted(const struct ut_ring *ring)
 {
     return ring->sqe_tail - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);

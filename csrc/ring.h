@@ -41,6 +41,9 @@ void ut_ring_close(struct ut_ring *ring);
 /* The next free sqe, not zeroed, or NULL when the SQ is full. */
 struct io_uring_sqe *ut_ring_get_sqe(struct ut_ring *ring);
 
+/* How many sqes ut_ring_get_sqe() can still give before the next enter. */
+unsigned ut_ring_sq_room(const struct ut_ring *ring);
+
 /* How many prepared sqes the kernel has not consumed. */
 unsigned ut_ring_unsubmitted(const struct ut_ring *ring);
 

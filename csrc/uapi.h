@@ -143,6 +143,7 @@ enum io_uring_op {
     IORING_OP_POLL_ADD = 6,
     IORING_OP_SENDMSG = 9,
     IORING_OP_RECVMSG = 10,
+    IORING_OP_TIMEOUT = 11,
     IORING_OP_ACCEPT = 13,
     IORING_OP_ASYNC_CANCEL = 14,
     IORING_OP_CONNECT = 16,
@@ -153,6 +154,9 @@ enum io_uring_op {
     UT_OPCODES = 32, /* our counters' size: above every opcode we use */
 };
 
+/* sqe->op_flags of READ and WRITE: RWF_NOWAIT */
+#define UT_RWF_NOWAIT (1U << 3)
+
 /* sqe->len of POLL_ADD */
 #define IORING_POLL_ADD_MULTI (1U << 0)
 
@@ -160,6 +164,7 @@ enum io_uring_op {
 #define IORING_RECVSEND_POLL_FIRST (1U << 0)
 #define IORING_RECV_MULTISHOT (1U << 1)   /* 6.0 */
 #define IORING_ACCEPT_MULTISHOT (1U << 0) /* 5.19 */
+#define IORING_ACCEPT_DONTWAIT (1U << 1)  /* 6.10 */
 
 /* cqe->flags */
 #define IORING_CQE_F_BUFFER (1U << 0)

@@ -77,6 +77,8 @@ struct fake {
     uint32_t opcodes_missing;     /* bit n: IORING_REGISTER_PROBE does not name opcode n */
     unsigned fail_call;           /* the nth of setup, register, map, allocate fails */
     int fail_error;
+    int file_flags; /* of every file; O_NONBLOCK unless a test says otherwise */
+    bool accept_waits; /* this kernel does not know IORING_ACCEPT_DONTWAIT */
 
     /* For tests to read. */
     unsigned calls, enters, faults, mappings, fds, late_writes;

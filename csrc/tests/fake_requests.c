@@ -229,6 +229,11 @@ static struct fake_plan random_plan(const struct io_uring_sqe *sqe)
 
 static struct fake_plan plan_for(const struct io_uring_sqe *sqe)
 {
+    if (sqe->opcode == IORING_OP_TIMEOUT) { /* it keeps its time, whatever is planned */
+        const struct ut_timespec *ts = (const struct ut_timespec *)(uintptr_t)sqe->addr;
+        uint64_t ns = (uint64_t)ts->tv_sec * 1000000000u + (uint64_t)ts->tv_nsec;
+        return (struct fake_plan){.res = -ETIME, .delay_ns = ns};
+    }
     if (plan_first < plan_count)
         return plans[plan_first++];
     return fake.random != 0 ? random_plan(sqe) : fake.fallback;
@@ -247,8 +252,10 @@ static bool is_acceptable(const struct io_uring_sqe *sqe)
         return ok && sqe->addr == 0 && sqe->off == 0 && (sqe->len & ~IORING_POLL_ADD_MULTI) == 0;
     case IORING_OP_ACCEPT:
         return ok && sqe->len == 0 && sqe->buf_group == 0 &&
-               (sqe->ioprio & ~IORING_ACCEPT_MULTISHOT) == 0 &&
+               (sqe->ioprio & ~(IORING_ACCEPT_MULTISHOT | IORING_ACCEPT_DONTWAIT)) == 0 &&
                (sqe->op_flags & ~(uint32_t)(SOCK_CLOEXEC | SOCK_NONBLOCK)) == 0;
+    case IORING_OP_TIMEOUT:
+        return ok && sqe->addr != 0 && sqe->off == 0 && sqe->len == 1 && sqe->op_flags == 0;
     case IORING_OP_CONNECT:
         return ok && sqe->len == 0 && sqe->op_flags == 0 && sqe->buf_group == 0;
     case IORING_OP_RECV:

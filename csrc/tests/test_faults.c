@@ -110,7 +110,7 @@ static int prep_any(struct ut_engine *engine, unsigned which, struct ut_message 
     case 4:
         return ut_prep_sendmsg(engine, 5, message, 0);
     case 5:
-        return ut_prep_accept(engine, 5, message, 0);
+        return ut_prep_accept(engine, 5, message, 0, 0);
     case 6:
         return ut_prep_connect(engine, 5, message);
     default:

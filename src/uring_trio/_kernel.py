@@ -44,6 +44,7 @@ ECANCELED = -125
 CQE_F_BUFFER = 1 << 0
 CQE_F_MORE = 1 << 1
 CQE_F_SOCK_NONEMPTY = 1 << 2
+RECORD_WAITED = 1 << 14  # the operation did not end with its first attempt
 
 SQ_ENTRIES = 256  # what one enter submits without a second; more is queued, never refused
 CQ_ENTRIES = 4096  # several cqes an sqe: what does not fit costs an extra enter
@@ -240,6 +241,7 @@ class Ring:
         self.read = partial(lib.ut_prep_read, engine)
         self.write = partial(lib.ut_prep_write, engine)
         self.poll = partial(lib.ut_prep_poll, engine)
+        self.timeout = partial(lib.ut_prep_timeout, engine)
         self.recv_multishot = partial(lib.ut_prep_recv_multishot, engine)
         self.try_send = lib.ut_try_send
         self.try_recv = lib.ut_try_recv
@@ -259,9 +261,9 @@ class Ring:
         """Send a message."""
         return int(_lib.ut_prep_sendmsg(self._engine, fd, message.c, flags))
 
-    def accept(self, fd: int, message: Message, flags: int) -> int:
+    def accept(self, fd: int, message: Message, flags: int, poll_first: int) -> int:
         """Accept a connection; the peer's address goes into the message."""
-        return int(_lib.ut_prep_accept(self._engine, fd, message.c, flags))
+        return int(_lib.ut_prep_accept(self._engine, fd, message.c, flags, poll_first))
 
     def connect(self, fd: int, message: Message) -> int:
         """Connect to the message's name."""

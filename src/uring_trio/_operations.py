@@ -28,6 +28,7 @@ from uring_trio._kernel import (
     EINTR,
     ENOBUFS,
     GROUP_SIZES,
+    RECORD_WAITED,
     TRANSFER_MAX,
 )
 from uring_trio._memory import unpin
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 Abort = trio.lowlevel.Abort
 
 SMALLEST_BUFFER = GROUP_SIZES[0]
+
+# Of a record: nothing was there when it was asked for, and nothing was left afterwards.
+HAD_TO_WAIT = RECORD_WAITED | CQE_F_SOCK_NONEMPTY
 
 BUSY = "another task is already reading / writing this fd"
 CLOSED = "another task closed this fd"
@@ -244,7 +248,7 @@ class Receive(Operation):
         if res < 0:
             return res
         direction = self.direction
-        direction.poll_first = not flags & CQE_F_SOCK_NONEMPTY
+        direction.poll_first = flags & HAD_TO_WAIT == RECORD_WAITED
         direction.fit_buffers(res)
         return direction.manager.pool[offset : offset + res] if res else b""
 
@@ -283,7 +287,6 @@ def deliver(manager: UringIOManager, records: Iterator[tuple[int, int, int, int]
     ops = manager.ops
     wake = manager.wake
     pool = manager.pool
-    last_tick = manager.last_tick
     for slot, res, flags, offset in records:
         operation = ops[slot]
         kind = type(operation)
@@ -301,7 +304,7 @@ def deliver(manager: UringIOManager, records: Iterator[tuple[int, int, int, int]
         direction.current = None
         direction.spare = operation
         if kind is Receive:
-            direction.poll_first = operation.tick != last_tick and not flags & CQE_F_SOCK_NONEMPTY
+            direction.poll_first = flags & HAD_TO_WAIT == RECORD_WAITED
             if direction.group or res >= SMALLEST_BUFFER:
                 direction.fit_buffers(res)
             wake(task, pool[offset : offset + res])

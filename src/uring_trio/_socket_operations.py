@@ -157,7 +157,9 @@ class Accept(MessageOperation):
 
     def prepare(self) -> int:
         direction = self.direction
-        return direction.ring.accept(direction.fileno(), self.message, self.flags)
+        return direction.ring.accept(
+            direction.fileno(), self.message, self.flags, direction.poll_first
+        )
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:

@@ -13,7 +13,9 @@ the reset. The next send finds EPIPE, and a reader beside it a clean end of file
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import stat
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -210,6 +212,12 @@ async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> 
 # ---- FdStream -----------------------------------------------------------------------------
 
 
+def may_wait(fd: int) -> bool:
+    """Whether reads of a file wait for somebody, and not for a disk."""
+    mode = os.fstat(fd).st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode))
+
+
 def _fd_endpoint(stream: Any) -> Endpoint | None:
     try:
         manager = manager_of(run_context.task)
@@ -223,6 +231,11 @@ def _fd_endpoint(stream: Any) -> Endpoint | None:
     holder = fd_holder(stream)
     if held_fd(holder) < 0:
         manager.count_stock_call("closed")
+        return None
+    if not may_wait(held_fd(holder)):
+        # An attempt that must not wait is refused while a page is not in memory, and no
+        # poll tells when it is.
+        manager.count_stock_call("not pollable")
         return None
     endpoint = manager.open_endpoint(holder, partial(held_fd, holder), is_socket=False)
     stream._uring_endpoint = endpoint
