@@ -38,6 +38,7 @@ except ImportError:  # not built: not Linux, or no compiler
 OWNER_DEAD = -130
 EINTR = -4
 EAGAIN = -11
+ETIME = -62
 ENOBUFS = -105
 ECANCELED = -125
 

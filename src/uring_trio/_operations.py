@@ -194,6 +194,17 @@ class Operation:
         if task is not None:
             manager.wake(task, value)
 
+    def go_on(self) -> None:
+        """Its request is over, and another one follows: prepare that."""
+        manager = self.direction.manager
+        manager.ops[self.slot] = None
+        slot = self.prepare()
+        if slot < 0:
+            Operation.complete(self, slot, 0, 0)
+            return
+        self.slot = manager.start(self, slot)
+        self.tick = manager.tick
+
     def unwrap(self, value: Any) -> Any:
         """In the task: what `park` gave, or the exception that it means."""
         if type(value) is Error:

@@ -9,11 +9,14 @@ size that was asked for, and taken over from there.
 from __future__ import annotations
 
 import array
+import errno
+import fcntl
 import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses
+from uring_trio._kernel import EAGAIN, ECANCELED, ETIME
 from uring_trio._memory import Memory, Message, unpin
 from uring_trio._operations import Operation
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
     from uring_trio._directions import Direction
 
+POLLIN = 0x1  # poll(2)
+# Less than what a person notices, as in csrc/ladder.c.
+CONNECT_PAUSE_MIN_NS, CONNECT_PAUSE_MAX_NS = 1_000_000, 32_000_000
 SCM_PIDFD = 4  # SO_PASSPIDFD, since 6.5: the peer's pidfd
 
 
@@ -146,36 +152,78 @@ class SendMessage(MessageOperation):
         return direction.ring.sendmsg(direction.fileno(), self.message, self.flags)
 
 
-class Accept(MessageOperation):
-    """accept: the new stdlib socket, and the peer's address."""
+class Accept(Operation):
+    """accept: the new stdlib socket, and the peer's address.
 
-    __slots__ = ("listener",)
+    A poll tells that there is a connection, and it is then taken by accept4(2) at once:
+    one call of the standard library's, where an accept on the ring has memory for the
+    address and Python that reads it. Where that finds nothing (another process was
+    faster) or might block (another process has switched O_NONBLOCK off), the engine's
+    ladder takes over. Neither waits exclusively, so the wake-up of a connection that we
+    do not take is nobody's loss.
+    """
 
-    def __init__(self, direction: Direction, listener: socket.socket) -> None:
-        super().__init__(direction, Message(), socket.SOCK_CLOEXEC)
+    __slots__ = ("kind", "listener", "message", "on_ring", "taken")
+
+    def __init__(
+        self, direction: Direction, listener: socket.socket, kind: tuple[int, int, int]
+    ) -> None:
+        super().__init__(direction)
         self.listener = listener
+        self.kind = kind  # family, type and protocol of what is accepted
+        self.on_ring = False
+        self.message: Message | None = None
+        self.taken: tuple[int, Any] = (-1, None)  # descriptor, address
 
     def prepare(self) -> int:
         direction = self.direction
-        return direction.ring.accept(
-            direction.fileno(), self.message, self.flags, direction.poll_first
-        )
+        if not self.on_ring:
+            return int(direction.ring.poll(direction.fileno(), POLLIN, 0))
+        if self.message is None:
+            self.message = Message()
+        return direction.ring.accept(direction.fileno(), self.message, socket.SOCK_CLOEXEC, 1)
+
+    def complete(self, res: int, flags: int, offset: int) -> None:
+        if res >= 0 and not self.on_ring:
+            res = self._accept_now() if self.is_waited_for() else ECANCELED
+            if res == EAGAIN:
+                self.on_ring = True
+                self.go_on()
+                return
+        super().complete(res, flags, offset)
+
+    def _accept_now(self) -> int:
+        listener = self.listener
+        try:
+            if not fcntl.fcntl(listener, fcntl.F_GETFL) & os.O_NONBLOCK:
+                return EAGAIN
+            self.taken = listener._accept()  # type: ignore[attr-defined]
+        except OSError as exc:
+            return -(exc.errno or errno.EIO)
+        return 0
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:
             return res
-        listener = self.listener
+        if self.on_ring:
+            assert self.message is not None
+            self.taken = res, _addresses.unpack(self.message.accepted_name())
+        fd, address = self.taken
         try:
             # Here and not in the task: from now on the object owns the fd.
-            accepted = socket.socket(listener.family, listener.type, listener.proto, fileno=res)
+            return socket.socket(*self.kind, fileno=fd), address
         except BaseException:
-            os.close(res)
+            os.close(fd)
             raise
-        return accepted, _addresses.unpack(self.message.accepted_name())
 
     def dispose(self, res: int) -> None:
-        if res >= 0:
+        if self.on_ring and res >= 0:
             os.close(res)
+
+    def release(self) -> None:
+        message, self.message = self.message, None
+        if message is not None:
+            message.free()
 
 
 class Connect(MessageOperation):
@@ -186,3 +234,40 @@ class Connect(MessageOperation):
     def prepare(self) -> int:
         direction = self.direction
         return direction.ring.connect(direction.fileno(), self.message)
+
+
+class ConnectLocal(Operation):
+    """connect of a UNIX socket, after it was refused with EAGAIN: 0.
+
+    The listener's queue is full, and the kernel has no way to tell when it is not: the
+    connecting socket is writable all the while. (IORING_OP_CONNECT takes that for ready,
+    128 times, and blocks a kernel thread then; stock trio takes it for connected.) So it is
+    tried again after pauses of 1, 2, 4 ... 32 ms.
+    """
+
+    __slots__ = ("address", "owner", "pause_ns")
+
+    def __init__(self, direction: Direction, owner: socket.socket, address: Any) -> None:
+        super().__init__(direction)
+        self.owner = owner
+        self.address = address
+        self.pause_ns = CONNECT_PAUSE_MIN_NS
+
+    def prepare(self) -> int:
+        return int(self.direction.ring.timeout(self.pause_ns))
+
+    def complete(self, res: int, flags: int, offset: int) -> None:
+        if res == ETIME:
+            res = self._connect_now() if self.is_waited_for() else ECANCELED
+            if res == EAGAIN:
+                self.pause_ns = min(2 * self.pause_ns, CONNECT_PAUSE_MAX_NS)
+                self.go_on()
+                return
+        super().complete(res, flags, offset)
+
+    def _connect_now(self) -> int:
+        try:
+            self.owner.connect(self.address)
+        except OSError as exc:
+            return -(exc.errno or errno.EIO)
+        return 0

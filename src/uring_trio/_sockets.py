@@ -40,6 +40,7 @@ from uring_trio._socket_arguments import (
 from uring_trio._socket_operations import (
     Accept,
     Connect,
+    ConnectLocal,
     ReceiveBytes,
     ReceiveInto,
     ReceiveMessage,
@@ -98,6 +99,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
 
     endpoint: Endpoint | None = None  # in the run that used it last
     is_ring_stream = False
+    accepted_kind: tuple[int, int, int] | None = None  # of a listener's connections
 
     def ring_endpoint(self, task: Any = None) -> Endpoint | None:
         """This socket in the current run; None where the call must go trio's own way."""
@@ -326,7 +328,11 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         endpoint = self.ring_endpoint()
         if endpoint is None:
             return await super().accept()
-        operation = Accept(endpoint.receiver, self._sock)
+        kind = self.accepted_kind
+        if kind is None:  # the standard library makes an enum of each at every look
+            sock = self._sock
+            kind = self.accepted_kind = (int(sock.family), int(sock.type), sock.proto)
+        operation = Accept(endpoint.receiver, self._sock, kind)
         accepted, address = await _perform(endpoint.receiver.submit(operation))
         return trio.socket.from_stdlib_socket(accepted), address
 
@@ -344,6 +350,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 self._count_stock(endpoint)
                 await super().connect(address)
                 return
+            if self._sock.family == socket.AF_UNIX:
+                await self._connect_local(endpoint, address)
+                return
             message = Message()
             message.set_name(name)
             await _perform(endpoint.sender.submit(Connect(endpoint.sender, message, 0)))
@@ -358,6 +367,20 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 reason = os.strerror(exc.errno)
                 raise OSError(exc.errno, f"Error connecting to {address!r}: {reason}") from None
             raise
+
+    async def _connect_local(self, endpoint: Endpoint, address: Any) -> None:
+        """Connect a UNIX socket: at once, or as soon as the listener has room."""
+        sender = endpoint.sender
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if sender.current is None:
+            try:
+                self._sock.connect(address)
+            except BlockingIOError:
+                pass
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return
+        await _perform(sender.submit(ConnectLocal(sender, self._sock, address)))
 
     # ---- letting go -------------------------------------------------------------------
 

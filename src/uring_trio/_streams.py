@@ -25,7 +25,7 @@ from trio.lowlevel import enable_ki_protection
 from uring_trio._io_manager import UringIOManager
 from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
 from uring_trio._memory import pin
-from uring_trio._operations import SMALLEST_BUFFER
+from uring_trio._operations import SMALLEST_BUFFER, Receive, Send
 from uring_trio._sockets import UringSocket
 from uring_trio._trio_private import (
     fd_holder,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uring_trio._directions import Direction, Endpoint
-    from uring_trio._operations import Receive, Send
 
 # What receive_some() without a size asks for: as much as our largest buffer takes. (Stock
 # asks for 64 KiB; "a reasonable default" is all that trio promises.)
@@ -94,9 +93,11 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
     try:
         direction = endpoint.receiver
         operation: Receive = direction.spare
-        if operation is None or direction.current is not None:
+        if direction.current is not None:
             operation = direction.receive(max_bytes)
         else:
+            if operation is None:
+                operation = Receive(direction)
             # Direction.start() and Receive.prepare(), flat.
             manager = direction.manager
             group = direction.group if max_bytes > SMALLEST_BUFFER else 0
@@ -144,15 +145,14 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
     guard = hold_send_guard(self)
     try:
         direction = endpoint.sender
-        operation: Send = direction.spare
         if (
-            operation is None
-            or direction.current is not None
+            direction.current is not None
             or type(data) is not bytes
             or not 0 < len(data) <= TRANSFER_MAX
         ):
             await _send_buffer(sock, direction, data)
             return
+        operation: Send = direction.spare or Send(direction)
         # Direction.start() and Send.prepare(), flat.
         manager = direction.manager
         slot = direction.prep_send(direction.fileno(), data, len(data), SEND_ALL_FLAGS)
