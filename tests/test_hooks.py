@@ -283,6 +283,6 @@ def test_observers_see_each_run_with_its_backend_and_statistics() -> None:
     for run in (on_ring, plain):
         assert run.statistics is not None
         assert run.statistics.operations["recv"] == 1
-        assert run.statistics.operations["accept"] == 1
+        assert run.statistics.operations["connect"] == 1
     assert on_epoll.statistics is None
     assert on_epoll.failure is not None

@@ -98,7 +98,7 @@ def test_httpx_to_hypercorn_over_tls(tmp_path: Path, version: str) -> None:
                 await exercise(client, version)
 
     # 100 requests and their responses, of which one flight may carry several with HTTP/2.
-    on_ring(main, accept=1, connect=1, recv=150, send=150)
+    on_ring(main, poll_add=1, connect=1, recv=150, send=150)
 
 
 def test_httpx_to_hypercorn_in_plain_text() -> None:
@@ -106,7 +106,7 @@ def test_httpx_to_hypercorn_in_plain_text() -> None:
         async with hypercorn(starlette_app()) as url, plain_client(url) as client:
             await exercise(client, "HTTP/1.1")
 
-    on_ring(main, accept=2, connect=2, recv=200, send=200)
+    on_ring(main, poll_add=2, connect=2, recv=200, send=200)
 
 
 def test_starlette_sends_files_and_parts_of_files(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_starlette_sends_files_and_parts_of_files(tmp_path: Path) -> None:
             assert (head.status_code, head.content) == (200, b"")
 
     # starlette reads files in blocks of 64 KiB, which hypercorn sends one by one.
-    on_ring(main, accept=1, connect=1, recv=20, send=24)
+    on_ring(main, poll_add=1, connect=1, recv=20, send=24)
 
 
 def test_quart_trio_serves_requests_and_websockets() -> None:
@@ -154,7 +154,7 @@ def test_quart_trio_serves_requests_and_websockets() -> None:
                     await ws.send_message(str(number))
                     assert await ws.get_message() == str(number)
 
-    on_ring(main, accept=2, connect=2, recv=100, send=100)
+    on_ring(main, poll_add=2, connect=2, recv=100, send=100)
 
 
 # A client's pool asks is_readable() whether the server has closed an idle connection.
@@ -191,7 +191,7 @@ def test_pool_drops_the_connection_that_the_server_has_closed() -> None:
                 assert (await pool.request("GET", url)).content == b"hello"
                 assert connection not in pool.connections
 
-    on_ring(main, accept=2, connect=2, recv=4, send=4)
+    on_ring(main, poll_add=2, connect=2, recv=4, send=4)
 
 
 @contextlib.asynccontextmanager

@@ -64,4 +64,4 @@ def test_trio_websocket_echoes_a_thousand_messages() -> None:
             nursery.cancel_scope.cancel()
 
     # Two thousand messages, there and back.
-    on_ring(main, accept=CLIENTS, connect=CLIENTS, recv=4 * MESSAGES, send=4 * MESSAGES)
+    on_ring(main, poll_add=CLIENTS, connect=CLIENTS, recv=4 * MESSAGES, send=4 * MESSAGES)
