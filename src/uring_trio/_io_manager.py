@@ -81,7 +81,6 @@ class UringIOManager:
         self.contended: list[tuple[Direction, Operation]] = []
         self.held: deque[Operation] = deque()  # until a buffer comes home
         self.tick = 0  # waits so far: an operation of this tick is not submitted yet
-        self.last_tick = -1  # an operation of that tick was submitted by the last wait
         self.stock_calls: dict[str, int] = {}
         self.deliver: Callable[..., None] = deliver  # see `_operations.Routed`
         self.leaked = False
@@ -120,7 +119,6 @@ class UringIOManager:
         return self._batch
 
     def _wait(self, timeout_ns: int) -> int:
-        self.last_tick = self.tick
         self.tick += 1
         wait = self.ring.wait
         if not timeout_ns:
