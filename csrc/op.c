@@ -118,7 +118,8 @@ void ut_op_free(struct ut_op_table *table, uint32_t slot)
     UT_ASSERT(table->live > 0);
     if (op->state == UT_OP_QUEUED)
         ut_op_step(op, UT_OP_EV_CANCEL);
-    else if (op->state == UT_OP_IN_FLIGHT)
+    else if (op->state == UT_OP_IN_FLIGHT && op->wanted != 0 && op->main != UT_REQUEST_SENT &&
+             op->watch != UT_REQUEST_SENT)
         ut_op_step(op, UT_OP_EV_DROP);
     else
         ut_op_step(op, UT_OP_EV_RELEASE);

@@ -79,8 +79,9 @@ struct ut_op *ut_op_from_token(const struct ut_op_table *table, uint64_t token);
 /* Moves the state along the table. An event that cannot happen is our bug. */
 void ut_op_step(struct ut_op *op, enum ut_op_event event);
 
-/* Gives the slot back, under another generation; from DONE, or from QUEUED if
- * the operation was dropped before the kernel knew it. */
+/* Gives the slot back, under another generation; from DONE, from QUEUED if the
+ * operation was dropped before the kernel knew it, or from IN_FLIGHT between two
+ * of its requests. */
 void ut_op_free(struct ut_op_table *table, uint32_t slot);
 void ut_op_table_close(struct ut_op_table *table);
 
