@@ -14,11 +14,13 @@
 #ifndef UT_TESTS_FAKE_KERNEL_H
 #define UT_TESTS_FAKE_KERNEL_H
 
+#include <limits.h>
 #include <stdbool.h>
 
 #include "../engine.h"
 
 #define FAKE_NEVER UINT64_MAX
+#define FAKE_ALWAYS UINT_MAX
 #define FAKE_WORK_MAX 20 /* pieces of deferred work an enter runs, as on 6.18 */
 #define FAKE_CLOCK_NS 40 /* what a look at the clock takes */
 #define FAKE_REQUESTS_MAX 8192
@@ -29,7 +31,12 @@
 extern const struct ut_kernel ut_kernel_fake;
 
 /* What becomes of one operation. All zero: it completes with res 0 at the next
- * enter that runs deferred work, and a cancel that finds it ends it. */
+ * enter that runs deferred work, and a cancel that finds it ends it.
+ *
+ * An operation may be several requests with one token: attempts that do not wait, polls
+ * between them, a watch beside them. Its plan is taken by the first. Until `delay_ns` is
+ * over attempts are refused (-EAGAIN); then polls tell what they ask for, and the next
+ * attempt completes while it is submitted. */
 struct fake_plan {
     int32_t res;       /* of each cqe; cut to the operation's length */
     uint64_t delay_ns; /* before each cqe; FAKE_NEVER: only a cancel ends it */
@@ -39,6 +46,15 @@ struct fake_plan {
     bool at_once;      /* completes while it is submitted, not as deferred work */
     bool no_buffer;    /* this kernel does not know IOSQE_BUFFER_SELECT */
     unsigned copies;   /* further cqes with the same token: a broken kernel */
+
+    /* Of an operation that is attempted without waiting: */
+    bool slow;           /* attempts are under way for delay_ns, and not refused */
+    unsigned refusals;   /* attempts refused although it is ready; FAKE_ALWAYS: all */
+    bool refused_buffer; /* a refusal takes a buffer, and tells it */
+    uint32_t echo;       /* bits that its watch tells after each refusal */
+    uint32_t sticky;     /* bits that each of its polls tells at once, for ever */
+    int32_t poll_error;  /* res of its polls instead; */
+    int32_t watch_error; /* of its watch */
 
     /* When an async cancel finds it: */
     int32_t cancel_answer;  /* res of the cancel's own cqe */
@@ -78,12 +94,16 @@ struct fake {
     unsigned fail_call;           /* the nth of setup, register, map, allocate fails */
     int fail_error;
     int file_flags; /* of every file; O_NONBLOCK unless a test says otherwise */
-    bool accept_waits; /* this kernel does not know IORING_ACCEPT_DONTWAIT */
+    bool accept_waits; /* this kernel does not know IORING_ACCEPT_DONTWAIT: before 6.10 */
+    bool no_nowait;    /* reads and writes with RWF_NOWAIT answer -EOPNOTSUPP */
+    bool is_calm;      /* no plan is drawn whose polls tell it always and whose refusals echo */
+    bool watches_end;  /* each cqe of a watch is its last; drawn, if anything is */
 
     /* For tests to read. */
     unsigned calls, enters, faults, mappings, fds, late_writes;
     unsigned submitted[UT_OPCODES];
     unsigned stale_injected, overflows;
+    unsigned attempts, refused, watches; /* attempts that do not wait; multishot polls */
     int event_fd;
 
     struct fake_group groups[UT_GROUPS];
@@ -100,14 +120,22 @@ void fake_enter_next(struct fake_enter enter);
 /* Lets time pass: what becomes due is deferred work, and the SQ says so. */
 void fake_sleep(uint64_t ns);
 
+/* After `delay_ns`: whoever polls `fd` is told these bits. */
+void fake_wake_later(uint64_t delay_ns, int fd, uint32_t bits);
+
 /* A cqe out of nowhere. */
 void fake_stray_cqe(uint64_t user_data, int32_t res, uint32_t flags);
+
+/* What the last attempt of an operation gave; FAKE_NO_RESULT: none but refusals so far. */
+#define FAKE_NO_RESULT INT32_MIN
+int32_t fake_result_of(uint64_t token);
 
 /* Byte i of what a receive on `fd` brings. */
 uint8_t fake_byte(int fd, unsigned index);
 
 /* Operations in flight, and buffers that lie in the ring of a group. */
 unsigned fake_in_flight(void);
+unsigned fake_in_flight_of(uint8_t opcode);
 unsigned fake_buffers_home(unsigned group);
 
 /* Writes, as a kernel does that has not cancelled everything yet, into the memory

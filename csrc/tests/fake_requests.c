@@ -4,12 +4,16 @@
  * A request is an sqe with its plan; a "piece of work" is one cqe of it that has
  * become due. As under DEFER_TASKRUN, pieces become cqes only inside an enter
  * that asks for events, at most FAKE_WORK_MAX of them; until then the SQ shows
- * TASKRUN. An enter that took fewer sqes than it was given returns at once,
+ * TASKRUN. An attempt that does not wait is over when its sqe was taken, as in Linux;
+ * what its operation is to find is kept beside the requests, under its token. An enter that took fewer sqes than it was given returns at once,
  * without looking at events: so does Linux (io_uring_enter, "if (ret != to_submit)").
  */
+#define _GNU_SOURCE
 #include "fake_kernel.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,17 +21,38 @@
 
 #include "check.h"
 
+/* What every poll tells of (IO_POLL_UNMASK), asked or not. */
+#define UNMASKED (POLLERR | POLLHUP | POLLNVAL | POLLRDHUP)
+
 struct request {
     struct io_uring_sqe sqe;
     struct fake_plan plan;
     uint64_t due_ns;
     uint64_t order;
-    bool stray; /* a cqe only, nothing behind it */
+    bool stray;    /* a cqe only, nothing behind it */
+    bool wakes;    /* no cqe either: it wakes the polls of its sqe's file */
+    bool is_poll;  /* follows the next three, not the plan's res and more */
+    bool canceled; /* its res is decided */
+    bool attempted;
+    uint64_t ready_ns;
+    uint32_t woken; /* bits to be told besides */
+};
+
+/* What stands behind all the requests of one token. */
+struct operation {
+    uint64_t token;
+    unsigned life; /* of the fake: another after each reset */
+    struct fake_plan plan;
+    uint64_t ready_ns;
+    bool attempted;
+    int32_t result; /* of its last attempt */
 };
 
 static struct request requests[FAKE_REQUESTS_MAX];
 static unsigned request_count;
 static uint64_t request_order;
+static struct operation operations[FAKE_REQUESTS_MAX]; /* by slot */
+static unsigned life;
 static struct request late[FAKE_REQUESTS_MAX]; /* in flight when the ring was closed */
 static unsigned late_count;
 static struct fake_plan plans[FAKE_PLANS_MAX];
@@ -38,6 +63,7 @@ static unsigned enter_first, enter_count;
 void fake_requests_reset(void)
 {
     request_count = late_count = 0;
+    life++;
     fake_cq_reset();
     plan_first = plan_count = enter_first = enter_count = 0;
 }
@@ -65,6 +91,14 @@ unsigned fake_in_flight(void)
     unsigned count = 0;
     for (unsigned i = 0; i < request_count; i++)
         count += !requests[i].stray;
+    return count;
+}
+
+unsigned fake_in_flight_of(uint8_t opcode)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < request_count; i++)
+        count += !requests[i].stray && requests[i].sqe.opcode == opcode;
     return count;
 }
 
@@ -111,6 +145,18 @@ static bool is_multishot(const struct io_uring_sqe *sqe)
     }
 }
 
+static struct operation *known_operation(uint64_t token)
+{
+    struct operation *operation = &operations[(uint32_t)token % FAKE_REQUESTS_MAX];
+    return operation->life == life && operation->token == token ? operation : NULL;
+}
+
+int32_t fake_result_of(uint64_t token)
+{
+    const struct operation *operation = known_operation(token);
+    return operation != NULL ? operation->result : FAKE_NO_RESULT;
+}
+
 /* One cqe of a request, with its bytes. True if it was the last. As in Linux, the end of a
  * stream ends a multishot receive, and a full CQ ends any multishot operation. */
 static bool complete(const struct request *request, int32_t res, bool more)
@@ -118,6 +164,7 @@ static bool complete(const struct request *request, int32_t res, bool more)
     const struct io_uring_sqe *sqe = &request->sqe;
     uint32_t flags = request->plan.flags;
     uint64_t address = sqe->addr;
+    struct operation *operation = request->stray ? NULL : known_operation(sqe->user_data);
     if (moves_bytes(sqe->opcode) && res > 0) {
         if ((uint32_t)res > sqe->len && !is_multishot(sqe))
             res = (int32_t)sqe->len;
@@ -125,6 +172,8 @@ static bool complete(const struct request *request, int32_t res, bool more)
             const struct io_uring_buf *buffer = fake_take_buffer(sqe->buf_group);
             if (buffer == NULL) {
                 fake_cq_post(sqe->user_data, -ENOBUFS, flags);
+                if (operation != NULL)
+                    operation->result = -ENOBUFS;
                 return true;
             }
             if ((uint32_t)res > buffer->len)
@@ -138,6 +187,9 @@ static bool complete(const struct request *request, int32_t res, bool more)
     more = more && is_multishot(sqe) && fake_cq_has_room() &&
            (receives(sqe->opcode) ? res > 0 : res >= 0);
     fake_cq_post(sqe->user_data, res, more ? flags | IORING_CQE_F_MORE : flags);
+    if (operation != NULL && sqe->opcode != IORING_OP_POLL_ADD &&
+        sqe->opcode != IORING_OP_TIMEOUT)
+        operation->result = res;
     for (unsigned copy = 0; !more && copy < request->plan.copies; copy++) {
         fake_cq_post(sqe->user_data, res, request->plan.flags);
         fake.stale_injected++;
@@ -150,9 +202,63 @@ static void forget(unsigned index)
     requests[index] = requests[--request_count];
 }
 
+/* Tells whoever polls the file. */
+static void wake(int fd, uint32_t bits)
+{
+    for (unsigned i = 0; i < request_count; i++) {
+        struct request *request = &requests[i];
+        if (!request->is_poll || request->canceled || request->sqe.fd != fd)
+            continue;
+        uint32_t asked = ut_poll_events(request->sqe.op_flags) | UNMASKED;
+        if (bits & asked) {
+            request->woken |= bits & asked;
+            request->due_ns = fake.now_ns;
+        }
+    }
+}
+
+/* One cqe of a poll, if there is something to tell. True if it was the last. */
+static bool complete_poll(struct request *request)
+{
+    const struct io_uring_sqe *sqe = &request->sqe;
+    const struct fake_plan *plan = &request->plan;
+    bool is_ready = fake.now_ns >= request->ready_ns;
+    uint32_t bits = plan->sticky | request->woken;
+    if (is_ready)
+        bits |= ut_poll_events(sqe->op_flags);
+    int32_t error = sqe->user_data & UT_TOKEN_WATCH ? plan->watch_error : plan->poll_error;
+    int32_t res = error != 0 ? error : (int32_t)bits;
+    /* A poll that a test asked for tells what was planned. (That of an operation which
+     * polls first does so too; no bit of it matters there.) */
+    bool is_planned = error == 0 && !is_multishot(sqe) && !request->attempted &&
+                      plan->sticky == 0 && (plan->res > 0 || sqe->op_flags == 0);
+    if (is_planned)
+        res = plan->res;
+    request->woken = 0;
+    request->due_ns = is_ready ? FAKE_NEVER : request->ready_ns;
+    if (res == 0 && !is_planned)
+        return false;
+    bool ends = fake.watches_end && (fake.random == 0 || fake_draw(3) == 0);
+    bool more = is_multishot(sqe) && res > 0 && fake_cq_has_room() && !ends;
+    fake_cq_post(sqe->user_data, res, more ? IORING_CQE_F_MORE : 0);
+    return !more;
+}
+
 static void run_piece(unsigned index)
 {
     struct request *request = &requests[index];
+    if (request->wakes) {
+        int fd = request->sqe.fd;
+        uint32_t bits = request->woken;
+        forget(index);
+        wake(fd, bits);
+        return;
+    }
+    if (request->is_poll && !request->canceled) {
+        if (complete_poll(request))
+            forget(index);
+        return;
+    }
     bool more = request->plan.more > 0;
     if (complete(request, request->plan.res, more)) {
         forget(index);
@@ -199,6 +305,15 @@ static void post_later(uint64_t user_data, int32_t res, uint32_t flags, uint64_t
     add_request(&sqe, plan)->stray = true;
 }
 
+void fake_wake_later(uint64_t delay_ns, int fd, uint32_t bits)
+{
+    struct io_uring_sqe sqe = {.fd = fd, .opcode = IORING_OP_NOP};
+    struct request *request = add_request(&sqe, (struct fake_plan){.delay_ns = delay_ns});
+    request->stray = request->wakes = true;
+    request->woken = bits;
+    set_sq_flags();
+}
+
 void fake_stray_cqe(uint64_t user_data, int32_t res, uint32_t flags)
 {
     post_later(user_data, res, flags, 0);
@@ -209,8 +324,10 @@ void fake_stray_cqe(uint64_t user_data, int32_t res, uint32_t flags)
 static struct fake_plan random_plan(const struct io_uring_sqe *sqe)
 {
     static const int32_t errors[] = {-ECONNRESET, -EPIPE, -ENOBUFS, -EBADF, -ENOMEM, 0};
+    static const uint32_t bits[] = {POLLERR, POLLRDHUP, POLLHUP, POLLPRI};
     struct fake_plan plan = {0};
-    uint32_t length = is_multishot(sqe) ? 5000 : sqe->len > 0 ? sqe->len : 1;
+    bool is_poll = sqe->opcode == IORING_OP_POLL_ADD; /* it may be a receive's first request */
+    uint32_t length = is_multishot(sqe) || is_poll ? 5000 : sqe->len > 0 ? sqe->len : 1;
     plan.res = fake_draw(4) > 0 ? 1 + (int32_t)fake_draw(length) : errors[fake_draw(6)];
     plan.delay_ns = fake_draw(3) == 0 ? 0 : fake_draw(2) ? fake_draw(5000) : FAKE_NEVER;
     plan.at_once = fake_draw(6) == 0;
@@ -224,19 +341,41 @@ static struct fake_plan random_plan(const struct io_uring_sqe *sqe)
     plan.cancel_too_late = plan.delay_ns != FAKE_NEVER && fake_draw(4) == 0;
     plan.target_first = fake_draw(2);
     plan.cancel_gap_ns = fake_draw(2) ? 0 : fake_draw(3000);
+    plan.slow = fake_draw(4) == 0;
+    plan.refusals = fake_draw(3) > 0 ? 0 : 1 + fake_draw(5);
+    plan.refused_buffer = fake_draw(4) == 0;
+    plan.sticky = fake_draw(3) > 0 ? 0 : bits[fake_draw(4)] & UNMASKED;
+    plan.echo = fake_draw(4) > 0 ? 0 : POLLIN | POLLOUT;
+    if (plan.sticky != 0 && fake.is_calm)
+        plan.echo = 0;
+    plan.poll_error = fake_draw(40) == 0 ? -ENOMEM : 0;
+    plan.watch_error = fake_draw(40) == 0 ? -ENOMEM : 0;
     return plan;
 }
 
 static struct fake_plan plan_for(const struct io_uring_sqe *sqe)
 {
-    if (sqe->opcode == IORING_OP_TIMEOUT) { /* it keeps its time, whatever is planned */
-        const struct ut_timespec *ts = (const struct ut_timespec *)(uintptr_t)sqe->addr;
-        uint64_t ns = (uint64_t)ts->tv_sec * 1000000000u + (uint64_t)ts->tv_nsec;
-        return (struct fake_plan){.res = -ETIME, .delay_ns = ns};
-    }
+    if (sqe->opcode == IORING_OP_TIMEOUT) /* it keeps its time */
+        return fake.random != 0 ? random_plan(sqe) : (struct fake_plan){0};
     if (plan_first < plan_count)
         return plans[plan_first++];
     return fake.random != 0 ? random_plan(sqe) : fake.fallback;
+}
+
+/* The operation that a request belongs to; its plan is taken by the first of them. */
+static struct operation *operation_of(const struct io_uring_sqe *sqe)
+{
+    uint64_t token = sqe->user_data & ~UT_TOKEN_WATCH;
+    struct operation *operation = known_operation(token);
+    if (operation == NULL) {
+        struct fake_plan plan = plan_for(sqe);
+        operation = &operations[(uint32_t)token % FAKE_REQUESTS_MAX];
+        *operation = (struct operation){
+            .token = token, .life = life, .plan = plan, .result = FAKE_NO_RESULT};
+        operation->ready_ns = plan.delay_ns == FAKE_NEVER ? FAKE_NEVER
+                                                          : fake.now_ns + plan.delay_ns;
+    }
+    return operation;
 }
 
 /* ---- submission ----------------------------------------------------------- */
@@ -288,7 +427,9 @@ static void cancel_request(uint64_t target, uint64_t user_data)
     }
     struct request request = requests[index];
     const struct fake_plan *plan = &request.plan;
-    if (plan->cancel_too_late) {
+    /* A watch waits for nothing that could be too late. */
+    bool goes_on = plan->cancel_too_late && !(request.sqe.user_data & UT_TOKEN_WATCH);
+    if (request.canceled || goes_on) {
         fake_cq_post(user_data, plan->cancel_answer, 0);
         return;
     }
@@ -301,8 +442,118 @@ static void cancel_request(uint64_t target, uint64_t user_data)
         fake_cq_post(user_data, plan->cancel_answer, 0);
         requests[index].plan.res = res;
         requests[index].plan.more = 0;
-        requests[index].plan.cancel_too_late = true;
+        requests[index].canceled = true;
         requests[index].due_ns = fake.now_ns + plan->cancel_gap_ns;
+    }
+}
+
+/* How an sqe that must find its answer at once says so. */
+enum patience { WAITS, DOES_NOT_WAIT, IS_REFUSED };
+
+static enum patience patience_of(const struct io_uring_sqe *sqe, int32_t *error)
+{
+    bool is_file = sqe->opcode == IORING_OP_READ || sqe->opcode == IORING_OP_WRITE;
+    if (sqe->opcode == IORING_OP_ACCEPT) {
+        *error = -EINVAL;
+        if (sqe->ioprio & IORING_ACCEPT_DONTWAIT)
+            return fake.accept_waits ? IS_REFUSED : DOES_NOT_WAIT;
+        return WAITS;
+    }
+    if (!is_file)
+        return sqe->op_flags & MSG_DONTWAIT ? DOES_NOT_WAIT : WAITS;
+    *error = -EOPNOTSUPP;
+    if (sqe->op_flags & UT_RWF_NOWAIT)
+        return fake.no_nowait ? IS_REFUSED : DOES_NOT_WAIT;
+    return fake.no_nowait && fake.file_flags & O_NONBLOCK ? DOES_NOT_WAIT : WAITS;
+}
+
+static void refuse(const struct io_uring_sqe *sqe, struct operation *operation)
+{
+    uint32_t flags = 0;
+    fake.refused++;
+    if (operation->plan.refused_buffer && sqe->flags & IOSQE_BUFFER_SELECT) {
+        const struct io_uring_buf *buffer = fake_take_buffer(sqe->buf_group);
+        if (buffer != NULL)
+            flags = IORING_CQE_F_BUFFER | (uint32_t)buffer->bid << IORING_CQE_BUFFER_SHIFT;
+    }
+    fake_cq_post(sqe->user_data, -EAGAIN, flags);
+    for (unsigned i = 0; i < request_count && operation->plan.echo != 0; i++) {
+        struct request *request = &requests[i];
+        if (request->sqe.user_data != (operation->token | UT_TOKEN_WATCH) || request->canceled)
+            continue;
+        request->woken |=
+            operation->plan.echo & (ut_poll_events(request->sqe.op_flags) | UNMASKED);
+        request->due_ns = fake.now_ns;
+    }
+}
+
+/* An attempt that does not wait: its cqe is there when its sqe was taken. */
+static void attempt(const struct io_uring_sqe *sqe, struct operation *operation)
+{
+    struct fake_plan *plan = &operation->plan;
+    fake.attempts++;
+    operation->attempted = true;
+    if (plan->slow && plan->refusals == 0) {
+        add_request(sqe, *plan);
+        return;
+    }
+    bool is_ready = fake.now_ns >= operation->ready_ns;
+    if (is_ready && plan->refusals == 0) {
+        struct request request = {.sqe = *sqe, .plan = *plan};
+        complete(&request, plan->res, false);
+        return;
+    }
+    if (is_ready && plan->refusals != FAKE_ALWAYS)
+        plan->refusals--;
+    refuse(sqe, operation);
+}
+
+/* A poll, or the watch, of an operation. */
+static void start_poll(const struct io_uring_sqe *sqe, const struct operation *operation)
+{
+    struct fake_plan plan = operation->plan;
+    if (operation->attempted || is_multishot(sqe))
+        plan.cancel_res = 0;
+    plan.copies = 0;
+    struct request *request = add_request(sqe, plan);
+    request->is_poll = true;
+    request->attempted = operation->attempted;
+    request->ready_ns = operation->ready_ns;
+    bool tells = plan.sticky != 0 || plan.poll_error != 0 || plan.watch_error != 0 ||
+                 fake.now_ns >= request->ready_ns;
+    request->due_ns = tells ? fake.now_ns : request->ready_ns;
+    if (tells && plan.at_once)
+        run_piece(request_count - 1);
+}
+
+static void start_timeout(const struct io_uring_sqe *sqe, const struct operation *operation)
+{
+    const struct ut_timespec *ts = (const struct ut_timespec *)(uintptr_t)sqe->addr;
+    if (ts->tv_sec < 0 || ts->tv_nsec < 0 || ts->tv_nsec > 999999999)
+        fake_fault("a timeout that Linux refuses");
+    struct fake_plan plan = operation->plan; /* of its cancel */
+    plan.res = -ETIME; /* it keeps its time, whatever is planned */
+    plan.delay_ns = (uint64_t)ts->tv_sec * 1000000000u + (uint64_t)ts->tv_nsec;
+    plan.cancel_res = 0;
+    plan.more = plan.copies = 0;
+    plan.flags = 0;
+    add_request(sqe, plan);
+}
+
+static bool is_one_shot_attempt(const struct io_uring_sqe *sqe)
+{
+    switch (sqe->opcode) {
+    case IORING_OP_RECV:
+    case IORING_OP_ACCEPT:
+        return !is_multishot(sqe);
+    case IORING_OP_SEND:
+    case IORING_OP_RECVMSG:
+    case IORING_OP_SENDMSG:
+    case IORING_OP_READ:
+    case IORING_OP_WRITE:
+        return true;
+    default:
+        return false;
     }
 }
 
@@ -321,8 +572,38 @@ static void start_request(const struct io_uring_sqe *sqe)
     for (unsigned i = 0; i < request_count; i++)
         if (!requests[i].stray && requests[i].sqe.user_data == sqe->user_data)
             fake_fault("two operations with one token");
-    if (add_request(sqe, plan_for(sqe))->plan.at_once)
-        run_piece(request_count - 1);
+    int32_t error = 0;
+    enum patience patience = is_one_shot_attempt(sqe) ? patience_of(sqe, &error) : WAITS;
+    if (patience == IS_REFUSED) {
+        fake_cq_post(sqe->user_data, error, 0);
+        return;
+    }
+    struct operation *operation = operation_of(sqe);
+    bool is_watch = sqe->user_data & UT_TOKEN_WATCH;
+    fake.watches += is_watch;
+    if (patience == DOES_NOT_WAIT) {
+        attempt(sqe, operation);
+    } else if (sqe->opcode == IORING_OP_POLL_ADD && (is_watch || !is_multishot(sqe))) {
+        start_poll(sqe, operation);
+    } else if (sqe->opcode == IORING_OP_TIMEOUT) {
+        start_timeout(sqe, operation);
+    } else {
+        if (is_one_shot_attempt(sqe) && !(sqe->opcode == IORING_OP_ACCEPT && fake.accept_waits))
+            fake_fault("an attempt that waits");
+        struct request *request = add_request(sqe, operation->plan);
+        if (is_one_shot_attempt(sqe)) { /* an accept of an old kernel */
+            bool found = operation->plan.refusals == 0;
+            operation->plan.refusals -= !found && operation->plan.refusals != FAKE_ALWAYS;
+            operation->attempted = true;
+            request->due_ns = found ? operation->ready_ns : FAKE_NEVER;
+            request->plan.cancel_too_late &= found;
+            request->plan.copies = 0;
+            if (fake.now_ns >= request->due_ns)
+                run_piece(request_count - 1);
+        } else if (operation->plan.at_once) {
+            run_piece(request_count - 1);
+        }
+    }
 }
 
 static unsigned take_sqes(unsigned wanted)

@@ -17,7 +17,7 @@ static void set_up(unsigned sq_entries, unsigned cq_entries)
 static int recv_with(struct fake_plan plan, int fd, uint32_t size)
 {
     fake_plan_next(plan);
-    int slot = ut_prep_recv(engine, fd, 0, size, 1);
+    int slot = ut_prep_recv(engine, fd, 0, size, 0);
     CHECK(slot >= 0);
     return slot;
 }
@@ -252,7 +252,7 @@ static void a_flush_submits_and_does_not_touch_the_batch(void)
 static void a_flush_of_nothing_still_runs_deferred_work(void)
 {
     set_up(8, 32);
-    int slot = recv_with((struct fake_plan){.res = 10, .delay_ns = MS}, 5, 100);
+    int slot = recv_with((struct fake_plan){.res = 10, .slow = true, .delay_ns = MS}, 5, 100);
     CHECK_EQ(tools_wait(engine, 0).answer, 0);
     fake_sleep(MS);
     CHECK_EQ(ut_engine_flush(engine), 0);
@@ -298,9 +298,9 @@ static void closing_with_operations_in_flight_leaks_and_says_so(void)
 {
     set_up(8, 32);
     static char memory[500];
-    recv_with((struct fake_plan){.delay_ns = FAKE_NEVER}, 5, 100);
-    fake_plan_next((struct fake_plan){.delay_ns = FAKE_NEVER});
-    ut_prep_recv_into(engine, 6, memory, sizeof memory, 0, 1);
+    recv_with((struct fake_plan){.slow = true, .delay_ns = FAKE_NEVER}, 5, 100);
+    fake_plan_next((struct fake_plan){.slow = true, .delay_ns = FAKE_NEVER});
+    ut_prep_recv_into(engine, 6, memory, sizeof memory, 0, 0);
     ut_prep_poll(engine, 7, POLLIN, 0);
     CHECK_EQ(tools_wait(engine, 0).answer, 0);
     tools_close_leaking(engine);

@@ -3,13 +3,14 @@
  *
  * The model knows little: which operations are under way, and whose memory is whose.
  * That is enough to hold the engine to its promises: each operation ends exactly
- * once; its slot is given out again only after its batch; every buffer comes home;
+ * once, with what its last attempt gave, and never with -EAGAIN; its slot is given out again only after its batch; every buffer comes home;
  * a falsy answer means that the time is over and nothing came. Memory of a receive
  * is freed at its last cqe, so ASAN sees a kernel that writes later.
  *
  * A failure names its seed: run "test_fuzz seed N".
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,7 @@
 #define SEEDS_DEFAULT 6000
 #define STEPS_MAX 200
 #define LIVE_MAX 48
+#define FILES 50
 #define SLOTS_MAX 1024
 #define SIZE_MAX_OF_OPERATION 9000
 
@@ -31,6 +33,10 @@ struct model_op {
     uint32_t size;
     char *memory; /* NULL: a provided buffer, or none */
     bool receives;
+    bool is_plain;    /* the kernel waits, not the ladder */
+    bool is_file;     /* read or write */
+    bool is_timeout;
+    uint64_t token;
 };
 
 static struct model_op ops[SLOTS_MAX];
@@ -58,11 +64,24 @@ static int prep_one(unsigned kind, struct model_op *op)
         op->memory = calloc(1, op->size);
         return ut_prep_send(engine, op->fd, op->memory, op->size, 0);
     case 4:
+        op->is_plain = true;
         op->size = SIZE_MAX_OF_OPERATION; /* of each cqe: what its buffer holds */
         return ut_prep_recv_multishot(engine, op->fd, draw(UT_GROUPS), (int)draw(2));
     case 5:
-        return ut_prep_accept_fd(engine, op->fd, 0, (int)draw(2));
+        op->is_plain = draw(2);
+        return ut_prep_accept_fd(engine, op->fd, 0, op->is_plain);
+    case 6:
+        op->is_file = true;
+        return ut_prep_read(engine, op->fd, draw(UT_GROUPS), op->size, (int)draw(2));
+    case 7:
+        op->is_file = true;
+        op->memory = calloc(1, op->size);
+        return ut_prep_write(engine, op->fd, op->memory, op->size, 0);
+    case 8:
+        op->is_plain = op->is_timeout = true;
+        return ut_prep_timeout(engine, draw(5000));
     default:
+        op->is_plain = true;
         return ut_prep_poll(engine, op->fd, POLLIN, (int)draw(2));
     }
 }
@@ -70,10 +89,11 @@ static int prep_one(unsigned kind, struct model_op *op)
 static void prep(void)
 {
     struct model_op op = {
-        .live = true, .fd = (int)draw(50), .size = 1 + draw(SIZE_MAX_OF_OPERATION)};
-    int slot = prep_one(draw(7), &op);
+        .live = true, .fd = (int)draw(FILES), .size = 1 + draw(SIZE_MAX_OF_OPERATION)};
+    int slot = prep_one(draw(10), &op);
     CHECK(slot >= 0 && slot < SLOTS_MAX);
     CHECK(!ops[slot].live && !ops[slot].in_batch);
+    op.token = ut_op_at(&engine->ops, (uint32_t)slot)->sqe.user_data;
     ops[slot] = op;
     live_count++;
 }
@@ -87,11 +107,37 @@ static void end(struct model_op *op)
     op->memory = NULL;
 }
 
+/* What an attempt says that is followed by another, without its flag. */
+static bool fake_refuses(int32_t result)
+{
+    return result == -EINVAL || result == -EOPNOTSUPP;
+}
+
+/* An operation of the ladder ends with what its last attempt gave. If that was nothing: as
+ * cancelled, or with the error of a poll, or of a file that cannot be asked. */
+static void check_result(const struct model_op *op, int32_t res)
+{
+    int32_t result = fake_result_of(op->token);
+    if (op->is_timeout)
+        CHECK(res == -ETIME || (res == -ECANCELED && op->cancel_asked));
+    if (op->is_plain)
+        return;
+    bool found = result != FAKE_NO_RESULT && result != -ECANCELED;
+    if (found) /* not lost, whatever was asked meanwhile */
+        CHECK_EQ(res, result);
+    else if (res == -EAGAIN)
+        CHECK(op->is_file && fake.no_nowait && !(fake.file_flags & O_NONBLOCK));
+    else
+        CHECK(res == -ENOMEM || (res == -ECANCELED && op->cancel_asked));
+}
+
 static void cancel(uint32_t slot)
 {
     int answer = ut_engine_cancel(engine, slot);
     if (answer == 0) {
+        int32_t result = fake_result_of(ops[slot].token);
         CHECK(!ops[slot].cancel_asked);
+        CHECK(result == FAKE_NO_RESULT || result == -ECANCELED || fake_refuses(result));
         end(&ops[slot]);
     } else {
         CHECK_EQ(answer, ops[slot].cancel_asked ? -EALREADY : 1);
@@ -121,6 +167,7 @@ static void read_record(const struct ut_record *record)
             CHECK_EQ((uint8_t)op->memory[i], fake_byte(op->fd, (unsigned)i));
     if (record->flags & IORING_CQE_F_MORE)
         return;
+    check_result(op, record->res);
     op->in_batch = true;
     end(op);
 }
@@ -133,12 +180,14 @@ static void wait(int64_t timeout_ns)
     leases = 0;
     struct tools_batch batch = tools_wait(engine, timeout_ns);
     if (batch.answer < 0) {
-        CHECK_EQ(batch.answer == -EBADR ? -EINTR : batch.answer, -EINTR);
-        CHECK(timeout_ns != 0);
-        CHECK_EQ(engine->cqes, cqes);
+        if (batch.answer != -EBADR) { /* that may be an earlier wait's, told late */
+            CHECK_EQ(batch.answer, -EINTR);
+            CHECK(timeout_ns != 0);
+        }
+        CHECK_EQ(engine->record_count, 0);
         return;
     }
-    CHECK_EQ(engine->cqes - cqes, batch.seen);
+    CHECK(engine->cqes - cqes >= batch.seen); /* steps are not counted */
     if (batch.answer == 0)
         CHECK(timeout_ns >= 0 && fake.now_ns - start >= (uint64_t)timeout_ns);
     for (unsigned i = 0; i < batch.records; i++)
@@ -148,10 +197,12 @@ static void wait(int64_t timeout_ns)
 static void check_counts(void)
 {
     struct ut_statistics statistics = tools_statistics(engine);
-    CHECK_EQ(statistics.queued + statistics.in_flight, live_count);
+    CHECK_EQ(statistics.queued + statistics.in_flight, live_count + engine->lingering);
     CHECK_EQ(statistics.leases_out, leases);
     CHECK(statistics.stale_cqes <= fake.stale_injected);
 }
+
+static const uint32_t wakes[] = {POLLIN, POLLOUT, POLLERR, POLLIN | POLLOUT | POLLHUP};
 
 static void step(void)
 {
@@ -163,12 +214,34 @@ static void step(void)
     else if (what < 62)
         CHECK_EQ(ut_engine_flush(engine), 0);
     else if (what < 65)
-        fake_stray_cqe(0x7ffffff0ULL << 32 | draw(64), (int32_t)draw(10), draw(4));
-    else if (what < 70)
+        fake_stray_cqe(0x3ffffff0ULL << 32 | draw(64), (int32_t)draw(10), draw(4));
+    else if (what < 69)
         fake_sleep(draw(3000));
+    else if (what < 70)
+        fake_sleep(draw(40000000)); /* as long as pauses are */
+    else if (what < 75)
+        fake_wake_later(draw(3000), (int)draw(FILES), wakes[draw(4)]);
     else
         wait(draw(2) ? 0 : (int64_t)draw(4000));
     check_counts();
+}
+
+/* What is left waits for what never comes: then no clock runs, and nobody enters. */
+static void come_to_rest(void)
+{
+    uint64_t random = fake.random;
+    fake.random = 0; /* no errors of enter, no new plans */
+    fake.watches_end = false;
+    for (unsigned waits = 0; waits < 500; waits++) {
+        wait(5 * MS);
+        check_counts();
+    }
+    CHECK_EQ(fake_in_flight_of(IORING_OP_TIMEOUT), 0);
+    CHECK_EQ(engine->lingering, 0);
+    unsigned enters = fake.enters;
+    wait(1000 * MS);
+    CHECK(fake.enters - enters <= 1);
+    fake.random = random;
 }
 
 /* The end: cancel all, and every operation must come to its last cqe. */
@@ -200,11 +273,18 @@ static void run_seed(unsigned seed)
     engine = tools_open(sq_entries, sq_entries << draw(4));
     if (draw(4) == 0)
         fake.requests_max = 2 + draw(20);
+    fake.accept_waits = draw(4) == 0;
+    fake.no_nowait = draw(4) == 0;
+    fake.file_flags = draw(2) ? O_NONBLOCK : 0;
+    fake.watches_end = draw(4) == 0;
+    fake.is_calm = draw(2);
     fake.random = seed * 0x9e3779b97f4a7c15u + 1;
     for (unsigned steps = 1 + draw(STEPS_MAX); steps > 0; steps--)
         step();
     if (fake.requests_max > 0)
-        fake.requests_max = 3 * LIVE_MAX; /* the cancels must find room beside their targets */
+        fake.requests_max = 5 * LIVE_MAX; /* watches, and the cancels beside their targets */
+    if (fake.is_calm && fake.requests_max == 0)
+        come_to_rest();
     drain();
 }
 

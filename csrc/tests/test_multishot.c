@@ -123,7 +123,7 @@ static void it_shares_its_group_with_one_shot_receives(void)
     set_up(8, 32);
     int many = recv_with((struct fake_plan){.res = 10, .more = 1}, 5);
     fake_plan_next((struct fake_plan){.res = 20});
-    int once = ut_prep_recv(engine, 6, 0, 100, 1);
+    int once = ut_prep_recv(engine, 6, 0, 100, 0);
     CHECK_EQ(tools_wait(engine, -1).records, 3);
     const struct ut_record *record = tools_record(engine, once);
     CHECK_EQ(record->res, 20);
@@ -319,7 +319,7 @@ static void a_one_shot_accept_is_over_at_once(void)
     fake_plan_next((struct fake_plan){.res = 40});
     int slot = ut_prep_accept_fd(engine, 7, SOCK_CLOEXEC, 0);
     const struct io_uring_sqe *sqe = &ut_op_at(&engine->ops, (uint32_t)slot)->sqe;
-    CHECK_EQ(sqe->ioprio, 0);
+    CHECK_EQ(sqe->ioprio, IORING_ACCEPT_DONTWAIT);
     CHECK_EQ(sqe->op_flags, SOCK_CLOEXEC);
     CHECK_EQ(sqe->addr, 0);
     CHECK_EQ(sqe->off, 0);

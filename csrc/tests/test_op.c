@@ -9,7 +9,8 @@
 #define NO UT_OP_STATES
 
 static const char *const state_names[] = {"FREE", "QUEUED", "IN_FLIGHT", "CANCELING", "DONE"};
-static const char *const event_names[] = {"SUBMIT", "CANCEL", "CQE_MORE", "CQE_LAST", "RELEASE"};
+static const char *const event_names[] = {"SUBMIT", "CANCEL", "CQE_MORE", "CQE_LAST", "DROP",
+                                          "RELEASE"};
 
 /* Written out a second time, from the theory in op.c and not from its table. */
 static const struct {
@@ -22,6 +23,7 @@ static const struct {
     {UT_OP_IN_FLIGHT, UT_OP_EV_CANCEL, UT_OP_CANCELING},
     {UT_OP_IN_FLIGHT, UT_OP_EV_CQE_MORE, UT_OP_IN_FLIGHT},
     {UT_OP_IN_FLIGHT, UT_OP_EV_CQE_LAST, UT_OP_DONE},
+    {UT_OP_IN_FLIGHT, UT_OP_EV_DROP, UT_OP_FREE},
     {UT_OP_CANCELING, UT_OP_EV_CQE_MORE, UT_OP_CANCELING},
     {UT_OP_CANCELING, UT_OP_EV_CQE_LAST, UT_OP_DONE},
     {UT_OP_DONE, UT_OP_EV_RELEASE, UT_OP_FREE},
@@ -139,17 +141,17 @@ static void a_token_of_an_empty_table_is_nobody(void)
     CHECK(ut_op_from_token(&table, 0) == NULL);
 }
 
-static void the_generation_wraps_at_31_bits(void)
+static void the_generation_wraps_at_30_bits(void)
 {
     struct ut_op_table table = {0};
     uint32_t slot;
     struct ut_op *op = ut_op_new(&table, &slot);
     ut_op_free(&table, slot);
-    op->generation = 0x7fffffff;
+    op->generation = 0x3fffffff;
     CHECK(ut_op_new(&table, &slot) == op);
     uint64_t token = op->sqe.user_data;
-    CHECK_EQ(token >> 32, 0x7fffffff);
-    CHECK((token & UT_TOKEN_CANCEL) == 0); /* bit 63 marks cancels, and nothing else */
+    CHECK_EQ(token >> 32, 0x3fffffff);
+    CHECK((token & UT_TOKEN_MARKS) == 0); /* bits 63 and 62 mark cancels and watches only */
     ut_op_free(&table, slot);
     CHECK(ut_op_new(&table, &slot) == op);
     CHECK_EQ(op->sqe.user_data >> 32, 0);
@@ -170,6 +172,25 @@ static void an_operation_in_flight_cannot_be_freed(void)
     ut_op_step(op, UT_OP_EV_CQE_LAST);
     ut_op_free(&table, slot);
     CHECK_ABORTS(ut_op_free(&table, slot), "broken invariant"); /* twice */
+    ut_op_table_close(&table);
+}
+
+/* Between two requests of the ladder nothing of it is in the kernel. */
+static void an_operation_between_its_requests_can_be_freed(void)
+{
+    struct ut_op_table table = {0};
+    uint32_t slot;
+    struct ut_op *op = ut_op_new(&table, &slot);
+    ut_op_step(op, UT_OP_EV_SUBMIT);
+    op->wanted = 1;
+    op->main = UT_REQUEST_SENT;
+    CHECK_ABORTS(ut_op_free(&table, slot), "next != REFUSED");
+    op->main = UT_REQUEST_QUEUED;
+    op->watch = UT_REQUEST_SENT;
+    CHECK_ABORTS(ut_op_free(&table, slot), "next != REFUSED");
+    op->watch = UT_REQUEST_QUEUED;
+    ut_op_free(&table, slot);
+    CHECK_EQ(op->state, UT_OP_FREE);
     ut_op_table_close(&table);
 }
 
@@ -205,8 +226,9 @@ int main(void)
     RUN(lowest_slots_first_and_addresses_stay);
     RUN(a_token_names_one_use_of_a_slot);
     RUN(a_token_of_an_empty_table_is_nobody);
-    RUN(the_generation_wraps_at_31_bits);
+    RUN(the_generation_wraps_at_30_bits);
     RUN(an_operation_in_flight_cannot_be_freed);
+    RUN(an_operation_between_its_requests_can_be_freed);
     RUN(no_memory_for_a_chunk_loses_nothing);
     return CHECK_SUMMARY();
 }

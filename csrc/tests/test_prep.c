@@ -24,7 +24,7 @@ static void a_send_begins_at_its_offset(void)
     CHECK_EQ(sqe->fd, 5);
     CHECK_EQ(sqe->addr, (uintptr_t)data + 4);
     CHECK_EQ(sqe->len, 6);
-    CHECK_EQ(sqe->op_flags, MSG_NOSIGNAL);
+    CHECK_EQ(sqe->op_flags, MSG_NOSIGNAL | MSG_DONTWAIT);
     CHECK_EQ(sqe->ioprio, 0);
     CHECK_EQ(tools_await(engine, slot).res, 6);
     tools_close(engine);
@@ -219,7 +219,7 @@ static void what_is_not_submitted_yet_is_submitted_by_the_next_wait(void)
 static void larger_buffers_do_not_stop_it(void)
 {
     open_with_buffers();
-    prep_many(60, 1, 0, 0);
+    prep_many(60, 1, 0, 1);
     CHECK_EQ(tools_wait(engine, -1).records, 60);
     CHECK_EQ(fake.enters, 3);
     CHECK_EQ(tools_statistics(engine).leases_out, 60);
