@@ -108,7 +108,7 @@ bool ut_step_is_watched(enum ut_step step)
 
 uint64_t ut_pause_begin(struct ut_pauses *pauses, uint64_t now_ns)
 {
-    if (now_ns - pauses->end_ns > PAUSE_FORGOTTEN_NS)
+    if (now_ns > pauses->end_ns + PAUSE_FORGOTTEN_NS) /* (one that was cut ends later) */
         pauses->length = 0;
     uint64_t pause_ns = (uint64_t)PAUSE_FIRST_NS << pauses->length;
     if (pauses->length < PAUSE_DOUBLINGS)
