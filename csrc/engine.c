@@ -211,21 +211,19 @@ static void submit_step(struct ut_engine *engine, struct ut_op *op)
     }
     op->main = UT_REQUEST_SENT;
     engine->operations[sqe->opcode]++;
-    if (needs_a_cancel(op)) {
-        /* It waits for no longer than it takes to submit this one behind it. A wake-up
-         * that its exclusive wait swallows meanwhile is made good by the poll that
-         * follows: that one looks again. */
-        prep_cancel(next_sqe(engine), token);
-        engine->operations[IORING_OP_ASYNC_CANCEL]++;
-    }
+    /* An accept that would wait does so for no longer than it takes to submit this one
+     * behind it. A wake-up that its exclusive wait swallows meanwhile is made good by the
+     * poll that follows: that one looks again. Its entry is ahead of any later request's. */
+    if (needs_a_cancel(op))
+        push(engine, token | UT_TOKEN_CANCEL);
 }
 
 /* Moves one entry of the queue into the SQ. False if the SQ is full. */
 static bool submit_one(struct ut_engine *engine, uint64_t token)
 {
     struct ut_op *op = ut_op_from_token(&engine->ops, token & ~UT_TOKEN_MARKS);
-    if (ut_ring_sq_room(&engine->ring) < 2)
-        return false; /* an accept and its cancel */
+    if (ut_ring_sq_room(&engine->ring) == 0)
+        return false;
     if (token & UT_TOKEN_CANCEL) {
         bool watch = token & UT_TOKEN_WATCH; /* also of an operation that is over */
         bool sent = op != NULL && (op->wanted != 0 ? op->main == UT_REQUEST_SENT
