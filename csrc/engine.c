@@ -323,8 +323,9 @@ static void advance(struct ut_engine *engine, struct ut_op *op, enum ut_step_eve
     op->waited = true;
     engine->stepped = true;
     if (step == UT_STEP_PAUSE_CUT && before != UT_STEP_PAUSE_CUT) {
-        if (op->main == UT_REQUEST_QUEUED) { /* the kernel knows of no timeout */
-            op->main = UT_REQUEST_ABSENT;
+        if (op->main == UT_REQUEST_QUEUED) {
+            /* The kernel knows of no timeout. Its entry is the attempt's from now on: a
+             * second one would be taken for a request that comes later. */
             advance(engine, op, UT_STEP_EV_TIME);
             return;
         }
