@@ -335,7 +335,10 @@ static void advance(struct ut_engine *engine, struct ut_op *op, enum ut_step_eve
         uint64_t pause_ns = ut_pause_begin(&op->pauses, engine->ring.kernel->now_ns());
         op->timeout = (struct ut_timespec){.tv_nsec = (int64_t)pause_ns};
     }
-    if (ut_step_is_watched(step) && op->watch == UT_REQUEST_ABSENT) {
+    /* Never armed because of its own cqe: it might end at once again, and again. */
+    bool of_watch = event == UT_STEP_EV_CHANGED || event == UT_STEP_EV_CHANGED_TOLD ||
+                    event == UT_STEP_EV_ECHO;
+    if (ut_step_is_watched(step) && op->watch == UT_REQUEST_ABSENT && !of_watch) {
         op->watch = UT_REQUEST_QUEUED;
         push(engine, token | UT_TOKEN_WATCH);
     }
@@ -437,8 +440,9 @@ static void take_watch(struct ut_engine *engine, struct ut_op *op, const struct 
     } else if (cqe->res < 0 && op->main == UT_REQUEST_ABSENT) {
         finish(engine, op, cqe->res, 0);
     } else {
-        /* One that ended by itself is armed again by the next step that wants it. */
-        bool told = cqe->res < 0 || cqe->res & op->wanted;
+        /* One that ended by itself, as with a full CQ, counts as told: then there is a pause
+         * between one and the next, or a bit that stays set would make it a spin. */
+        bool told = last || cqe->res & op->wanted;
         bool echo = ut_step_request(op->step) == UT_REQUEST_TIMEOUT &&
                     ut_pause_is_young(&op->pauses, engine->ring.kernel->now_ns());
         advance(engine, op,
