@@ -585,9 +585,11 @@ static int sleep_for_memory(struct ut_engine *engine, int64_t timeout_ns)
 /* Submits and looks for a moment; see spin.c. True if something came. */
 static bool look(struct ut_engine *engine, int64_t timeout_ns, unsigned *seen)
 {
-    unsigned to_submit;
     /* Attempts in vain come back at once, and are followed by polls. */
-    while ((to_submit = ut_ring_unsubmitted(&engine->ring)) > 0) {
+    for (int round = 0; round < ENTER_ROUNDS_MAX; round++) {
+        unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
+        if (to_submit == 0)
+            break;
         if (enter(engine, to_submit, 0, 0) < 0)
             return false; /* the enter that sleeps finds out why */
         *seen += drain(engine);
