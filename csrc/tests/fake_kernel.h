@@ -97,6 +97,7 @@ struct fake {
     bool accept_waits; /* this kernel does not know IORING_ACCEPT_DONTWAIT: before 6.10 */
     bool no_nowait;    /* reads and writes with RWF_NOWAIT answer -EOPNOTSUPP */
     bool is_calm;      /* no plan is drawn whose polls tell it always and whose refusals echo */
+    int32_t watch_error; /* see fake_fail_watches() */
     bool watches_end;  /* each cqe of a watch is its last; drawn, if anything is */
 
     /* For tests to read. */
@@ -122,6 +123,9 @@ void fake_sleep(uint64_t ns);
 
 /* After `delay_ns`: whoever polls `fd` is told these bits. */
 void fake_wake_later(uint64_t delay_ns, int fd, uint32_t bits);
+
+/* All watches end with this error, those armed from now on as well; 0: no more. */
+void fake_fail_watches(int32_t error);
 
 /* A cqe out of nowhere. */
 void fake_stray_cqe(uint64_t user_data, int32_t res, uint32_t flags);

@@ -226,7 +226,10 @@ static bool complete_poll(struct request *request)
     uint32_t bits = plan->sticky | request->woken;
     if (is_ready)
         bits |= ut_poll_events(sqe->op_flags);
-    int32_t error = sqe->user_data & UT_TOKEN_WATCH ? plan->watch_error : plan->poll_error;
+    bool is_watch = sqe->user_data & UT_TOKEN_WATCH;
+    int32_t error = !is_watch                ? plan->poll_error
+                    : fake.watch_error != 0 ? fake.watch_error
+                                            : plan->watch_error;
     int32_t res = error != 0 ? error : (int32_t)bits;
     /* A poll that a test asked for tells what was planned. (That of an operation which
      * polls first does so too; no bit of it matters there.) */
@@ -311,6 +314,15 @@ void fake_wake_later(uint64_t delay_ns, int fd, uint32_t bits)
     struct request *request = add_request(&sqe, (struct fake_plan){.delay_ns = delay_ns});
     request->stray = request->wakes = true;
     request->woken = bits;
+    set_sq_flags();
+}
+
+void fake_fail_watches(int32_t error)
+{
+    fake.watch_error = error;
+    for (unsigned i = 0; i < request_count && error != 0; i++)
+        if (requests[i].is_poll && requests[i].sqe.user_data & UT_TOKEN_WATCH)
+            requests[i].due_ns = fake.now_ns;
     set_sq_flags();
 }
 
@@ -520,7 +532,7 @@ static void start_poll(const struct io_uring_sqe *sqe, const struct operation *o
     request->attempted = operation->attempted;
     request->ready_ns = operation->ready_ns;
     bool tells = plan.sticky != 0 || plan.poll_error != 0 || plan.watch_error != 0 ||
-                 fake.now_ns >= request->ready_ns;
+                 (is_multishot(sqe) && fake.watch_error != 0) || fake.now_ns >= request->ready_ns;
     request->due_ns = tells ? fake.now_ns : request->ready_ns;
     if (tells && plan.at_once)
         run_piece(request_count - 1);
@@ -588,7 +600,10 @@ static void start_request(const struct io_uring_sqe *sqe)
     } else if (sqe->opcode == IORING_OP_TIMEOUT) {
         start_timeout(sqe, operation);
     } else {
-        if (is_one_shot_attempt(sqe) && !(sqe->opcode == IORING_OP_ACCEPT && fake.accept_waits))
+        /* (-EINVAL may have meant the flag.) */
+        bool may_wait = sqe->opcode == IORING_OP_ACCEPT &&
+                        (fake.accept_waits || operation->result == -EINVAL);
+        if (is_one_shot_attempt(sqe) && !may_wait)
             fake_fault("an attempt that waits");
         struct request *request = add_request(sqe, operation->plan);
         if (is_one_shot_attempt(sqe)) { /* an accept of an old kernel */
