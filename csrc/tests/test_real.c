@@ -4,8 +4,10 @@
  * Skipped, with the reason, where io_uring is not to be had.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/net_tstamp.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -16,6 +18,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -465,6 +468,192 @@ static void closing_with_operations_in_flight_leaks(void)
     close(pair[1]);
 }
 
+/* ---- what the kernel's own poll would give to a thread ---------------------- */
+
+/* Kernel threads (io-wq) of this process. */
+static unsigned workers(void)
+{
+    unsigned count = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    struct dirent *entry;
+    while ((entry = readdir(tasks)) != NULL) {
+        char path[300], name[32] = "";
+        snprintf(path, sizeof path, "/proc/self/task/%s/comm", entry->d_name);
+        FILE *file = fopen(path, "r");
+        if (file == NULL)
+            continue;
+        if (fgets(name, sizeof name, file) != NULL && strncmp(name, "iou-wrk", 7) == 0)
+            count++;
+        fclose(file);
+    }
+    closedir(tasks);
+    return count;
+}
+
+/* Waits for so long; nothing may come, few enters may be made, and no thread. */
+static void nothing_comes_for(int64_t ns, unsigned enters_max)
+{
+    uint64_t end_ns = now_ns() + (uint64_t)ns, enters = engine->enters;
+    int64_t left;
+    while ((left = (int64_t)(end_ns - now_ns())) > 0)
+        CHECK_EQ(tools_wait(engine, left).records, 0);
+    CHECK(engine->enters - enters <= enters_max);
+    CHECK_EQ(workers(), 0);
+}
+
+/* A TCP connection instead of the pair; its listener. */
+static int connect_tcp(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000001)};
+    socklen_t length = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    close(pair[0]);
+    close(pair[1]);
+    pair[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_EQ(bind(listener, (struct sockaddr *)&address, length), 0);
+    CHECK_EQ(listen(listener, 5), 0);
+    CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
+    CHECK_EQ(connect(pair[1], (struct sockaddr *)&address, length), 0);
+    pair[0] = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    CHECK(pair[0] >= 0);
+    return listener;
+}
+
+static void a_peer_that_half_closes_and_reads_late(void)
+{
+    enum { SIZE = 1 << 20 };
+    static char data[SIZE];
+    set_up(8, 32);
+    close(connect_tcp());
+    CHECK_EQ(shutdown(pair[1], SHUT_WR), 0); /* POLLRDHUP stays set */
+    while (ut_try_send(pair[0], data, SIZE) > 0)
+        ;
+    int slot = ut_prep_send(engine, pair[0], data, SIZE, MSG_NOSIGNAL);
+    nothing_comes_for(300 * MS, 30);
+    while (recv(pair[1], data, SIZE, MSG_DONTWAIT) > 0)
+        ;
+    CHECK(tools_await(engine, slot).res > 0);
+    CHECK_EQ(workers(), 0);
+    tear_down();
+}
+
+static void urgent_bytes(void)
+{
+    set_up(8, 32);
+    close(connect_tcp());
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 0);
+    for (unsigned i = 0; i < 300; i++) {
+        char urgent; /* one that nobody takes would become data with the next */
+        struct pollfd waiting = {.fd = pair[0], .events = POLLPRI};
+        CHECK_EQ(send(pair[1], "!", 1, MSG_OOB), 1);
+        CHECK_EQ(poll(&waiting, 1, 1000), 1);
+        CHECK_EQ(recv(pair[0], &urgent, 1, MSG_OOB), 1);
+        CHECK_EQ(tools_wait(engine, MS).records, 0);
+    }
+    nothing_comes_for(50 * MS, 20);
+    CHECK_EQ(write(pair[1], "x", 1), 1);
+    struct ut_record record = tools_await(engine, slot);
+    CHECK_EQ(record.res, 1);
+    CHECK_EQ(engine->pool[record.offset], 'x');
+    CHECK_EQ(workers(), 0);
+    tear_down();
+}
+
+static void an_error_queue_that_nobody_reads(void)
+{
+    set_up(8, 32);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000001)};
+    socklen_t length = sizeof address;
+    int sink = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    CHECK_EQ(bind(sink, (struct sockaddr *)&address, length), 0);
+    CHECK_EQ(getsockname(sink, (struct sockaddr *)&address, &length), 0);
+    close(pair[0]);
+    pair[0] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    CHECK_EQ(connect(pair[0], (struct sockaddr *)&address, length), 0);
+    int stamps = SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
+    CHECK_EQ(setsockopt(pair[0], SOL_SOCKET, SO_TIMESTAMPING, &stamps, sizeof stamps), 0);
+    int slot = ut_prep_recv(engine, pair[0], 0, 100, 0);
+    for (unsigned i = 0; i < 300; i++) {
+        CHECK_EQ(send(pair[0], "ping", 4, 0), 4); /* one more in the error queue */
+        CHECK_EQ(tools_wait(engine, MS / 2).records, 0);
+    }
+    nothing_comes_for(50 * MS, 20);
+    CHECK_EQ(getsockname(pair[0], (struct sockaddr *)&address, &length), 0);
+    CHECK_EQ(sendto(sink, "pong", 4, 0, (struct sockaddr *)&address, length), 4);
+    CHECK_EQ(tools_await(engine, slot).res, 4);
+    CHECK_EQ(workers(), 0);
+    close(sink);
+    tear_down();
+}
+
+static void a_full_datagram_socket_that_is_not_connected_to(void)
+{
+    set_up(8, 32);
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t length = sizeof address;
+    int reader = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int writer = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    CHECK_EQ(bind(reader, (struct sockaddr *)&address, sizeof(sa_family_t)), 0); /* any name */
+    CHECK_EQ(getsockname(reader, (struct sockaddr *)&address, &length), 0);
+    while (sendto(writer, "fill", 4, 0, (struct sockaddr *)&address, length) == 4)
+        ;
+    CHECK_EQ(errno, EAGAIN);
+    struct ut_message *message = ut_message_new(1, 0, 0);
+    ut_message_set_vector(message, 0, "whole", 5);
+    CHECK_EQ(ut_message_set_name(message, (char *)&address, length), 0);
+    int slot = ut_prep_sendmsg(engine, writer, message, MSG_NOSIGNAL);
+    nothing_comes_for(300 * MS, 200); /* an attempt every 32 ms, and what goes with it */
+    char answer[10];
+    ssize_t count, last = 0;
+    while ((count = recv(reader, answer, sizeof answer, 0)) > 0)
+        CHECK_EQ(count, 4);
+    CHECK_EQ(tools_await(engine, slot).res, 5);
+    while ((count = recv(reader, answer, sizeof answer, 0)) > 0)
+        last = count;
+    CHECK_EQ(last, 5); /* as it was sent, not empty */
+    CHECK(memcmp(answer, "whole", 5) == 0);
+    CHECK_EQ(workers(), 0);
+    ut_message_free(message);
+    close(reader);
+    close(writer);
+    tear_down();
+}
+
+static void an_accept_beside_somebody_who_is_faster(void)
+{
+    set_up(8, 32);
+    int listener = connect_tcp();
+    struct sockaddr_in address;
+    socklen_t length = sizeof address;
+    CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
+    int slot = ut_prep_accept_fd(engine, listener, SOCK_CLOEXEC, 0);
+    CHECK(tools_wait(engine, MS).answer <= 0);
+    for (unsigned i = 0; i < 200; i++) {
+        int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        CHECK_EQ(connect(client, (struct sockaddr *)&address, length), 0);
+        int taken = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        CHECK(taken >= 0);
+        CHECK_EQ(tools_wait(engine, MS).records, 0);
+        struct linger now = {.l_onoff = 1};
+        setsockopt(client, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+        close(client);
+        close(taken);
+    }
+    nothing_comes_for(50 * MS, 20);
+    /* Its wait is not exclusive: another poller of the listener is told as well. */
+    struct pollfd other = {.fd = listener, .events = POLLIN};
+    int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_EQ(connect(client, (struct sockaddr *)&address, length), 0);
+    CHECK_EQ(poll(&other, 1, 1000), 1);
+    int accepted = tools_await(engine, slot).res;
+    CHECK(accepted >= 0);
+    CHECK_EQ(workers(), 0);
+    close(accepted);
+    close(client);
+    close(listener);
+    tear_down();
+}
+
 int main(void)
 {
     struct ut_probe probe;
@@ -492,6 +681,11 @@ int main(void)
     RUN(an_eventfd_tells_of_deferred_work);
     RUN(another_thread_is_refused_by_the_kernel);
     RUN(a_forked_child_is_refused_and_may_have_its_own);
+    RUN(a_peer_that_half_closes_and_reads_late);
+    RUN(urgent_bytes);
+    RUN(an_error_queue_that_nobody_reads);
+    RUN(a_full_datagram_socket_that_is_not_connected_to);
+    RUN(an_accept_beside_somebody_who_is_faster);
     RUN(closing_with_operations_in_flight_leaks);
     return CHECK_SUMMARY();
 }
