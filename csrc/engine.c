@@ -671,7 +671,8 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
         error = timeout_ns != 0 && seen == 0 ? sleep_for_memory(engine, timeout_ns) : 0;
         seen += drain(engine);
     }
-    if (engine->queue_length > 0 && engine->lingering > 0)
+    if (engine->lingering > 0 &&
+        (engine->queue_length > 0 || ut_ring_unsubmitted(&engine->ring) > 0))
         (void)ut_engine_flush(engine); /* the kernel lets go of files that may be closed now */
     if (error < 0 && seen == 0)
         return error;
