@@ -114,8 +114,19 @@ int ut_engine_flush(struct ut_engine *engine);
  * operation has this slot (any more). */
 int ut_engine_cancel(struct ut_engine *engine, uint32_t slot);
 
-/* Signals the eventfd whenever deferred work is waiting for an enter. */
+/* Signals the eventfd when deferred work begins to wait for an enter. Called again it
+ * registers anew: of signals that are made inside another eventfd's wake-up the kernel
+ * keeps one for each registration. */
 int ut_engine_register_eventfd(struct ut_engine *engine, int event_fd);
+
+/* Enters, without submitting or draining: is there anything that a thread which sleeps
+ * on the eventfd would not be told of? One of these, or -errno. */
+enum {
+    UT_LOOK_NOTHING,   /* it may sleep */
+    UT_LOOK_SOMETHING, /* the next wait brings something */
+    UT_LOOK_STARVED,   /* operations found no memory: nobody tells when there is some */
+};
+int ut_engine_look(struct ut_engine *engine);
 
 void ut_engine_statistics(const struct ut_engine *engine, struct ut_statistics *out);
 

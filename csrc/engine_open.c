@@ -130,8 +130,32 @@ int ut_engine_register_eventfd(struct ut_engine *engine, int event_fd)
 {
     if (ut_engine_is_foreign(engine))
         return -EOWNERDEAD; /* it would signal the parent's ring to us */
-    return engine->ring.kernel->register_op(engine->ring.fd, IORING_REGISTER_EVENTFD, &event_fd,
-                                            1);
+    const struct ut_kernel *kernel = engine->ring.kernel;
+    int fd = engine->ring.fd;
+    int error = kernel->register_op(fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
+    if (error < 0 && error != -ENXIO)
+        return error; /* ENXIO: there was none */
+    return kernel->register_op(fd, IORING_REGISTER_EVENTFD, &event_fd, 1);
+}
+
+int ut_engine_look(struct ut_engine *engine)
+{
+    if (ut_engine_is_foreign(engine))
+        return -EOWNERDEAD;
+    struct ut_ring *ring = &engine->ring;
+    /* Whoever adds work puts it on the list and then looks for an eventfd; we have
+     * registered one and now look at the list. Both need a full barrier between. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    engine->enters++;
+    int result = ut_ring_enter(ring, 0, 0, 0);
+    if (result < 0 && result != -EINTR && result != -EBUSY)
+        return result;
+    if (result < 0 || engine->pending_error < 0 || ut_ring_cq_ready(ring) > 0 ||
+        ut_ring_wants_enter(ring))
+        return UT_LOOK_SOMETHING;
+    if (ut_ring_unsubmitted(ring) > 0)
+        return UT_LOOK_STARVED;
+    return engine->queue_length > 0 ? UT_LOOK_SOMETHING : UT_LOOK_NOTHING;
 }
 
 void ut_engine_statistics(const struct ut_engine *engine, struct ut_statistics *out)

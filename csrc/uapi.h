@@ -135,6 +135,7 @@ struct io_uring_probe {
 
 /* io_uring_register() opcodes */
 #define IORING_REGISTER_EVENTFD 4
+#define IORING_UNREGISTER_EVENTFD 5
 #define IORING_REGISTER_PROBE 8
 #define IORING_REGISTER_PBUF_RING 22
 

@@ -74,7 +74,7 @@ RESERVED = {
 }
 
 # Lines. A longer file has more than one subject.
-PYTHON_LINES_MAX = 400
+PYTHON_LINES_MAX = 550
 C_LINES_MAX = 500
 
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -257,7 +257,14 @@ static int fake_register(int ring_fd, unsigned opcode, void *arg, unsigned nr_ar
     case IORING_REGISTER_PBUF_RING:
         return nr_args != 1 ? -EINVAL : register_group(arg);
     case IORING_REGISTER_EVENTFD:
+        if (fake.event_fd >= 0)
+            return -EBUSY;
         fake.event_fd = *(int *)arg;
+        return 0;
+    case IORING_UNREGISTER_EVENTFD:
+        if (fake.event_fd < 0)
+            return -ENXIO;
+        fake.event_fd = -1;
         return 0;
     default:
         return -EINVAL;

@@ -204,6 +204,8 @@ static int child_is_refused_everywhere(struct ut_engine *engine)
         return 5;
     if (ut_engine_register_eventfd(engine, 1) != -EOWNERDEAD)
         return 6;
+    if (ut_engine_look(engine) != -EOWNERDEAD)
+        return 11;
     if (tools_statistics(engine).in_flight != 1)
         return 7;
     if (fake.enters != enters || fake.calls != calls)

@@ -17,8 +17,8 @@ trio's loop calls ``get_events(timeout)`` and hands what it returned to
 - *Signals.* The kernel's -EINTR comes back to Python, whose handlers then run, and the wait
   goes on with the time that is left (PEP 475).
 - *Guest mode.* Only the thread that made the ring may enter it: the helper thread watches
-  an eventfd (`_guest`), and the enter follows in ``process_events``, on the host. What the
-  host's callbacks cancel while the helper sleeps is submitted at once.
+  an eventfd, which the host prepares for each sleep (`_guest`); the enter follows in
+  ``process_events``. What the host's callbacks cancel meanwhile is submitted at once.
 - *After the end.* Abort functions and ``notify_closing`` may be called after ``close``, when
   coroutines of a crashed or abandoned run are collected, and in a forked child. Then they
   touch nothing.
@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 
 # The answer of get_events in a helper thread: the host must enter.
 HOST_MUST_ENTER = -1
+# How often what came before a helper's sleep may be the engine's own business before trio
+# has a tick in vain: an operation takes two steps, and many may be about to take one.
+LOOKS_MAX = 8
 # Truthy, and no record: something happened that needs no record to be told.
 NOTHING_TO_READ = 1 << 32
 
@@ -107,15 +110,16 @@ class UringIOManager:
         if self._batch:
             return self._batch
         if self._runner is not None and self._runner.is_guest and self._helper is None:
-            try:
-                self._helper = Helper(self.ring)
-            except OSError as exc:
-                self._error = exc
+            self._open_helper()
         if timeout <= 0 or self.contended or self.held or self._error is not None:
             timeout_ns = 0
         else:
             timeout_ns = math.ceil(timeout * 1e9)
         self._batch = self._wait(timeout_ns)
+        if self._helper is not None:
+            self._helper.prepared = False
+            if not self._batch and not self._runner.runq:
+                self._batch = self._prepare_sleep(self._helper)
         return self._batch
 
     def _wait(self, timeout_ns: int) -> int:
@@ -139,8 +143,6 @@ class UringIOManager:
         if self._runner is None:
             self._bind(run_context.runner)
         if events == HOST_MUST_ENTER:
-            if self._helper is not None:
-                self._helper.clear()
             self._batch = events = self._wait(0)
         if self._error is not None:
             error, self._error = self._error, None
@@ -159,6 +161,29 @@ class UringIOManager:
         self.wake = make_waker(runner)
 
     # ---- guest mode -------------------------------------------------------------------
+
+    def _open_helper(self) -> None:
+        try:
+            self._helper = Helper(self.ring)
+        except OSError as exc:
+            self._error = exc
+
+    def _prepare_sleep(self, helper: Helper) -> int:
+        try:
+            for _ in range(LOOKS_MAX):
+                if helper.prepare():
+                    return 0
+                if answer := self._wait(0):
+                    return answer
+        except (OSError, RuntimeError) as exc:
+            self._error = exc
+        return NOTHING_TO_READ
+
+    def _show_to_helper(self, fd: int) -> None:
+        if self._helper is None:
+            self._open_helper()  # a task's first step comes before the first get_events
+        if self._helper is not None:
+            self._helper.show(fd, reads=fd * 2 in self.pollers, writes=fd * 2 + 1 in self.pollers)
 
     def force_wakeup(self) -> None:
         """Guest mode: have the helper thread return."""
@@ -198,6 +223,8 @@ class UringIOManager:
         if poll is None:
             poll = Poll(self)
         poll.begin(fd, key, events)
+        if not is_socket and run_context.runner.is_guest:
+            self._show_to_helper(fd)
         return poll
 
     def _end_poll(self, poll: Poll, value: Any) -> None:

@@ -67,6 +67,9 @@ TRANSFER_MAX = 0x7FFFF000
 # Of a wait's answer, cqes seen << 32 | records of the batch: the records.
 RECORDS_MASK = (1 << 32) - 1
 
+# What a look answers: whether a thread that sleeps on the eventfd would be told of all.
+LOOK_NOTHING, LOOK_SOMETHING, LOOK_STARVED = range(3)
+
 # Bytes; glibc's thresholds become this and twice this, as in any program that has ever
 # freed a block of the size.
 LARGE_BLOCK = 8 * GROUP_SIZES[-1]
@@ -236,6 +239,7 @@ class Ring:
         self.pool: Any = _ffi.buffer(engine.pool, engine.pool_size)
         self.wait = partial(lib.ut_engine_wait, engine)
         self.flush = partial(lib.ut_engine_flush, engine)
+        self.look = partial(lib.ut_engine_look, engine)
         self.cancel = partial(lib.ut_engine_cancel, engine)
         self.recv = partial(lib.ut_prep_recv, engine)
         self.send = partial(lib.ut_prep_send, engine)
@@ -275,7 +279,7 @@ class Ring:
         return _RECORD.iter_unpack(self._records[: count * _RECORD.size])
 
     def register_eventfd(self, event_fd: int) -> None:
-        """Signal *event_fd* whenever completions wait for a `wait`."""
+        """Signal *event_fd* when completions begin to wait for a `wait`; again, so anew."""
         result = _lib.ut_engine_register_eventfd(self._engine, event_fd)
         if result < 0:
             raise OSError(-result, f"register eventfd: {os.strerror(-result)}")
