@@ -14,67 +14,11 @@ import harness
 import pytest
 import trio
 import trio.lowlevel
+from guest_tools import SETTLE_S, Host
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-HOST_TIMEOUT_S = 20
-# Long enough for the helper thread to be asleep in the kernel, and not needed by any
-# test to pass: only to make it likely that what is tested really happens.
-SETTLE_S = 0.02
-
-
-class Host:
-    """The smallest host loop: a queue of callbacks, run on this thread."""
-
-    def __init__(self, backend: str) -> None:
-        self._backend = backend
-        self._callbacks: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
-        self._outcome: Any = None
-        self.done = False
-
-    def start(self, async_fn: Callable[[], Awaitable[Any]], **kwargs: Any) -> None:
-        async def audited() -> Any:
-            assert harness.io_statistics().backend == self._backend
-            result = await async_fn()
-            await harness.assert_books_balance()
-            return result
-
-        harness.start_guest_run(
-            self._backend,
-            audited,
-            run_sync_soon_threadsafe=self._callbacks.put,
-            done_callback=self._finish,
-            **kwargs,
-        )
-
-    def _finish(self, outcome: Any) -> None:
-        self._outcome = outcome
-        self.done = True
-
-    def step(self) -> None:
-        self._callbacks.get(timeout=HOST_TIMEOUT_S)()
-
-    def run_until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self.step()
-
-    def settle(self) -> None:
-        """Run callbacks until trio's helper thread has gone to sleep."""
-        while True:
-            try:
-                self._callbacks.get(timeout=SETTLE_S)()
-            except queue.Empty:
-                return
-
-    def result(self) -> Any:
-        self.run_until(lambda: self.done)
-        return self._outcome.unwrap()
-
-    def run(self, async_fn: Callable[[], Awaitable[Any]], **kwargs: Any) -> Any:
-        self.start(async_fn, **kwargs)
-        return self.result()
 
 
 @pytest.fixture
