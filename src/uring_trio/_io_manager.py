@@ -211,9 +211,11 @@ class UringIOManager:
     def _begin_poll(self, fd: Any, events: int) -> Poll:
         # trio's own wakeup is a socket, and waited for again with each call from a thread:
         # what is known to be pollable is not looked at, and a poll is used again.
-        is_socket = isinstance(fd, socket.socket)
+        is_socket = type(fd) is socket.socket
         if not isinstance(fd, int):
             fd = fd.fileno()
+        if not isinstance(fd, int):
+            fd = require_pollable(fd)
         key = fd * 2 + (events == POLLOUT)
         if key in self.pollers:
             raise trio.BusyResourceError(BUSY)

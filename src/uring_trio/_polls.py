@@ -24,18 +24,51 @@ if TYPE_CHECKING:
 
 # poll(2)
 POLLIN, POLLOUT, POLLERR, POLLHUP = 0x1, 0x4, 0x8, 0x10
+POLLNVAL = 0x20
+# What a file without a poll function answers: POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM.
+ALL_READY = 0x1 | 0x4 | 0x40 | 0x100
+
+INT_MAX = 0x7FFFFFFF
 
 
-def require_pollable(fd: int) -> None:
-    """Raise PermissionError (EPERM) where epoll would, and EBADF for what is no descriptor.
+def require_pollable(fd: Any) -> int:
+    """A file's number, if it can be waited for: the kernel is asked, in epoll's place.
 
-    POLL_ADD finds a file that has no poll function always ready: one on disk, /dev/null.
+    A file without a poll function (one on disk, /dev/null, a landlock ruleset) is EPERM to
+    epoll, and always ready to POLL_ADD. Its type does not tell: files of /proc and /sys are
+    regular, and some can be polled (mounts, pressure). But such a file is ready in all
+    directions, so poll(2) clears nearly every other, and for the rest epoll itself is asked,
+    one that lives no longer than this call: a run has no descriptor that stock's has not.
+
+    Raises:
+      PermissionError, OSError, ValueError, OverflowError, TypeError: what epoll, and so
+        stock trio, says to a file or an object that cannot be waited for.
     """
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-    if stat.S_ISCHR(mode):
-        with select.epoll() as epoll:
+    mode = 0
+    if isinstance(fd, int) and 0 <= fd <= INT_MAX:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
+            return fd
+    poll = select.poll()
+    poll.register(fd, ALL_READY)
+    events = poll.poll(0)
+    if events:
+        ((number, found),) = events
+        if found & POLLNVAL:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if found == ALL_READY:
+            _ask_epoll(number, mode)
+    return fd if isinstance(fd, int) else int(fd.fileno())
+
+
+def _ask_epoll(fd: int, mode: int) -> None:
+    try:
+        epoll = select.epoll()
+    except OSError:  # no descriptor is left for it
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
+    else:
+        with epoll:
             epoll.register(fd, 0)
 
 
