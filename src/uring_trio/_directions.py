@@ -264,6 +264,13 @@ class Endpoint:
             return True
         return self.receiver.current is not None or self.sender.current is not None
 
+    def is_busy(self) -> bool:
+        """Whether it has operations."""
+        return any(
+            direction.current is not None or direction.waiting
+            for direction in (self.receiver, self.sender)
+        )
+
     def __del__(self) -> None:
         # A spare operation and its direction hold each other, and with them the file. A
         # socket that nobody closed is closed when it is dropped, as on stock, not at some

@@ -26,6 +26,7 @@ trio's loop calls ``get_events(timeout)`` and hands what it returned to
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import math
@@ -33,6 +34,7 @@ import os
 import socket
 import weakref
 from collections import deque
+from functools import partial
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -55,6 +57,9 @@ if TYPE_CHECKING:
     from uring_trio._directions import Direction
     from uring_trio._kernel import RingSizes
 
+# Of one file: polls, each with the task it had when that was asked, and endpoints.
+Parts = tuple[list[tuple[Poll, Any]], list[Endpoint]]
+
 # The answer of get_events in a helper thread: the host must enter.
 HOST_MUST_ENTER = -1
 # How often what came before a helper's sleep may be the engine's own business before trio
@@ -65,7 +70,8 @@ NOTHING_TO_READ = 1 << 32
 
 # Memory that the kernel may write to after its ring was closed: given up on purpose.
 _leaked: list[Any] = []
-_managers: weakref.WeakSet[UringIOManager] = weakref.WeakSet()
+# By id; of all threads. Not a WeakSet, which must not be iterated while another thread adds.
+_managers: weakref.WeakValueDictionary[int, UringIOManager] = weakref.WeakValueDictionary()
 
 
 class UringIOManager:
@@ -98,7 +104,8 @@ class UringIOManager:
         self.wake: Callable[[Any, Any], None] = _wake_before_run
         self.ring = Ring(sizes)
         self.pool = self.ring.pool
-        _managers.add(self)
+        self._token: trio.lowlevel.TrioToken | None = None  # how other threads reach the run
+        _managers[id(self)] = self
 
     # ---- the loop ---------------------------------------------------------------------
 
@@ -158,6 +165,7 @@ class UringIOManager:
 
     def _bind(self, runner: Any) -> None:
         self._runner = runner
+        self._token = runner.current_trio_token()
         self.wake = make_waker(runner)
 
     # ---- guest mode -------------------------------------------------------------------
@@ -281,21 +289,9 @@ class UringIOManager:
         """
         if not isinstance(fd, int):
             fd = fd.fileno()
-        if self.closed:
-            return
-        wake: list[tuple[Any, Exception]] = []
-        in_kernel = False
-        for key in (fd * 2, fd * 2 + 1):
-            poll = self.pollers.pop(key, None)
-            if poll is not None:
-                wake.append((poll.task, trio.ClosedResourceError(CLOSED)))
-                poll.task = None
-                in_kernel |= poll.drop()
-        for reference in self._endpoints.get(fd, ()):
-            endpoint = reference()
-            if endpoint is not None:
-                in_kernel |= self._end(endpoint, wake)
-        self._let_go(wake, in_kernel)
+        self.end_on(fd)
+        if len(_managers) > 1:
+            let_go_elsewhere(fd, self)
 
     def end_operations(self, endpoint: Endpoint, *, detach: bool = False) -> None:
         """The file is closed without a word to trio, or leaves our hands open.
@@ -303,10 +299,50 @@ class UringIOManager:
         With *detach* no byte is lost: what was received until now is delivered, and other
         tasks get EBADF, as they do on stock when they try again.
         """
-        if self.closed or get_ident() != self._thread:
+        if not self.closed and get_ident() == self._thread:
+            self._end_parts([], [endpoint], detach=detach)
+
+    def _parts_on(self, fd: int) -> Parts:
+        """What this run has on a file, as any thread may ask: dicts and lists only read."""
+        polls = []
+        for key in (fd * 2, fd * 2 + 1):
+            poll = self.pollers.get(key)
+            if poll is not None:
+                polls.append((poll, poll.task))
+        references = self._endpoints.get(fd, ())
+        endpoints = [endpoint for r in references if (endpoint := r()) is not None]
+        return polls, endpoints
+
+    def end_on(self, fd: int, *, detach: bool = False) -> None:
+        """End what this run has on a file, on its own thread: here, or in its next turn."""
+        if self.closed:
+            return
+        polls, endpoints = self._parts_on(fd)
+        if detach:
+            polls = []  # the file lives on, and so does epoll's interest in it
+        if not polls and not any(map(Endpoint.is_busy, endpoints)):
+            return
+        if get_ident() == self._thread:
+            self._end_parts(polls, endpoints, detach=detach)
+        elif self._token is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(partial(self._end_parts, polls, endpoints, detach=detach))
+
+    def _end_parts(
+        self, polls: list[tuple[Poll, Any]], endpoints: list[Endpoint], *, detach: bool = False
+    ) -> None:
+        if self.closed:
             return
         wake: list[tuple[Any, Exception]] = []
-        in_kernel = self._end(endpoint, wake, detach=detach)
+        in_kernel = False
+        for poll, task in polls:
+            if task is not None and poll.task is task:  # else it is over meanwhile
+                del self.pollers[poll.key]
+                wake.append((task, trio.ClosedResourceError(CLOSED)))
+                poll.task = None
+                in_kernel |= poll.drop()
+        for endpoint in endpoints:
+            in_kernel |= self._end(endpoint, wake, detach=detach)
         self._let_go(wake, in_kernel)
 
     def _end(self, endpoint: Endpoint, wake: list[Any], *, detach: bool = False) -> bool:
@@ -340,7 +376,7 @@ class UringIOManager:
             return
         self._last_statistics = self.statistics()
         self.closed = True
-        _managers.discard(self)
+        _managers.pop(id(self), None)
         try:
             finished = get_ident() == self._thread and drain(self, self._batch)
             if not finished:
@@ -398,9 +434,40 @@ def _wake_before_run(task: Any, value: Any) -> None:
     manager.wake(task, value)
 
 
+def let_go_everywhere(fd: int, *, detach: bool = False) -> None:
+    """A file is closed, or leaves our hands, without a word to trio.
+
+    A socket may have been used in several runs, and each ring that has an operation or a
+    poll on it holds the file open. A ring is entered by its own thread only, so the runs of
+    other threads are told, and the file is free as soon as the last of them had a turn.
+    """
+    let_go_elsewhere(fd, None, detach=detach)
+
+
+def let_go_unless_on_ring(fd: int) -> None:
+    """A file is about to be closed with a word to this run's manager, which may be trio's.
+
+    Ours passes the word on to other runs; trio's does not know of them.
+    """
+    runner = getattr(run_context, "runner", None)
+    if runner is not None and not isinstance(runner.io_manager, UringIOManager):
+        let_go_everywhere(fd)
+
+
+def let_go_elsewhere(fd: int, here: UringIOManager | None, *, detach: bool = False) -> None:
+    """As above, in all runs but *here*."""
+    for reference in _managers.valuerefs():
+        manager = reference()
+        if manager is not None and manager is not here:
+            manager.end_on(fd, detach=detach)
+
+
 def _abandon_all() -> None:
-    for manager in list(_managers):
-        manager.abandon_in_child()
+    for reference in _managers.valuerefs():
+        manager = reference()
+        if manager is not None:
+            manager.abandon_in_child()
+    _managers.clear()
 
 
 if hasattr(os, "register_at_fork"):

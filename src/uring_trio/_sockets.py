@@ -24,7 +24,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio import _addresses
-from uring_trio._io_manager import UringIOManager
+from uring_trio._io_manager import UringIOManager, let_go_everywhere, let_go_unless_on_ring
 from uring_trio._memory import Message
 from uring_trio._socket_arguments import (
     MSG_NOSIGNAL,
@@ -126,8 +126,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             manager.count_stock_call("type")
         else:
             self.is_ring_stream = stdlib.type == socket.SOCK_STREAM
-            self.endpoint = manager.open_endpoint(stdlib, stdlib.fileno, is_socket=True)
-            return self.endpoint
+            endpoint = manager.open_endpoint(stdlib, stdlib.fileno, is_socket=True)
+            self.endpoint = endpoint  # another thread's run may put its own there at once
+            return endpoint
         return None
 
     def _count_stock(self, endpoint: Endpoint | None) -> None:
@@ -393,14 +394,22 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         """Close the socket. What still sleeps on it gets `trio.ClosedResourceError`."""
         # On stock this closes without a word to the IO manager. Here a receive in flight
         # would hold the file open, and the peer would not see its end.
-        endpoint = self.endpoint
-        if endpoint is not None:
-            endpoint.manager.end_operations(endpoint)
+        fd = self._sock.fileno()
+        if fd != -1:
+            let_go_everywhere(fd)
         super().__exit__(exc_type, exc_value, traceback)
+
+    def close(self) -> None:
+        """Close the socket. What still sleeps on it gets `trio.ClosedResourceError`."""
+        # trio tells this run's manager, which tells those of other runs, if it is ours.
+        fd = self._sock.fileno()
+        if fd != -1:
+            let_go_unless_on_ring(fd)
+        super().close()
 
     def detach(self) -> int:
         """Like `socket.socket.detach`. A receive in flight does not read on for us."""
-        endpoint = self.endpoint
-        if endpoint is not None:
-            endpoint.manager.end_operations(endpoint, detach=True)
+        fd = self._sock.fileno()
+        if fd != -1:
+            let_go_everywhere(fd, detach=True)
         return super().detach()

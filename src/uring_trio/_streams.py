@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from uring_trio._io_manager import UringIOManager
+from uring_trio._io_manager import UringIOManager, let_go_unless_on_ring
 from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
 from uring_trio._memory import pin
 from uring_trio._operations import SMALLEST_BUFFER, Receive, Send
@@ -56,6 +56,7 @@ _socket_receive_some = trio.SocketStream.receive_some
 _socket_send_all = trio.SocketStream.send_all
 _fd_receive_some: Any = getattr(fd_stream_type, "receive_some", None)  # none on Windows
 _fd_send_all: Any = getattr(fd_stream_type, "send_all", None)
+_fd_close_stream: Any = getattr(fd_stream_type, "close", None)
 
 
 def _raise_stream_error(exc: OSError) -> NoReturn:
@@ -291,6 +292,13 @@ async def _fd_send(self: Any, data: bytes | bytearray | memoryview) -> None:
             await _write_all(endpoint, data, view)
 
 
+def _fd_close(self: Any) -> None:
+    fd = held_fd(fd_holder(self))
+    if fd != -1:
+        let_go_unless_on_ring(fd)
+    _fd_close_stream(self)
+
+
 async def _write_all(endpoint: Endpoint, data: Any, view: memoryview) -> None:
     sent = 0
     sender = endpoint.sender
@@ -317,8 +325,16 @@ ORIGINALS: dict[type, dict[str, Callable[..., Any]]] = {
     trio.SocketStream: {"receive_some": _socket_receive_some, "send_all": _socket_send_all},
 }
 if fd_stream_type is not None:
-    REPLACEMENTS[fd_stream_type] = {"receive_some": _fd_receive, "send_all": _fd_send}
-    ORIGINALS[fd_stream_type] = {"receive_some": _fd_receive_some, "send_all": _fd_send_all}
+    REPLACEMENTS[fd_stream_type] = {
+        "receive_some": _fd_receive,
+        "send_all": _fd_send,
+        "close": _fd_close,
+    }
+    ORIGINALS[fd_stream_type] = {
+        "receive_some": _fd_receive_some,
+        "send_all": _fd_send_all,
+        "close": _fd_close_stream,
+    }
 
 for _class, _methods in REPLACEMENTS.items():
     for _name, _method in _methods.items():
