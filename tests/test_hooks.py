@@ -15,7 +15,7 @@ import pytest
 import trio
 
 import uring_trio
-from uring_trio import _hooks, _probe, _streams, _trio_private
+from uring_trio import _hooks, _probe, _trio_private
 from uring_trio._io_manager import UringIOManager
 from uring_trio._sockets import UringSocket
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 PLACES: list[tuple[Any, str]] = [
     (trio._core._run, "TheIOManager"),
     (trio._socket, "_SocketType"),
-    *((cls, name) for cls, methods in _streams.REPLACEMENTS.items() for name in methods),
+    *((cls, name) for cls, methods in _hooks.REPLACEMENTS.items() for name in methods),
 ]
 STOCK = [getattr(owner, name) for owner, name in PLACES]
 
@@ -56,7 +56,7 @@ def stock_afterwards() -> Iterator[None]:
 
 
 def test_streams_are_among_the_places() -> None:
-    assert {cls for cls, _ in PLACES} >= {trio.SocketStream}
+    assert {cls for cls, _ in PLACES} >= {trio.SocketStream, _trio_private.stock_socket_type}
     assert len(PLACES) > 3
 
 

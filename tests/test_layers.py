@@ -22,7 +22,7 @@ LAYERS = [
     {"_directions", "_draining", "_polls", "_socket_operations"},
     {"_io_manager"},
     {"_sockets"},
-    {"_streams"},
+    {"_adoption", "_streams"},
     {"_hooks"},
     {"_each_run"},
     {"_run"},

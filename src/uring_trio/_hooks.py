@@ -7,7 +7,8 @@ is registered with trio's own. ``install()`` rebinds the class that trio calls f
 run: to a Python class, because trio's tests set attributes on it, and one whose ``__new__``
 hands out trio's own manager where this run gets no ring.
 
-*Sockets and stream methods* are process-wide, since a class has one set of methods. They
+*Sockets and stream methods* are process-wide, since a class has one set of methods; so are
+those of trio's own socket class, for sockets that are older than the ring (`_adoption`). They
 ask at each call which manager the current run has, so on epoll they do what trio's do.
 They stay as long as they have a user: ``install()`` is one, each run on the ring another.
 A user is an object in a table and not a count: adding it and removing it are single steps
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from uring_trio import _probe, _streams, _trio_private
+from uring_trio import _adoption, _probe, _streams, _trio_private
 from uring_trio._errors import UringUnavailable
 from uring_trio._io_manager import UringIOManager
 from uring_trio._kernel import RingSizes
@@ -54,6 +55,9 @@ class Run:
 
 
 Methods = dict[type, dict[str, Callable[..., Any]]]
+
+REPLACEMENTS: Methods = _streams.REPLACEMENTS | _adoption.REPLACEMENTS
+ORIGINALS: Methods = _streams.ORIGINALS | _adoption.ORIGINALS
 
 # Called with each run as it starts, on its thread. They must not raise.
 observers: list[Callable[[Run], None]] = []
@@ -310,10 +314,10 @@ def _settle() -> None:
     """Make sockets and streams ours if anybody uses them, else trio's."""
     if _users:
         _exchange_socket_type(_trio_private.stock_socket_type, UringSocket)
-        _exchange_methods(_streams.ORIGINALS, _streams.REPLACEMENTS)
+        _exchange_methods(ORIGINALS, REPLACEMENTS)
     else:
         _exchange_socket_type(UringSocket, _trio_private.stock_socket_type)
-        _exchange_methods(_streams.REPLACEMENTS, _streams.ORIGINALS)
+        _exchange_methods(REPLACEMENTS, ORIGINALS)
 
 
 def _exchange_socket_type(there: type, wanted: type) -> None:
