@@ -58,6 +58,17 @@ def is_iterable(value: object) -> bool:
     return hasattr(type(value), "__iter__")
 
 
+def is_contiguous(data: object) -> bool:
+    """Whether it is bytes in one piece, in order."""
+    if type(data) in (bytes, bytearray):
+        return True
+    try:
+        with memoryview(data) as view:  # type: ignore[arg-type]
+            return view.c_contiguous
+    except TypeError:
+        return False
+
+
 def try_pin(buffer: Any) -> Any:
     """Pinned memory to be sent; None if the object has none."""
     try:

@@ -26,6 +26,7 @@ from uring_trio._io_manager import UringIOManager, let_go_unless_on_ring
 from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
 from uring_trio._memory import pin
 from uring_trio._operations import SMALLEST_BUFFER, Receive, Send
+from uring_trio._socket_arguments import is_contiguous, usable_size
 from uring_trio._sockets import UringSocket
 from uring_trio._trio_private import (
     fd_holder,
@@ -211,12 +212,35 @@ async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> 
 
 
 # ---- FdStream -----------------------------------------------------------------------------
+#
+# A read into one of our buffers asks the kernel for no more than the buffer takes, whatever
+# the caller asked for. Of a byte stream the rest comes with the next read. Of a *message* it
+# is lost: a datagram's or packet's of a socket, a frame's of a tun device, a record's of
+# /dev/kmsg. And what is neither pipe nor socket may be unable to say "not now", so that the
+# kernel would read in a thread of its own. So only what is known to be a stream is on the
+# ring, and all else goes trio's way, with the caller's whole size: read(2), then a poll.
+#
+# A pipe is a stream also where its writer has made it one of packets (O_DIRECT; the flag of
+# the writer's end decides, at each write, and the reader cannot know): the kernel keeps a
+# packet in one page, and no packet is longer. That page must fit into our smallest buffer,
+# which it does not where pages have 16 or 64 KiB.
+
+STREAM_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+PACKETS_FIT = os.sysconf("SC_PAGE_SIZE") <= GROUP_SIZES[0]
 
 
-def may_wait(fd: int) -> bool:
-    """Whether reads of a file wait for somebody, and not for a disk."""
+def _is_byte_stream(fd: int) -> bool:
+    """Whether reading a part leaves the rest for the next read. It does not change."""
     mode = os.fstat(fd).st_mode
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode))
+    if stat.S_ISFIFO(mode):
+        return PACKETS_FIT
+    if not stat.S_ISSOCK(mode):
+        return False
+    sock = socket.socket(fileno=fd)
+    try:
+        return sock.type == socket.SOCK_STREAM and sock.family in STREAM_FAMILIES
+    finally:
+        sock.detach()
 
 
 def _fd_endpoint(stream: Any) -> Endpoint | None:
@@ -230,13 +254,18 @@ def _fd_endpoint(stream: Any) -> Endpoint | None:
     if not isinstance(manager, UringIOManager):
         return None
     holder = fd_holder(stream)
-    if held_fd(holder) < 0:
+    fd = held_fd(holder)
+    if fd < 0:
         manager.count_stock_call("closed")
         return None
-    if not may_wait(held_fd(holder)):
-        # An attempt that must not wait is refused while a page is not in memory, and no
-        # poll tells when it is.
-        manager.count_stock_call("not pollable")
+    known: bool | None = getattr(stream, "_uring_is_byte_stream", None)
+    if known is None:
+        try:
+            known = stream._uring_is_byte_stream = _is_byte_stream(fd)
+        except OSError:
+            known = False  # closed behind the stream's back; read(2) says so
+    if not known:
+        manager.count_stock_call("not a byte stream")
         return None
     endpoint = manager.open_endpoint(holder, partial(held_fd, holder), is_socket=False)
     stream._uring_endpoint = endpoint
@@ -255,13 +284,11 @@ async def _fd_receive(self: Any, max_bytes: int | None = None) -> bytes:
     endpoint = _fd_endpoint(self)
     if endpoint is None:
         return await _fd_receive_some(self, max_bytes)
+    if max_bytes is None:
+        max_bytes = RECEIVE_SIZE
+    elif not usable_size(max_bytes):
+        return await _fd_receive_some(self, max_bytes)  # its words
     with receive_guard(self):
-        if max_bytes is None:
-            max_bytes = RECEIVE_SIZE
-        elif not isinstance(max_bytes, int):
-            raise TypeError("max_bytes must be integer >= 1")
-        elif max_bytes < 1:
-            raise ValueError("max_bytes must be integer >= 1")
         while True:
             operation = endpoint.receiver.receive(min(max_bytes, RECEIVE_SIZE))
             value = await park(operation.trap)
@@ -282,6 +309,9 @@ async def _fd_send(self: Any, data: bytes | bytearray | memoryview) -> None:
     endpoint = _fd_endpoint(self)
     if endpoint is None:
         await _fd_send_all(self, data)
+        return
+    if not is_contiguous(data):
+        await _fd_send_all(self, data)  # its words
         return
     with send_guard(self):
         if endpoint.sender.fileno() < 0:
