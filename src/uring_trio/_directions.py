@@ -13,11 +13,19 @@ One whose cancel is pending makes nobody busy: the next is held back until its l
 Receives of a stream take a buffer of the size that its messages have had. The first is tried
 at once, and so is each that follows one which found its data already there (98 % at 64 busy
 connections); else the kernel is told to wait for data first, and spared an attempt in vain.
+
+Never so where SO_RCVLOWAT is set: then a poll waits for so many bytes, while an attempt, and
+so stock's receive, gives what is there at the call. A socket is asked for its mark at its
+first receive, and again after each setsockopt of the option through a trio socket or stream
+of this process. A mark that is set past trio after that look (on the standard library's
+socket, or by another process) is not seen until the next one: asking each time would be a
+system call for each receive.
 """
 
 from __future__ import annotations
 
 import copy
+import socket
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,6 +48,10 @@ LAST_GROUP = len(GROUP_SIZES) - 1
 SMALL_IN_A_ROW = 16
 
 
+def _try_at_once(recv: Callable[..., int], fd: int, group: int, size: int, _: int) -> int:
+    return recv(fd, group, size, 0)
+
+
 def _raise(exception: Exception) -> NoReturn:
     raise copy.copy(exception)  # no cycle through its traceback, and this frame
 
@@ -50,7 +62,9 @@ class Direction:
     __slots__ = (
         "current",
         "fileno",
+        "getsockopt",
         "group",
+        "has_low_water",
         "manager",
         "poll_first",
         "prep_receive",
@@ -75,7 +89,10 @@ class Direction:
         self.fileno = fileno
         self.reading = reading
         # Of a stream. The functions have the same form for sockets and for other files.
-        self.prep_receive = manager.ring.recv if is_socket else manager.ring.read
+        self.prep_receive: Any = manager.ring.recv if is_socket else manager.ring.read
+        # Of a socket that is read: its getsockopt, to ask it for its mark.
+        self.getsockopt: Callable[[int, int], int] | None = None
+        self.has_low_water: bool | None = False  # None: it was not asked yet
         self.prep_send = manager.ring.send if is_socket else manager.ring.write
         self.current: Operation | None = None
         self.spare: Any = None  # a finished Receive or Send, to be used again
@@ -85,6 +102,31 @@ class Direction:
         # The first is tried at once: a new connection often has its request there already,
         # and a poll of a listening socket would never see that nobody can send.
         self.poll_first = False
+
+    def look_for_low_water(self) -> None:
+        """Ask the socket for its SO_RCVLOWAT before the next receive."""
+        if self.getsockopt is not None:
+            self.has_low_water = None
+            self.prep_receive = self._look_and_prepare  # a cycle; see `Endpoint.__del__`
+
+    def _look_and_prepare(self, fd: int, group: int, size: int, poll_first: int) -> int:
+        recv = self.ring.recv
+        self.prep_receive = partial(_try_at_once, recv) if self._sees_low_water() else recv
+        return int(self.prep_receive(fd, group, size, poll_first))
+
+    def _sees_low_water(self) -> bool:
+        if self.has_low_water is None:
+            assert self.getsockopt is not None
+            try:
+                mark = self.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+            except OSError:
+                return False  # closed: the receive will say so
+            self.has_low_water = mark > 1
+        return self.has_low_water
+
+    def polls_first(self) -> bool:
+        """Whether the next receive had better wait for data before it is tried."""
+        return self.poll_first and not self._sees_low_water()
 
     def receive(self, size: int) -> Receive:
         """Begin to receive at most *size* bytes, 1 or more, of a stream."""
@@ -257,6 +299,9 @@ class Endpoint:
         self.fd = fileno()
         self.receiver = Direction(manager, fileno, reading=True, is_socket=is_socket)
         self.sender = Direction(manager, fileno, reading=False, is_socket=is_socket)
+        if is_socket:
+            self.receiver.getsockopt = owner.getsockopt
+            self.receiver.look_for_low_water()
 
     def is_in_use(self) -> bool:
         """Whether its file is open, as far as its owner knows, or has operations."""
@@ -266,9 +311,11 @@ class Endpoint:
 
     def is_busy(self) -> bool:
         """Whether it has operations."""
-        return any(
-            direction.current is not None or direction.waiting
-            for direction in (self.receiver, self.sender)
+        receiver, sender = self.receiver, self.sender
+        return (
+            receiver.current is not None
+            or sender.current is not None
+            or bool(receiver.waiting or sender.waiting)
         )
 
     def __del__(self) -> None:
@@ -279,3 +326,4 @@ class Endpoint:
             spare, direction.spare = direction.spare, None
             if spare is not None:
                 spare.trap = None
+            direction.prep_receive = None  # so may this

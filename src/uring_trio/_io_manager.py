@@ -462,6 +462,17 @@ def let_go_elsewhere(fd: int, here: UringIOManager | None, *, detach: bool = Fal
             manager.end_on(fd, detach=detach)
 
 
+def look_for_low_water() -> None:
+    """SO_RCVLOWAT was set, of a socket that others may hold, too: all look again."""
+    for reference in _managers.valuerefs():
+        manager = reference()
+        for references in list(manager._endpoints.values()) if manager is not None else ():
+            for found in references:
+                endpoint = found()
+                if endpoint is not None:
+                    endpoint.receiver.look_for_low_water()
+
+
 def _abandon_all() -> None:
     for reference in _managers.valuerefs():
         manager = reference()

@@ -45,7 +45,7 @@ class ReceiveBytes(Operation):
     def prepare(self) -> int:
         direction = self.direction
         return direction.ring.recv_into(
-            direction.fileno(), self.memory, self.size, self.flags, direction.poll_first
+            direction.fileno(), self.memory, self.size, self.flags, direction.polls_first()
         )
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
@@ -76,7 +76,7 @@ class ReceiveInto(Operation):
     def prepare(self) -> int:
         direction = self.direction
         return direction.ring.recv_into(
-            direction.fileno(), self.pinned, self.size, self.flags, direction.poll_first
+            direction.fileno(), self.pinned, self.size, self.flags, direction.polls_first()
         )
 
     def release(self) -> None:
@@ -127,7 +127,7 @@ class ReceiveMessage(MessageOperation):
     def prepare(self) -> int:
         direction = self.direction
         return direction.ring.recvmsg(
-            direction.fileno(), self.message, self.flags, direction.poll_first
+            direction.fileno(), self.message, self.flags, direction.polls_first()
         )
 
     def dispose(self, res: int) -> None:

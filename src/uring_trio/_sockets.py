@@ -24,7 +24,12 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio import _addresses
-from uring_trio._io_manager import UringIOManager, let_go_everywhere, let_go_unless_on_ring
+from uring_trio._io_manager import (
+    UringIOManager,
+    let_go_everywhere,
+    let_go_unless_on_ring,
+    look_for_low_water,
+)
 from uring_trio._memory import Message
 from uring_trio._socket_arguments import (
     MSG_NOSIGNAL,
@@ -58,6 +63,8 @@ TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 
 # Compared by identity: 0.0, False and None are no flags that the ring may judge.
 NO_FLAGS = 0
+
+LOW_WATER = (socket.SO_RCVLOWAT,)
 
 # What a connect can answer after it was under way; on stock these, and only these, come
 # from SO_ERROR, with an error text that has the address in it.
@@ -134,6 +141,12 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     def _count_stock(self, endpoint: Endpoint | None) -> None:
         if endpoint is not None:
             endpoint.manager.count_stock_call("arguments")
+
+    def setsockopt(self, /, *args: Any, **kwargs: Any) -> None:
+        """Like `socket.socket.setsockopt`."""
+        super().setsockopt(*args, **kwargs)
+        if args[1:2] == LOW_WATER or kwargs:
+            look_for_low_water()
 
     # ---- receive ----------------------------------------------------------------------
 
