@@ -53,6 +53,8 @@ def _ipv4(host: str) -> bytes:
 
 def _pack_unix(address: Any) -> bytes | None:
     path = os.fsencode(address) if isinstance(address, str) else bytes(address)
+    if not path:
+        return None  # EINVAL; with a terminator it would be an abstract name of one NUL
     if path[:1] == b"\0":  # abstract: the length counts, no terminator
         if len(path) > _UNIX_PATH_MAX:
             return None

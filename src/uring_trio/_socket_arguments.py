@@ -14,6 +14,8 @@ from uring_trio import _addresses
 from uring_trio._kernel import TRANSFER_MAX
 from uring_trio._memory import Message, pin, unpin
 
+# More buffers in one call are EMSGSIZE, but EINVAL to io_uring on Linux 6.1 and 6.12.
+IOV_MAX = 1024
 MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)
 # Not in every Python's socket module; Linux's numbers.
 MSG_FASTOPEN = 0x20000000
@@ -89,6 +91,8 @@ def try_control(ancillary: list[Any]) -> bytes | None:
 
 def message_of(buffers: list[Any], control_size: int, *, writable: bool = False) -> Message | None:
     """A message over the caller's memory; None if a buffer is not usable."""
+    if len(buffers) > IOV_MAX:
+        return None
     message = Message(vectors=len(buffers), control_size=control_size)
     for index, buffer in enumerate(buffers):
         try:

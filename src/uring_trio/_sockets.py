@@ -299,15 +299,14 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         return await super().sendto(*args)
 
     @enable_ki_protection
-    async def sendmsg(self, /, *args: Any) -> int:
+    async def sendmsg(
+        self, buffers: Any, ancillary: Any = (), flags: Any = 0, address: Any = None, /
+    ) -> int:
         """Like `socket.socket.sendmsg`, but async."""
         endpoint = self.ring_endpoint()
-        usable = 1 <= len(args) <= 4 and all(map(is_iterable, args[:2]))
-        if endpoint is None or not usable:
+        if endpoint is None or not (is_iterable(buffers) and is_iterable(ancillary)):
             self._count_stock(endpoint)
-            return await super().sendmsg(*args)
-        defaults: tuple[Any, ...] = ((), (), 0, None)
-        buffers, ancillary, flags, address = (*args, *defaults[len(args) :])
+            return await super().sendmsg(buffers, ancillary, flags, address)
         buffers, ancillary = list(buffers), list(ancillary)  # they may be generators
         name: bytes | None = b""
         if address is not None:
@@ -377,7 +376,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             self._sock.close()
             raise
         except OSError as exc:
-            if self.is_ring_stream and exc.errno in LATE_CONNECT_ERRORS:
+            # A UNIX socket is refused at once, or not at all.
+            is_late = self.is_ring_stream and self._sock.family != socket.AF_UNIX
+            if is_late and exc.errno in LATE_CONNECT_ERRORS:
                 reason = os.strerror(exc.errno)
                 raise OSError(exc.errno, f"Error connecting to {address!r}: {reason}") from None
             raise
@@ -426,3 +427,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         if fd != -1:
             let_go_everywhere(fd, detach=True)
         return super().detach()
+
+
+for _name in ("sendto", "sendmsg", "accept", "connect", "close", "detach", "__exit__"):
+    # Python says it to whoever passes the wrong arguments.
+    getattr(UringSocket, _name).__qualname__ = getattr(stock_socket_type, _name).__qualname__

@@ -91,6 +91,8 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
     elif not isinstance(max_bytes, int):
         return await _socket_receive_some(self, max_bytes)  # its TypeError
     elif max_bytes > RECEIVE_SIZE:
+        if max_bytes > TRANSFER_MAX:
+            return await _socket_receive_some(self, max_bytes)  # it may have no memory for it
         max_bytes = RECEIVE_SIZE
     try:
         direction = endpoint.receiver
@@ -191,6 +193,8 @@ async def _send_buffer(sock: Any, sender: Direction, data: bytes | bytearray | m
     if sock.did_shutdown_SHUT_WR:
         raise trio.ClosedResourceError(SENT_EOF)
     with memoryview(data) as view:
+        if not view.c_contiguous:
+            await sock.send(view)  # raises, in the standard library's words
         if view.nbytes == 0:
             if sender.fileno() < 0:
                 raise trio.ClosedResourceError("socket was already closed")
