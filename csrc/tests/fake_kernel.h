@@ -70,6 +70,7 @@ struct fake_plan {
 struct fake_enter {
     int error;
     unsigned submit_max; /* sqes taken; 0: all */
+    bool with_cqes;      /* from a wait that has found what it waited for, too */
 };
 
 struct fake_group {

@@ -654,7 +654,8 @@ static struct fake_enter next_enter(void)
         return enters[enter_first++];
     if (fake.random == 0 || fake_draw(4) > 0)
         return none;
-    return (struct fake_enter){errors[fake_draw(6)], fake_draw(3) ? 0 : 1 + fake_draw(3)};
+    return (struct fake_enter){.error = errors[fake_draw(6)],
+                               .submit_max = fake_draw(3) ? 0 : 1 + fake_draw(3)};
 }
 
 static void run_work(void)
@@ -669,10 +670,12 @@ static void run_work(void)
 }
 
 /* Runs work and sleeps until there are `min_complete` cqes or `until_ns` is past. */
-static int wait_events(unsigned min_complete, uint64_t until_ns, int error)
+static int wait_events(unsigned min_complete, uint64_t until_ns, int error, bool with_cqes)
 {
     for (;;) {
         run_work();
+        if (with_cqes && fake_cq_ready() > 0)
+            return error;
         if (fake_cq_ready() >= min_complete)
             return 0;
         if (error != 0)
@@ -725,7 +728,8 @@ int fake_enter_ring(int ring_fd, unsigned to_submit, unsigned min_complete, unsi
     unsigned taken = take_sqes(wanted);
     int result = taken < to_submit && taken == 0 ? -EAGAIN : (int)taken;
     if (taken == to_submit && flags & IORING_ENTER_GETEVENTS) {
-        int ended = wait_events(min_complete, end_of_wait(wait), waits ? script.error : 0);
+        int ended = wait_events(min_complete, end_of_wait(wait), waits ? script.error : 0,
+                                script.with_cqes);
         result = taken > 0 ? (int)taken : ended;
     }
     set_sq_flags();

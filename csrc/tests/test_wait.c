@@ -318,6 +318,25 @@ static void other_errors_come_back(void)
     }
 }
 
+/* The kernel had no memory for a cqe, and that operation never ends. Other cqes come with
+ * the answer: they are delivered, and the loss is told by the next wait, once. */
+static void a_lost_cqe_is_told_though_others_came_with_it(void)
+{
+    static const int64_t timeouts[] = {-1, 3 * MS, 0}; /* from the sleep; from running work */
+    for (unsigned i = 0; i < sizeof timeouts / sizeof *timeouts; i++) {
+        set_up();
+        poll_with((struct fake_plan){.res = 1, .delay_ns = MS});
+        poll_with((struct fake_plan){.delay_ns = FAKE_NEVER});
+        CHECK_EQ(tools_wait(engine, 0).answer, 0);
+        fake_sleep(MS);
+        fake_enter_next((struct fake_enter){.error = -EBADR, .with_cqes = true});
+        CHECK_EQ(tools_wait(engine, timeouts[i]).records, 1);
+        CHECK_EQ(tools_wait(engine, 3 * MS).answer, -EBADR);
+        CHECK_EQ(tools_wait(engine, 3 * MS).answer, 0);
+        tear_down();
+    }
+}
+
 static void the_longest_time_is_no_overflow(void)
 {
     set_up();
@@ -353,6 +372,7 @@ int main(void)
     RUN(a_flush_without_memory_runs_work_and_does_not_insist);
     RUN(a_full_CQ_answers_EBUSY_and_is_drained);
     RUN(other_errors_come_back);
+    RUN(a_lost_cqe_is_told_though_others_came_with_it);
     RUN(the_longest_time_is_no_overflow);
     return CHECK_SUMMARY();
 }
