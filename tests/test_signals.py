@@ -96,6 +96,37 @@ def test_interrupted_waits_keep_their_timeout(backend: str) -> None:
     assert len(times) > 100
 
 
+def test_interrupted_waits_of_a_thread_keep_their_timeout(backend: str) -> None:
+    """No signal wakes trio there: the wait is interrupted, and goes on with what is left."""
+    interrupts = 12
+    slept: list[float] = []
+
+    async def main() -> None:
+        start = time.perf_counter()
+        await trio.sleep(0.3)
+        slept.append(time.perf_counter() - start)
+
+    def interrupt() -> None:
+        # Past the end of the sleep: one that began anew each time would go on until then.
+        for _ in range(interrupts):
+            if not thread.is_alive():
+                return
+            signal.pthread_kill(thread.ident or 0, signal.SIGUSR1)
+            thread.join(0.1)
+
+    times: list[float] = []
+    previous = signal.signal(signal.SIGUSR1, lambda *_: times.append(time.perf_counter()))
+    try:
+        thread = threading.Thread(target=harness.run, args=(backend, main))
+        thread.start()
+        interrupt()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert len(times) >= 2
+    assert 0.299 <= slept[0] < 0.1 * interrupts
+
+
 def test_a_handler_runs_at_once_while_trio_is_blocked(backend: str) -> None:
     async def main() -> None:
         start = time.perf_counter()

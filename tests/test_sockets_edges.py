@@ -53,6 +53,45 @@ async def test_two_receives_that_start_in_one_tick(pair: Pair) -> None:
     assert results == ["BusyResourceError", b"for the ot"]
 
 
+@pytest.mark.parametrize("used_before", [False, True])
+async def test_two_sockets_around_one_open_file_share_a_line(used_before: bool) -> None:
+    """Else the kernel would run the newer receive first, and bytes change their order."""
+    left, right = stdlib_socket.socketpair()
+    with left, right:
+        one, two = (trio.socket.from_stdlib_socket(left) for _ in range(2))
+        if used_before:
+            for sock in (one, two, one):
+                right.send(b"x")
+                assert await sock.recv(1) == b"x"
+        received: list[Any] = []
+
+        async def receive(sock: trio.socket.SocketType) -> None:
+            try:
+                received.append(await sock.recv(10))
+            except trio.BusyResourceError:
+                received.append("busy")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive, one)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(receive, two)
+            await wait_all_tasks_blocked()
+            assert received == ["busy"]
+            right.send(b"first")
+        assert received == ["busy", b"first"]
+        # In one tick they stand in line, and get what there is in the order they came.
+        right.send(b"abcdef")
+        received.clear()
+
+        async def receive_three(sock: trio.socket.SocketType) -> None:
+            received.append(await sock.recv(3))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive_three, one)
+            nursery.start_soon(receive_three, two)
+        assert sorted(received) == [b"abc", b"def"]
+
+
 async def test_second_blocked_send_is_busy(pair: Pair) -> None:
     a, b = pair
     harness.fill(a._sock)  # type: ignore[attr-defined]

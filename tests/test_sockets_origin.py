@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import socket as stdlib_socket
@@ -240,6 +241,44 @@ async def test_detach_with_a_receive_in_flight() -> None:
                 assert plain.recv(100) == b"for the new owner"
                 nursery.cancel_scope.cancel()
     assert ended in (["closed"], ["cancelled"])
+
+
+@pytest.mark.ring_only  # on stock they sleep until the descriptor is readable
+@pytest.mark.parametrize("name", ["recv", "recv_into", "recvmsg", "accept", "send_all"])
+async def test_detach_wakes_those_who_wait_with_EBADF(backend: str, name: str) -> None:
+    """As they would find on stock when they try again; and not as if it were closed."""
+    del backend
+    woken: list[Any] = []
+    waits: dict[str, Callable[[SocketType], Any]] = {
+        "recv": lambda sock: sock.recv(5),
+        "recv_into": lambda sock: sock.recv_into(bytearray(5)),
+        "recvmsg": lambda sock: sock.recvmsg(5),
+        "accept": lambda sock: sock.accept(),
+        "send_all": lambda sock: trio.SocketStream(sock).send_all(bytes(8 << 20)),
+    }
+
+    async def wait(sock: SocketType) -> None:
+        try:
+            await waits[name](sock)
+        except OSError as exc:
+            woken.append(exc.errno)
+        except trio.ClosedResourceError as exc:  # a stream's word for EBADF
+            woken.append(str(exc))
+
+    if name == "accept":
+        sock, other = trio.socket.socket(), trio.socket.socket()
+        await sock.bind(("127.0.0.1", 0))
+        sock.listen()
+    else:
+        sock, other = trio.socket.socketpair()
+    with other:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, sock)
+                await wait_all_tasks_blocked()
+                os.close(sock.detach())
+    expected = "this socket was already closed" if name == "send_all" else errno.EBADF
+    assert woken == [expected]
 
 
 async def test_leaving_with_while_a_receive_is_in_flight() -> None:
