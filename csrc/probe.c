@@ -49,15 +49,17 @@ static int read_opcodes(struct ut_engine *engine, struct ut_probe *out)
     return 0;
 }
 
-/* Waits for the last record of `slot` and copies it. */
-static int wait_for(struct ut_engine *engine, int slot, uint64_t deadline_ns,
+/* Waits for the last record of `slot` and copies it. When the time is over it looks once
+ * more: a process that was stopped meanwhile, or got no CPU, is not a kernel that does
+ * not answer. */
+static int wait_for(struct ut_engine *engine, int slot, int64_t timeout_ns,
                     struct ut_record *record)
 {
+    const struct ut_kernel *kernel = engine->ring.kernel;
+    uint64_t start_ns = kernel->now_ns();
     for (;;) {
-        int64_t left = (int64_t)(deadline_ns - engine->ring.kernel->now_ns());
-        if (left <= 0)
-            return -ETIME;
-        int64_t result = ut_engine_wait(engine, left);
+        int64_t left = timeout_ns - (int64_t)(kernel->now_ns() - start_ns);
+        int64_t result = ut_engine_wait(engine, left > 0 ? left : 0);
         if (result < 0 && result != -EINTR)
             return (int)result;
         for (unsigned i = 0; i < engine->record_count; i++) {
@@ -66,10 +68,12 @@ static int wait_for(struct ut_engine *engine, int slot, uint64_t deadline_ns,
                 return 0;
             }
         }
+        if (left <= 0)
+            return -ETIME;
     }
 }
 
-static int try_receive(struct ut_engine *engine, const int pair[2], uint64_t deadline_ns)
+static int try_receive(struct ut_engine *engine, const int pair[2], int64_t timeout_ns)
 {
     struct ut_record record;
     int slot = ut_prep_recv(engine, pair[0], 0, 16, 1);
@@ -77,7 +81,7 @@ static int try_receive(struct ut_engine *engine, const int pair[2], uint64_t dea
         return slot;
     if (ut_prep_send(engine, pair[1], "probe", 5, MSG_NOSIGNAL) < 0)
         return -ENOMEM;
-    int error = wait_for(engine, slot, deadline_ns, &record);
+    int error = wait_for(engine, slot, timeout_ns, &record);
     if (error < 0)
         return error;
     if (record.res < 0)
@@ -88,7 +92,7 @@ static int try_receive(struct ut_engine *engine, const int pair[2], uint64_t dea
     return 0;
 }
 
-static int try_cancel(struct ut_engine *engine, const int pair[2], uint64_t deadline_ns)
+static int try_cancel(struct ut_engine *engine, const int pair[2], int64_t timeout_ns)
 {
     struct ut_record record;
     int slot = ut_prep_recv(engine, pair[0], 0, 16, 1);
@@ -100,7 +104,7 @@ static int try_cancel(struct ut_engine *engine, const int pair[2], uint64_t dead
     int error = ut_engine_cancel(engine, (uint32_t)slot);
     if (error < 0)
         return error;
-    error = wait_for(engine, slot, deadline_ns, &record);
+    error = wait_for(engine, slot, timeout_ns, &record);
     if (error < 0)
         return error;
     return record.res == -ECANCELED ? 0 : -EOPNOTSUPP;
@@ -129,15 +133,27 @@ void ut_probe_run(const struct ut_kernel *kernel, struct ut_config *config,
             out->error = -errno;
     }
     if (out->error == 0) {
-        uint64_t deadline_ns = kernel->now_ns() + (uint64_t)timeout_ns;
         out->stage = "receive into a provided buffer";
-        out->error = try_receive(engine, pair, deadline_ns);
+        out->error = try_receive(engine, pair, timeout_ns);
         if (out->error == 0) {
             out->stage = "async cancel";
-            out->error = try_cancel(engine, pair, deadline_ns);
+            out->error = try_cancel(engine, pair, timeout_ns);
         }
         close(pair[0]);
         close(pair[1]);
     }
     ut_engine_close(engine, 0);
+}
+
+int ut_probe_setup(const struct ut_kernel *kernel, unsigned sq_entries, unsigned cq_entries)
+{
+    struct io_uring_params params;
+    memset(&params, 0, sizeof params);
+    params.flags = IORING_SETUP_CQSIZE;
+    params.cq_entries = cq_entries;
+    int fd = kernel->setup(sq_entries, &params);
+    if (fd < 0)
+        return fd;
+    kernel->close_fd(fd);
+    return 0;
 }

@@ -17,9 +17,14 @@ struct ut_probe {
 
 /* Makes a ring of `config` (NULL: a small one; what a run gets can differ under a small
  * RLIMIT_MEMLOCK), receives over a socket pair into a provided buffer with
- * POLL_FIRST, cancels a second receive, and takes all down again. Never sleeps
- * for more than `timeout_ns`. */
+ * POLL_FIRST, cancels a second receive, and takes all down again. Sleeps for no more than
+ * `timeout_ns` in each of the two steps; -ETIME is a kernel that was looked at after
+ * that, and had not answered. */
 void ut_probe_run(const struct ut_kernel *kernel, struct ut_config *config,
                   int64_t timeout_ns, struct ut_probe *out);
+
+/* Makes a ring of these sizes, nothing but that, and closes it: 0 or -errno. A ring that is
+ * larger than a limit tells whether the kernel counts rings against that limit. */
+int ut_probe_setup(const struct ut_kernel *kernel, unsigned sq_entries, unsigned cq_entries);
 
 #endif

@@ -42,7 +42,7 @@ static int setup_with_less(struct ut_ring *ring, struct io_uring_params *params,
         params->flags = SETUP_FLAGS;
         params->cq_entries = cq_entries;
         int fd = ring->kernel->setup(sq_entries, params);
-        /* Since 6.14 rings count against RLIMIT_MEMLOCK again. */
+        /* Some kernels count rings against RLIMIT_MEMLOCK; a smaller one may fit. */
         if (fd != -ENOMEM || sq_entries / 2 < sq_entries_min)
             return fd;
         sq_entries /= 2;

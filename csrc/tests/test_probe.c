@@ -151,7 +151,7 @@ static void a_receive_that_never_ends_costs_the_timeout_and_no_more(void)
     CHECK_TIME(fake.now_ns - before, TIMEOUT_NS);
 }
 
-static void a_slow_kernel_costs_the_timeout_once(void)
+static void each_step_has_the_timeout_for_itself(void)
 {
     fake_reset();
     uint64_t before = fake.now_ns;
@@ -161,7 +161,60 @@ static void a_slow_kernel_costs_the_timeout_once(void)
         .delay_ns = FAKE_NEVER, .cancel_too_late = true, .cancel_answer = -EALREADY});
     run_leaking();
     check_outcome(-ETIME, "async cancel");
-    CHECK_TIME(fake.now_ns - before, TIMEOUT_NS);
+    CHECK_TIME(fake.now_ns - before, TIMEOUT_NS / 2 + TIMEOUT_NS);
+}
+
+/* The fake kernel, seen by a process that is stopped once, for longer than the timeout:
+ * at the nth of its looks at the clock and of its enters (before them, and after). */
+static unsigned pause_moments, pause_at;
+
+static void moment(void)
+{
+    if (++pause_moments == pause_at)
+        fake_sleep(TIMEOUT_NS + TIMEOUT_NS / 5);
+}
+
+static uint64_t pausing_now_ns(void)
+{
+    moment();
+    return ut_kernel_fake.now_ns();
+}
+
+static int pausing_enter(int ring_fd, unsigned to_submit, unsigned min_complete, unsigned flags,
+                         const void *arg, size_t arg_size)
+{
+    moment();
+    int result =
+        ut_kernel_fake.enter(ring_fd, to_submit, min_complete, flags, arg, arg_size);
+    moment();
+    return result;
+}
+
+static void a_pause_at_any_moment_is_not_a_kernel_that_does_not_answer(void)
+{
+    struct ut_kernel kernel = ut_kernel_fake;
+    kernel.now_ns = pausing_now_ns;
+    kernel.enter = pausing_enter;
+    pause_at = 0;
+    do {
+        set_up();
+        pause_at++;
+        pause_moments = 0;
+        ut_probe_run(&kernel, NULL, TIMEOUT_NS, &probe);
+        check_outcome(0, "async cancel");
+    } while (pause_at <= pause_moments);
+    CHECK(pause_at > 8);
+}
+
+static void a_bare_ring_is_made_and_closed(void)
+{
+    fake_reset();
+    CHECK_EQ(ut_probe_setup(&ut_kernel_fake, 8, 16), 0);
+    CHECK_EQ(fake_ring.cq_entries, 16);
+    CHECK_EQ(fake.fds, 0);
+    fake.setup_entries_max = 4;
+    CHECK_EQ(ut_probe_setup(&ut_kernel_fake, 8, 16), -ENOMEM);
+    CHECK_EQ(fake.fds, 0);
 }
 
 static void a_signal_does_not_spoil_the_probe(void)
@@ -227,7 +280,9 @@ int main(void)
     RUN(each_missing_opcode);
     RUN(a_receive_that_does_not_work);
     RUN(a_receive_that_never_ends_costs_the_timeout_and_no_more);
-    RUN(a_slow_kernel_costs_the_timeout_once);
+    RUN(each_step_has_the_timeout_for_itself);
+    RUN(a_pause_at_any_moment_is_not_a_kernel_that_does_not_answer);
+    RUN(a_bare_ring_is_made_and_closed);
     RUN(a_signal_does_not_spoil_the_probe);
     RUN(a_cancel_that_does_not_work);
     RUN(each_failing_allocation);
