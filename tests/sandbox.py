@@ -13,9 +13,11 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
-IO_URING_SETUP, IO_URING_REGISTER = 425, 427  # the same on every architecture; enter is between
+# The same on every architecture.
+IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427
 
 # <linux/filter.h>, <linux/seccomp.h>, <linux/prctl.h>
 BPF_LD_W_ABS, BPF_JGE_K, BPF_JGT_K, BPF_RET_K = 0x20, 0x35, 0x25, 0x06
@@ -38,15 +40,15 @@ class SockFprog(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.POINTER(SockFilter)))
 
 
-def deny_io_uring(how: str) -> None:
-    """From here on every io_uring call of this process and its children fails like this."""
+def deny_io_uring(how: str, first: int = IO_URING_SETUP, last: int = IO_URING_REGISTER) -> None:
+    """From here on io_uring calls of this thread and its children fail like this: all, or some."""
     action = SECCOMP_RET_KILL_PROCESS
     if how != "KILL":
         action = SECCOMP_RET_ERRNO | getattr(errno, how)
     program = (SockFilter * 5)(
         SockFilter(BPF_LD_W_ABS, 0, 0, 0),  # the number of the system call
-        SockFilter(BPF_JGE_K, 0, 2, IO_URING_SETUP),
-        SockFilter(BPF_JGT_K, 1, 0, IO_URING_REGISTER),
+        SockFilter(BPF_JGE_K, 0, 2, first),
+        SockFilter(BPF_JGT_K, 1, 0, last),
         SockFilter(BPF_RET_K, 0, 0, action),
         SockFilter(BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW),
     )
@@ -84,9 +86,12 @@ def run(how: str, *command: str, **environment: str) -> subprocess.CompletedProc
     )
 
 
-def run_python(how: str, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code where io_uring is denied in this way."""
-    return run(how, sys.executable, "-c", code, **environment)
+def run_python(
+    how: str, code: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code where io_uring is denied in this way; it may import this module."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    return run(how, sys.executable, "-c", code, *arguments, **{"PYTHONPATH": path} | environment)
 
 
 if __name__ == "__main__":

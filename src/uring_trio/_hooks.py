@@ -21,6 +21,7 @@ that somebody else has put there stays.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -36,11 +37,22 @@ from uring_trio import _adoption, _probe, _streams, _trio_private
 from uring_trio._errors import UringUnavailable
 from uring_trio._io_manager import UringIOManager
 from uring_trio._kernel import RingSizes
-from uring_trio._probe import Choice, choose, logger, remember_run, stock_backend, warn_once
-from uring_trio._remedies import Failure, explain
+from uring_trio._probe import (
+    PASSING_ERRORS,
+    Choice,
+    choose,
+    forget_kernel,
+    logger,
+    remember_run,
+    stock_backend,
+    warn_once,
+    why_refused,
+)
+from uring_trio._shortage import room_for_the_program
 from uring_trio._sockets import UringSocket
 
 if TYPE_CHECKING:
+    from uring_trio._remedies import Failure
     from uring_trio._statistics import IOStatistics
 
 
@@ -140,6 +152,23 @@ class Entrance(trio.abc.Instrument):
             self._manager = None
         _thread.entrance_waiting = True
 
+    def gives_way(self, exc: OSError | MemoryError) -> bool:
+        """Whether trio failed before the run began, and may succeed where there is no ring.
+
+        The ring is opened first, and takes what trio may then lack: a run on stock starts
+        with three descriptors, where a ring makes it four until trio's own manager is gone.
+
+        Raises:
+          UringUnavailable: so it is, and the ring is demanded.
+        """
+        if self._manager is None or self._entered or self._error is not None:
+            return False
+        failure = why_refused(exc)
+        if self._choice.demand == "io_uring":
+            raise UringUnavailable(failure.reason, failure.remedy) from exc
+        self._choice = Choice(self._choice.demand, failure)
+        return True
+
     def before_run(self) -> None:
         """Called by trio when the run exists and nothing is registered with its manager."""
         self.enter()
@@ -226,14 +255,19 @@ def _open_ring(choice: Choice, manager: UringIOManager) -> Failure | None:
     failure = choice.failure
     if failure is None:
         try:
-            _make_ring(manager)
-        except OSError as exc:
-            # The text names the step that failed before its colon.
-            failure = explain(exc.errno or 0, (exc.strerror or "").partition(":")[0])
+            # Who insists on the ring has decided what its memory is for.
+            with room_for_the_program() if choice.demand == "auto" else contextlib.nullcontext():
+                _make_ring(manager)
+            _add_user(manager)
+        except (OSError, MemoryError) as exc:
+            with contextlib.suppress(MemoryError):  # its ring goes with it, then
+                _close_if_made(manager)
+            failure = why_refused(exc)
+            if getattr(exc, "errno", errno.ENOMEM) not in PASSING_ERRORS:
+                forget_kernel()
             if choice.demand == "io_uring":
                 raise UringUnavailable(failure.reason, failure.remedy) from exc
         else:
-            _add_user(manager)
             return None
     if choice.demand != "epoll":
         warn_once(failure)

@@ -45,9 +45,10 @@ from outcome import Error
 from uring_trio._directions import Endpoint, start_held
 from uring_trio._draining import drain
 from uring_trio._guest import Helper
-from uring_trio._kernel import EINTR, RECORDS_MASK, Ring
+from uring_trio._kernel import EINTR, OWNER_DEAD, RECORDS_MASK, Ring
 from uring_trio._operations import BUSY, CLOSED, Operation, deliver, raise_error
 from uring_trio._polls import POLLIN, POLLOUT, Poll, require_pollable
+from uring_trio._remedies import DENIALS, ring_lost
 from uring_trio._statistics import IOStatistics, take_statistics
 from uring_trio._trio_private import make_waker, manager_of, park, run_context, runner_of
 
@@ -140,10 +141,21 @@ class UringIOManager:
             while (answer := wait(timeout_ns)) == EINTR:
                 timeout_ns = max(0, math.ceil((end - monotonic()) * 1e9))
         if answer < 0 and answer != EINTR:
-            self._error = self.ring.error(answer)
+            self._error = self._lost(answer, "io_uring_enter")
         if answer <= 0 and (answer < 0 or self.contended or self.held or self._error is not None):
             return NOTHING_TO_READ
         return answer
+
+    def _lost(self, error: int, call: str) -> Exception:
+        """What ends the run: the kernel refuses *call*, which worked until now."""
+        if error == OWNER_DEAD:
+            return self.ring.error(error)
+        failure = ring_lost(-error, call)
+        lost = trio.TrioInternalError(
+            f"this run has lost its io_uring: {failure.reason}. {failure.remedy}"
+        )
+        lost.__cause__ = OSError(-error, failure.reason)
+        return lost
 
     def process_events(self, events: Any) -> None:
         """Wake the tasks whose operations are over."""
@@ -174,7 +186,15 @@ class UringIOManager:
         try:
             self._helper = Helper(self.ring)
         except OSError as exc:
-            self._error = exc
+            self._error = self._refused(exc)
+
+    def _refused(self, exc: OSError) -> Exception:
+        """What it means that the ring could not be prepared for a helper's sleep."""
+        error = exc.errno or 0
+        if error not in DENIALS:
+            return exc  # there was no descriptor or memory
+        registers = (exc.strerror or "").startswith("register")
+        return self._lost(-error, "io_uring_register" if registers else "io_uring_enter")
 
     def _prepare_sleep(self, helper: Helper) -> int:
         try:
@@ -183,7 +203,9 @@ class UringIOManager:
                     return 0
                 if answer := self._wait(0):
                     return answer
-        except (OSError, RuntimeError) as exc:
+        except OSError as exc:
+            self._error = self._refused(exc)
+        except RuntimeError as exc:
             self._error = exc
         return NOTHING_TO_READ
 
@@ -360,7 +382,7 @@ class UringIOManager:
         if in_kernel:
             error = self.ring.flush()
             if error < 0:
-                self._error = self.ring.error(error)
+                self._error = self._lost(error, "io_uring_enter")
             self.force_wakeup()
         current = getattr(run_context, "task", None)
         for task, exception in wake:

@@ -14,6 +14,7 @@ through an eventfd, which the kernel guards.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import threading
@@ -74,7 +75,12 @@ LOOK_NOTHING, LOOK_SOMETHING, LOOK_STARVED = range(3)
 # freed a block of the size.
 LARGE_BLOCK = 8 * GROUP_SIZES[-1]
 
-PROBE_TIMEOUT_NS = 1_000_000_000  # each step takes microseconds; a sandbox may never answer
+# Of each step of the probe, which takes microseconds. When the time is over the kernel is
+# looked at once more, so no pause of this process makes it too short; and a sandbox that
+# never answers costs so much at the start of each run.
+PROBE_TIMEOUT_NS = 100_000_000
+# The step that fails where Python itself finds no memory for what a ring needs.
+PYTHON_MEMORY = "allocate Python's objects"
 
 _RECORD = struct.Struct("IiII")  # slot, res, flags, offset: struct ut_record
 
@@ -174,9 +180,16 @@ def probe_kernel(sizes: RingSizes | None = None) -> KernelProbe:
     """
     if _lib is None:
         return KernelProbe(error=0, stage="extension")
-    found = _ffi.new("struct ut_probe *")
-    config = (sizes or RingSizes()).c
-    _lib.ut_probe_run(_lib.ut_kernel_get_real(), config, PROBE_TIMEOUT_NS, found)
+    try:
+        found = _ffi.new("struct ut_probe *")
+        config = (sizes or RingSizes()).c
+        _lib.ut_probe_run(_lib.ut_kernel_get_real(), config, PROBE_TIMEOUT_NS, found)
+        return _read_probe(found)
+    except MemoryError:
+        return KernelProbe(error=errno.ENOMEM, stage=PYTHON_MEMORY)
+
+
+def _read_probe(found: Any) -> KernelProbe:
     seen_to_work: tuple[str, ...] = ()
     if found.error == 0:
         seen_to_work = ("BUFFER_RINGS", "POLL_FIRST", "CANCEL_BY_OPERATION")
@@ -197,6 +210,12 @@ def probe_kernel(sizes: RingSizes | None = None) -> KernelProbe:
     )
 
 
+def try_ring_alone(sq_entries: int, cq_entries: int) -> int:
+    """Make a ring of these sizes and nothing else, and close it: 0, or the errno."""
+    _, lib = load_extension()
+    return -int(lib.ut_probe_setup(lib.ut_kernel_get_real(), sq_entries, cq_entries))
+
+
 def _raise_trim_threshold() -> None:
     """Have glibc keep the memory of a large message for the next one.
 
@@ -205,7 +224,8 @@ def _raise_trim_threshold() -> None:
     drop what they receive: 1.7 times stock's CPU; with this 0.8). malloc learns from the
     first larger block that is freed, so it is given one; other allocators do not mind.
     """
-    bytes(LARGE_BLOCK)
+    with contextlib.suppress(MemoryError):  # then large messages are dear
+        bytes(LARGE_BLOCK)
 
 
 class Ring:

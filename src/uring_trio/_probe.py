@@ -10,6 +10,7 @@ process at the first io_uring call, and then even asking is fatal.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -31,9 +32,15 @@ from uring_trio._remedies import (
     Failure,
     explain,
     extension_missing,
-    in_kib,
     process_limits,
     trio_unknown,
+)
+from uring_trio._shortage import (
+    LARGEST_CQ_BYTES,
+    counts_rings,
+    in_kib,
+    room_for_the_program,
+    soft_limit,
 )
 
 if TYPE_CHECKING:
@@ -47,12 +54,13 @@ ENVIRONMENT_VARIABLE = "URING_TRIO_BACKEND"
 # trio's own manager, for the words of a report.
 STOCK_BACKENDS = {"linux": "epoll", "win32": "windows"}  # elsewhere kqueue
 
-# Under it the second or third ring of a user may fail where the first was made.
-MEMLOCK_SMALL_BYTES = 1 << 20
+# Failures of the moment: other rings of this user or process were in the way, or the
+# machine was too busy, and that may be over when the next run starts. So then the kernel
+# is asked again, and what it says holds for that run alone.
+PASSING_ERRORS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ETIME}
 
-# Failures of the moment: other rings of this user or process were in the way, and may be
-# gone when the next run starts. So they are no reason not to try.
-PASSING_ERRORS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+# When there is not even memory to say what there is no memory for.
+NO_MEMORY = Failure("memory", "there is no memory to find out why", "Free memory.")
 
 # Waits for a ring's memory to come back, doubled from the first; 190 ms in all. After 32 ms
 # it was there in each of 60 runs (Linux 6.18, 64 KiB). Doubled, and not at a fixed pace,
@@ -114,6 +122,7 @@ class ProcessState:
         # Re-entrant, because a signal handler may ask while its thread does.
         self.lock = threading.RLock()
         self.kernel_probe: KernelProbe | None = None
+        self.explained: tuple[KernelProbe, Failure] | None = None
         self.ring_given_up_at = -math.inf  # by time.monotonic()
         self.warned: dict[str, object] = {}  # by cause, whose warning it was
 
@@ -152,18 +161,19 @@ def probe(refresh: bool = False) -> ProbeReport:
     if running is None:
         return outlook(refresh=refresh)
     failure = None if running == "io_uring" else _failure_of_this_run()
-    may_ask = failure is None or choose("auto", failing=False).demand != "epoll"
+    may_ask = failure is None or choose_demand("auto")[0] != "epoll"
     return _report(running, failure, kernel_probe(again=refresh) if may_ask else None)
 
 
 def outlook(*, refresh: bool = False) -> ProbeReport:
     """The report on runs that start from now on."""
+    if refresh and choose_demand("auto")[0] != "epoll":
+        kernel_probe(again=True)
     choice = choose("auto", failing=False)
     if choice.demand == "epoll":
         return _report(stock_backend(), choice.failure, None)
-    kernel = kernel_probe(again=refresh or _has_passing_error(_state.kernel_probe))
-    failure = choice.failure or kernel_failure()
-    return _report(stock_backend() if failure else "io_uring", failure, kernel)
+    backend = "io_uring" if choice.failure is None else stock_backend()
+    return _report(backend, choice.failure, kernel_probe())
 
 
 def choose(backend: str, *, failing: bool = True) -> Choice:
@@ -177,31 +187,42 @@ def choose(backend: str, *, failing: bool = True) -> Choice:
       UringUnavailable: the ring is demanded, and cannot be had.
       ValueError: *backend* or the environment variable is none of the three.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    environment = backend_from_environment()
-    demand: Backend = backend
-    failure: Failure | None
-    if environment == "epoll":
-        failure = Failure(
-            "environment",
-            f"the environment variable {ENVIRONMENT_VARIABLE} is 'epoll'",
-            f"Unset {ENVIRONMENT_VARIABLE}, or set it to 'auto'.",
-        )
-        if demand == "io_uring" and failing:
-            raise UringUnavailable(failure.reason, failure.remedy)
-        return Choice("epoll", failure)
-    if demand == "auto":
-        demand = environment or _installed_demand or "auto"
+    demand, why_epoll = choose_demand(backend)
     if demand == "epoll":
-        failure = Failure("asked for", "epoll was asked for", "Ask for backend='auto'.")
-        return Choice("epoll", failure)
+        if backend == "io_uring" and failing:
+            raise UringUnavailable(why_epoll.reason, why_epoll.remedy)
+        return Choice("epoll", why_epoll)
     failure = trio_failure()
-    if failure is None and not _has_passing_error(kernel_probe()):
+    if failure is None:
+        kernel_probe(again=_has_passing_error(_state.kernel_probe))
         failure = kernel_failure()
     if failure is not None and demand == "io_uring" and failing:
         raise UringUnavailable(failure.reason, failure.remedy)
     return Choice(demand, failure)
+
+
+def choose_demand(backend: str) -> tuple[Backend, Failure]:
+    """What is demanded, all considered, and why it is not the ring, if it is epoll.
+
+    Raises:
+      ValueError: *backend* or the environment variable is none of the three.
+    """
+    for known in BACKENDS:
+        if backend == known:
+            demand = known
+            break
+    else:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    environment = backend_from_environment()
+    if environment == "epoll":
+        return "epoll", Failure(
+            "environment",
+            f"the environment variable {ENVIRONMENT_VARIABLE} is 'epoll'",
+            f"Unset {ENVIRONMENT_VARIABLE}, or set it to 'auto'.",
+        )
+    if demand == "auto":
+        demand = environment or _installed_demand or "auto"
+    return demand, Failure("asked for", "epoll was asked for", "Ask for backend='auto'.")
 
 
 def backend_from_environment() -> Backend | None:
@@ -228,8 +249,38 @@ def trio_failure() -> Failure | None:
 
 def kernel_failure() -> Failure | None:
     """Why this kernel gave no ring when it was asked, or None."""
-    found = kernel_probe()
-    return explain(found.error, found.stage) if found.error else None
+    return _failure_of(kernel_probe())
+
+
+def _failure_of(kernel: KernelProbe) -> Failure | None:
+    """The same of an answer of the kernel's; looked into once, since it takes some looking."""
+    if not kernel.error:
+        return None
+    state = _state
+    explained = state.explained
+    if explained is None or explained[0] is not kernel:
+        explained = state.explained = (kernel, why_no_ring(kernel.error, kernel.stage))
+    return explained[1]
+
+
+def why_no_ring(error: int, stage: str) -> Failure:
+    """What it means that *stage* failed with *error*, a positive errno."""
+    try:
+        return explain(error, stage)
+    except MemoryError:
+        return NO_MEMORY
+
+
+def why_refused(exc: OSError | MemoryError) -> Failure:
+    """What it means that a ring could not be made; the text names the step before its colon."""
+    if isinstance(exc, OSError):
+        return why_no_ring(exc.errno or 0, (exc.strerror or "").partition(":")[0])
+    return why_no_ring(errno.ENOMEM, _kernel.PYTHON_MEMORY)
+
+
+def forget_kernel() -> None:
+    """Ask anew at the next question: the kernel does no longer what it said."""
+    _state.kernel_probe = None
 
 
 def kernel_probe(*, again: bool = False) -> KernelProbe:
@@ -249,15 +300,25 @@ def _probe_with_patience(*, first: bool) -> KernelProbe:
     """Probe, and wait for memory that is on its way, as a run does for its ring.
 
     Other rings of this user may be going too, but only the first time is it waited for
-    them: a lasting lack of memory is told at once.
+    them: a lasting lack of memory is told at once. A kernel that did not answer in time is
+    asked once more.
     """
-    sizes = _kernel.RingSizes()
-    for wait_s in (*MEMORY_WAITS_S, None):
-        found = _kernel.probe_kernel(sizes)
-        on_its_way = first or sizes.halved or gave_up_a_ring_just_now()
-        if found.error != errno.ENOMEM or wait_s is None or not on_its_way:
-            break
-        time.sleep(wait_s)
+    try:
+        sizes = _kernel.RingSizes()
+        for wait_s in (*MEMORY_WAITS_S, None):
+            with room_for_the_program():
+                found = _kernel.probe_kernel(sizes)
+            on_its_way = first or sizes.halved or gave_up_a_ring_just_now()
+            if found.error != errno.ENOMEM or wait_s is None or not on_its_way:
+                break
+            time.sleep(wait_s)
+        if found.error == errno.ETIME and first:
+            found = _kernel.probe_kernel(sizes)
+    except OSError as exc:
+        stage = (exc.strerror or "").partition(":")[0]
+        return _kernel.KernelProbe(error=exc.errno or errno.ENOMEM, stage=stage)
+    except MemoryError:
+        return _kernel.KernelProbe(error=errno.ENOMEM, stage=_kernel.PYTHON_MEMORY)
     return found
 
 
@@ -289,12 +350,13 @@ def warn_once(failure: Failure) -> None:
     mine = object()
     if _state.warned.setdefault(failure.cause, mine) is not mine:
         return  # in one step, because runs start in several threads at once
-    logger.warning(
-        "no io_uring, this runs on %s: %s. %s",
-        stock_backend(),
-        failure.reason,
-        failure.remedy,
-    )
+    with contextlib.suppress(MemoryError):  # then nothing is told, and it runs all the same
+        logger.warning(
+            "no io_uring, this runs on %s: %s. %s",
+            stock_backend(),
+            failure.reason,
+            failure.remedy,
+        )
 
 
 def remember_demand(demand: Backend | None) -> None:
@@ -360,12 +422,14 @@ def _problems(failure: Failure | None, kernel: KernelProbe | None) -> list[str]:
     unusable = trio_failure()
     if unusable:
         found.append(unusable.reason)
-    if kernel is not None and kernel.error:
-        found.append(explain(kernel.error, kernel.stage).reason)
-    memlock = process_limits().get("memlock_bytes", -1)
-    if kernel is not None and 0 <= memlock < MEMLOCK_SMALL_BYTES and os.geteuid():
+    refused = _failure_of(kernel) if kernel is not None else None
+    if refused:
+        found.append(refused.reason)
+    memlock = soft_limit("RLIMIT_MEMLOCK")
+    # Under it the second or third ring of a user may fail where the first was made.
+    if kernel is not None and 0 <= memlock < LARGEST_CQ_BYTES and counts_rings():
         found.append(
-            f"RLIMIT_MEMLOCK is {in_kib(memlock)}: later rings of this user may fail, "
-            "and their runs fall back"
+            f"RLIMIT_MEMLOCK is {in_kib(memlock)}, and this kernel counts rings against it: "
+            "later rings of this user may fail, and their runs fall back"
         )
     return list(dict.fromkeys(found))

@@ -2,7 +2,8 @@
 
 One errno has several causes: EPERM is a sysctl, a seccomp filter or a security module.
 Which of them it is can be read from /proc, so the text names the value that was found
-and does not leave the user to guess.
+and does not leave the user to guess. Where /proc is not there to be read, nobody guesses
+either: the text says what is not known, and names a remedy for each cause that it may be.
 """
 
 from __future__ import annotations
@@ -10,23 +11,21 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import re
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+from uring_trio import _shortage
+from uring_trio._shortage import HAS_LIMITS, soft_limit
 
 KERNEL_MINIMUM = "Linux 6.1"  # the first with every feature that is required
 
 SYSCALLS = "io_uring_setup, io_uring_enter and io_uring_register"
 
-# What one ring is charged on kernels that count it: 256 sqes, 4,096 cqes, buffer rings.
-# Eight of them, one a thread, are a modest program.
-MEMLOCK_ADVICE_BYTES = 64 << 20
+# What was not readable, in place of a value.
+UNKNOWN = "unknown"
+
+# What a kernel or a filter answers that does not want a call, rather than not being able to.
+DENIALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,46 @@ def explain(error: int, stage: str) -> Failure:
     """What it means that *stage* failed with *error*, a positive errno."""
     if stage == "extension":
         return extension_missing()
+    cause, reason, remedy = CAUSES.get(error, unexpected)()
+    return Failure(cause, f"{stage}: {in_words(error)}: {reason}", remedy)
+
+
+def in_words(error: int) -> str:
     # errorcode has one name for a number, and for this one not the kernel's.
     name = "EOPNOTSUPP" if error == errno.EOPNOTSUPP else errno.errorcode.get(error, str(error))
-    cause, reason, remedy = CAUSES.get(error, unknown)()
-    return Failure(cause, f"{stage}: {os.strerror(error)} ({name}): {reason}", remedy)
+    return f"{os.strerror(error)} ({name})"
+
+
+def ring_lost(error: int, call: str) -> Failure:
+    """What it means that a ring which worked is refused *call* in the middle of its run."""
+    filtered = seccomp_mode()
+    if error == errno.EBADR:
+        reason = "the kernel had no memory for a completion, so an operation never ends"
+        remedy = "Free memory."
+    elif error not in DENIALS:
+        reason = f"the kernel refused a call of this run (Seccomp is {filtered})"
+        if filtered not in ("0", UNKNOWN):
+            reason += ", or a seccomp filter did that came into force meanwhile"
+        remedy = "Please report this, if no filter did it; backend='epoll' does without."
+    elif filtered in ("0", UNKNOWN):
+        reason = (
+            "it worked when this run began and is denied now, as by a seccomp filter or a security "
+            f"module that came since; which of them is not known (Seccomp is {filtered})"
+        )
+        remedy = (
+            "Have them in force before the run starts, so that it falls back, or allow "
+            f"{SYSCALLS}; backend='epoll' does without."
+        )
+    else:
+        reason = (
+            "it worked when this run began and is denied now: a seccomp filter came into force "
+            f"meanwhile (Seccomp is {filtered})"
+        )
+        remedy = (
+            "Put the filter in force before the run starts, so that it falls back, or let it allow "
+            f"{SYSCALLS}; backend='epoll' does without."
+        )
+    return Failure("ring lost", f"{call}: {in_words(error)}: {reason}", remedy)
 
 
 def extension_missing() -> Failure:
@@ -89,7 +124,19 @@ def permission_denied() -> tuple[str, str, str]:
             f"io_uring is kept for CAP_SYS_ADMIN and for group {group} ({read})",
             "Run sysctl -w kernel.io_uring_disabled=0, or set kernel.io_uring_group to a group of yours.",
         )
-    if filtered not in ("0", "unknown"):
+    if UNKNOWN in (disabled, filtered):
+        return (
+            "denied, not known by what",
+            (
+                "the sysctl kernel.io_uring_disabled, a seccomp filter or a security module; which of "
+                f"them is not known, because /proc does not tell ({read})"
+            ),
+            (
+                "See that sysctl -n kernel.io_uring_disabled is 0, and whether the audit log has a "
+                f"denial of io_uring. {allow_syscalls()}"
+            ),
+        )
+    if filtered != "0":
         return "seccomp", f"a seccomp filter denies it, as containers do ({read})", allow_syscalls()
     return (
         "denied",
@@ -101,27 +148,15 @@ def permission_denied() -> tuple[str, str, str]:
 def no_such_syscall() -> tuple[str, str, str]:
     filtered = seccomp_mode()
     reason = "this kernel has no io_uring, or a sandbox such as gVisor or an emulator hides it"
-    if filtered not in ("0", "unknown"):
+    if filtered == UNKNOWN:
+        reason += ", or a seccomp filter does"
+    elif filtered != "0":
         reason = "a seccomp filter hides it, or this kernel has no io_uring"
     return (
         "no such syscall",
         f"{reason} (kernel {platform.release()}, Seccomp is {filtered})",
         f"Use {KERNEL_MINIMUM} or newer, built with CONFIG_IO_URING. {allow_syscalls()}",
     )
-
-
-def too_little_memory() -> tuple[str, str, str]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    advice = MEMLOCK_ADVICE_BYTES >> 10
-    reason = (
-        "the rings of one user share what that user may lock in memory "
-        f"(RLIMIT_MEMLOCK is {in_kib(soft)}, at most {in_kib(hard)})"
-    )
-    remedy = (
-        f"Raise it: ulimit -l {advice} (KiB), LimitMEMLOCK={advice}K in a systemd unit, or "
-        f"--ulimit memlock={MEMLOCK_ADVICE_BYTES} for a container."
-    )
-    return "RLIMIT_MEMLOCK", reason, remedy
 
 
 def not_supported() -> tuple[str, str, str]:
@@ -134,15 +169,26 @@ def not_supported() -> tuple[str, str, str]:
 
 
 def too_many_files() -> tuple[str, str, str]:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = soft_limit("RLIMIT_NOFILE")
     return (
         "RLIMIT_NOFILE",
-        f"a ring needs file descriptors, and there is none left (RLIMIT_NOFILE is {soft})",
+        f"a ring needs a file descriptor beside those of the run (RLIMIT_NOFILE is {soft})",
         "Close files, or raise the limit with ulimit -n.",
     )
 
 
-def unknown() -> tuple[str, str, str]:
+def no_answer() -> tuple[str, str, str]:
+    return (
+        "no answer",
+        (
+            "the operation was taken, and did not end in time; the machine was too busy for it, or a "
+            "sandbox takes operations and does nothing"
+        ),
+        "The next run tries again; where this lasts, backend='epoll' does without the wait.",
+    )
+
+
+def unexpected() -> tuple[str, str, str]:
     return (
         "unexpected error",
         f"io_uring does not work as it should (kernel {platform.release()})",
@@ -154,11 +200,12 @@ CAUSES = {
     errno.EPERM: permission_denied,
     errno.EACCES: permission_denied,
     errno.ENOSYS: no_such_syscall,
-    errno.ENOMEM: too_little_memory,
+    errno.ENOMEM: _shortage.whose,
     errno.EINVAL: not_supported,
     errno.EOPNOTSUPP: not_supported,
     errno.EMFILE: too_many_files,
     errno.ENFILE: too_many_files,
+    errno.ETIME: no_answer,
 }
 
 
@@ -167,31 +214,22 @@ def allow_syscalls() -> str:
 
 
 def read_sysctl(name: str) -> str | None:
-    """The value of kernel.*name*, or None where there is no such sysctl (before 6.6)."""
+    """The value of kernel.*name*; None where there is no such sysctl (before 6.6)."""
+    folder = _shortage.PROC / "sys" / "kernel"
     try:
-        return Path("/proc/sys/kernel", name).read_text().strip()
+        return (folder / name).read_text().strip()
+    except FileNotFoundError:
+        return None if (folder / "osrelease").exists() else UNKNOWN
     except OSError:
-        return None
+        return UNKNOWN
 
 
 def seccomp_mode() -> str:
     """``Seccomp:`` of this process: 0 none, 1 strict, 2 a filter; or ``"unknown"``."""
-    try:
-        match = re.search(r"^Seccomp:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return match[1] if match else "unknown"
-
-
-def in_kib(limit: int) -> str:
-    return "unlimited" if limit < 0 else f"{limit >> 10} KiB"
+    return _shortage.field_of(_shortage.PROC / "self" / "status", r"(?m)^Seccomp:\s*(\d+)") or UNKNOWN
 
 
 def process_limits() -> dict[str, int]:
     """This process's soft limits that rings depend on; -1 is unlimited."""
-    if resource is None:
-        return {}
-    return {
-        "memlock_bytes": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
-        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-    }
+    limits = {"memlock_bytes": "RLIMIT_MEMLOCK", "open_files": "RLIMIT_NOFILE"}
+    return {name: soft_limit(limit) for name, limit in limits.items()} if HAS_LIMITS else {}

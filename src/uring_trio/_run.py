@@ -1,6 +1,6 @@
 """``run`` and ``install``: trio's own entry points, with a choice of backend.
 
-Nothing here touches trio before its release is known to have what the hooks need:
+Nothing here touches trio unless its release is known to have what the hooks need:
 ``_hooks`` is imported only then, so that an unknown trio is a reason to fall back and
 not an ImportError.
 """
@@ -71,15 +71,21 @@ def run(
     __tracebackhide__ = True
     choice = _probe.choose(backend)
     hooks = _hooks_of_known_trio()
+    instruments = list(instruments)
     if hooks is None:
         warn_of_fallback(choice)
-        return _trio_run(async_fn, *args, instruments=list(instruments), **options)
+        return _trio_run(async_fn, *args, instruments=instruments, **options)
     entrance = hooks.Entrance(choice)
-    try:
-        entrance.open()
-        result = _trio_run(async_fn, *args, instruments=[entrance, *instruments], **options)
-    finally:
-        entrance.close()
+    while True:
+        try:
+            entrance.open()
+            result = _trio_run(async_fn, *args, instruments=[entrance, *instruments], **options)
+            break
+        except (OSError, MemoryError) as exc:
+            if not entrance.gives_way(exc):
+                raise
+        finally:
+            entrance.close()
     entrance.check()
     return result
 
@@ -108,16 +114,22 @@ def start_guest_run(
     """
     choice = _probe.choose(backend)
     hooks = _hooks_of_known_trio()
+    instruments = list(instruments)
     if hooks is None:
         warn_of_fallback(choice)
-        _trio_start_guest_run(async_fn, *args, instruments=list(instruments), **options)
+        _trio_start_guest_run(async_fn, *args, instruments=instruments, **options)
         return
     entrance = hooks.Entrance(choice)
-    try:
-        entrance.open()
-        _trio_start_guest_run(async_fn, *args, instruments=[entrance, *instruments], **options)
-    finally:
-        entrance.close()
+    while True:
+        try:
+            entrance.open()
+            _trio_start_guest_run(async_fn, *args, instruments=[entrance, *instruments], **options)
+            break
+        except (OSError, MemoryError) as exc:
+            if not entrance.gives_way(exc):
+                raise
+        finally:
+            entrance.close()
     entrance.check()
 
 
@@ -200,3 +212,7 @@ def _signature_with_backend(trios: Callable[..., Any]) -> inspect.Signature:
 
 start_guest_run.__signature__ = _signature_with_backend(_trio_start_guest_run)  # type: ignore[attr-defined]
 run.__signature__ = _signature_with_backend(_trio_run)  # type: ignore[attr-defined]
+
+# A program may give up its rights, its root or its memory after its imports: nothing of ours
+# is left to be imported then.
+_hooks_of_known_trio()

@@ -1,0 +1,144 @@
+"""A seccomp filter comes while a run is on the ring: the run ends, and says by what."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import harness
+import pytest
+import sandbox
+
+pytestmark = pytest.mark.skipif(
+    harness.ring_denied() is not None, reason=str(harness.ring_denied())
+)
+
+# What the run does when the filter comes, by name; then how the run ended, and what the
+# next one is on. A run that goes on or spins meets the limit on CPU time.
+CODE = """
+import json, queue, resource, sys, sandbox, trio, uring_trio
+how, moment = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+
+async def sleep():
+    sandbox.deny_io_uring(how)
+    await trio.sleep(60)
+
+async def sleep_forever():
+    sandbox.deny_io_uring(how)
+    await trio.sleep_forever()
+
+async def receive():
+    a, b = trio.socket.socketpair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.recv, 10)
+        await trio.sleep(0.01)
+        sandbox.deny_io_uring(how)
+        await b.send(b"x")
+        await trio.sleep_forever()
+
+async def cancel():
+    a, b = trio.socket.socketpair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.recv, 10)
+        await trio.sleep(0.01)
+        sandbox.deny_io_uring(how)
+        nursery.cancel_scope.cancel()
+
+async def close():
+    a, b = trio.socket.socketpair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.recv, 10)
+        await trio.sleep(0.01)
+        sandbox.deny_io_uring(how)
+        a.close()
+
+async def poll():
+    a, b = trio.socket.socketpair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.lowlevel.wait_readable, a)
+        await trio.sleep(0.01)
+        sandbox.deny_io_uring(how)
+        await b.send(b"x")
+        await trio.sleep_forever()
+
+async def end():
+    sandbox.deny_io_uring(how)
+
+async def in_guest():
+    sandbox.deny_io_uring(how)
+    await trio.sleep_forever()
+
+async def guest_register():
+    await trio.sleep_forever()
+
+def guest(main):
+    todo, done = queue.Queue(), []
+    uring_trio.start_guest_run(
+        main, run_sync_soon_threadsafe=todo.put, done_callback=done.append, backend="io_uring"
+    )
+    if main is guest_register:
+        sandbox.deny_io_uring(how, sandbox.IO_URING_REGISTER)
+    while not done:
+        todo.get(timeout=10)()
+    done[0].unwrap()
+
+async def backend():
+    return trio.lowlevel.current_statistics().io_statistics.backend
+
+main = globals()[moment]
+try:
+    guest(main) if "guest" in moment else uring_trio.run(main, backend="io_uring")
+except trio.TrioInternalError as exc:
+    cause = exc.__cause__
+    seen = {"text": str(exc), "cause": str(cause), "errno": cause.errno}
+else:
+    seen = {}
+seen["next"] = uring_trio.run(backend)
+seen["promised"] = uring_trio.probe().backend
+print(json.dumps(seen))
+"""
+MOMENTS = ["sleep", "sleep_forever", "receive", "cancel", "close", "poll", "end", "in_guest"]
+
+
+def check(how: str, moment: str, call: str) -> None:
+    done = sandbox.run_python("NONE", CODE, how, moment)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    number = getattr(errno, how)
+    assert seen["errno"] == number
+    for word in (call, os.strerror(number), how, "seccomp filter came", "Seccomp is 2"):
+        assert word in seen["text"]
+        assert word in seen["cause"]
+    assert "before the run starts" in seen["text"]  # the remedy
+    if call == "io_uring_enter":
+        assert seen["next"] == seen["promised"] == "epoll"
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_run_ends_with_the_cause_and_a_remedy(moment: str) -> None:
+    check("EPERM", moment, "io_uring_enter")
+
+
+@pytest.mark.parametrize("how", ["ENOSYS", "EACCES", "EINVAL", "EOPNOTSUPP"])
+def test_whatever_the_filter_answers(how: str) -> None:
+    check(how, "receive", "io_uring_enter")
+
+
+def test_register_of_a_guest_run_is_named() -> None:
+    check("EPERM", "guest_register", "io_uring_register")
+
+
+def test_filter_that_lets_io_uring_alone_ends_nothing() -> None:
+    """The control: a filter is there, and denies other calls."""
+    code = """
+import sandbox, trio, uring_trio
+async def main():
+    sandbox.deny_io_uring("EPERM", 100_000, 100_001)
+    await trio.sleep(0.01)
+    print(trio.lowlevel.current_statistics().io_statistics.backend)
+uring_trio.run(main)
+"""
+    done = sandbox.run_python("NONE", code)
+    assert (done.stdout, done.stderr) == ("io_uring\n", "")
