@@ -16,7 +16,7 @@ import sandbox
 import trio
 
 import uring_trio
-from uring_trio import _probe, _remedies
+from uring_trio import _hooks, _kernel, _probe, _remedies, _shortage
 
 TESTS = Path(__file__).parent
 
@@ -90,6 +90,153 @@ def test_kernel_is_asked_once_and_again_on_refresh_and_after_fork() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     uring_trio.probe(refresh=True)
     assert _probe.kernel_probe() is not asked
+
+
+class Obstacle:
+    """Stands between us and the kernel, and can be taken away."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: int, stage: str) -> None:
+        self.there = True
+        self.asked = 0
+        ask = _kernel.probe_kernel
+
+        def probe_kernel(sizes: _kernel.RingSizes | None = None) -> _kernel.KernelProbe:
+            self.asked += 1
+            return _kernel.KernelProbe(error, stage) if self.there else ask(sizes)
+
+        monkeypatch.setattr(_kernel, "probe_kernel", probe_kernel)
+        # What this process knows already does not count, nor what is found here later.
+        monkeypatch.setattr(_probe, "_state", _probe.ProcessState())
+
+
+async def backend_of_this_run() -> str:
+    return str(harness.io_statistics().backend)
+
+
+@needs_ring
+@pytest.mark.parametrize("installed", [False, True])
+def test_refresh_sees_that_an_obstacle_is_gone_and_that_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    obstacle = Obstacle(monkeypatch, errno.EPERM, "io_uring_setup")
+    run = trio.run if installed else uring_trio.run
+    if installed:
+        obstacle.there = False
+        uring_trio.install()
+    try:
+        for backend in ("epoll", "io_uring", "epoll", "io_uring"):
+            obstacle.there = backend == "epoll"
+            report = uring_trio.probe(refresh=True)
+            assert report.backend == uring_trio.probe().backend == backend
+            assert (report.reason is None) == (report.remedy is None) == (backend == "io_uring")
+            assert any("EPERM" in problem for problem in report.problems) == (backend == "epoll")
+            assert run(backend_of_this_run) == backend
+    finally:
+        uring_trio.uninstall()
+
+
+@needs_ring
+def test_refresh_inside_a_run_counts_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    obstacle = Obstacle(monkeypatch, errno.EPERM, "io_uring_setup")
+
+    async def main() -> uring_trio.ProbeReport:
+        obstacle.there = False
+        return uring_trio.probe(refresh=True)
+
+    report = uring_trio.run(main)
+    assert report.backend == "epoll"
+    assert "EPERM" in str(report.reason)  # why this run is where it is
+    assert uring_trio.probe().backend == uring_trio.run(backend_of_this_run) == "io_uring"
+
+
+@needs_ring
+def test_lasting_failure_is_not_asked_again_without_refresh(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    obstacle = Obstacle(monkeypatch, errno.EPERM, "io_uring_setup")
+    uring_trio.probe()
+    obstacle.there = False
+    assert uring_trio.probe().backend == uring_trio.run(backend_of_this_run) == "epoll"
+    assert obstacle.asked == 1
+
+
+@needs_ring
+@pytest.mark.parametrize(
+    ("error", "stage"),
+    [
+        (errno.ETIME, "receive into a provided buffer"),
+        (errno.ETIME, "async cancel"),
+        (errno.EMFILE, "make a socket pair"),
+        (errno.ENFILE, "io_uring_setup"),
+        (errno.ENOMEM, "register buffer ring"),
+        (errno.EAGAIN, "io_uring_setup"),
+    ],
+)
+def test_passing_failure_falls_back_and_is_forgotten_when_it_is_over(
+    monkeypatch: pytest.MonkeyPatch, error: int, stage: str
+) -> None:
+    obstacle = Obstacle(monkeypatch, error, stage)
+    # No ring without proof that one works, also where making it would succeed.
+    assert uring_trio.run(backend_of_this_run) == "epoll"
+    report = uring_trio.probe()
+    assert report.backend == "epoll"
+    assert stage in str(report.reason)
+    assert "please report" not in str(report.remedy)
+    with pytest.raises(uring_trio.UringUnavailable, match=stage):
+        uring_trio.run(backend_of_this_run, backend="io_uring")
+    obstacle.there = False
+    assert uring_trio.run(backend_of_this_run) == "io_uring"
+    assert uring_trio.probe().backend == "io_uring"
+
+
+@needs_ring
+def test_pause_longer_than_the_bound_of_each_step_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time of each step is over before it begins, as when the process was stopped."""
+    monkeypatch.setattr(_kernel, "PROBE_TIMEOUT_NS", 0)
+    assert uring_trio.probe(refresh=True).backend == "io_uring"
+
+
+# Stopped at random moments, each time for longer than a step of the probe may take.
+STOPPED_OFTEN = """
+import os, subprocess, sys
+from uring_trio import _kernel
+stopper = subprocess.Popen([sys.executable, "-c", '''
+import os, signal, sys, time
+for _ in range(6):
+    os.kill(int(sys.argv[1]), signal.SIGSTOP)
+    time.sleep(0.15)
+    os.kill(int(sys.argv[1]), signal.SIGCONT)
+    time.sleep(0.02)
+''', str(os.getpid())])
+found = set()
+while stopper.poll() is None:
+    found.add(_kernel.probe_kernel().error)
+print(found)
+"""
+
+
+@needs_ring
+def test_process_that_is_stopped_while_it_probes_finds_the_ring() -> None:
+    done = sandbox.run_python("NONE", STOPPED_OFTEN)
+    assert (done.stdout, done.stderr) == ("{0}\n", "")
+
+
+@needs_ring
+def test_failure_of_a_run_is_what_the_next_question_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sysctl, say, that was changed after the kernel had been asked."""
+    obstacle = Obstacle(monkeypatch, errno.EPERM, "io_uring_setup")
+    obstacle.there = False
+    assert uring_trio.probe().backend == "io_uring"
+
+    def refuse(manager: object) -> None:
+        raise OSError(errno.EPERM, "io_uring_setup: Operation not permitted")
+
+    monkeypatch.setattr(_hooks, "_make_ring", refuse)
+    obstacle.there = True
+    assert uring_trio.run(backend_of_this_run) == "epoll"
+    assert uring_trio.probe().backend == "epoll"
 
 
 @needs_ring
@@ -272,6 +419,54 @@ def test_operation_not_permitted_is_told_apart_by_what_the_system_says(
     failure = _remedies.explain(errno.EPERM, "io_uring_setup")
     assert reason in failure.reason
     assert remedy in failure.remedy
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES, errno.ENOSYS])
+def test_without_proc_nobody_guesses_who_denied(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int
+) -> None:
+    monkeypatch.setattr(_shortage, "PROC", tmp_path)
+    failure = _remedies.explain(error, "io_uring_setup")
+    assert "Seccomp is unknown" in failure.reason
+    assert "seccomp filter" in failure.reason
+    for guess in ("probably", "has switched io_uring off", "denies it"):
+        assert guess not in failure.reason
+    assert "let the seccomp profile allow" in failure.remedy
+    if error != errno.ENOSYS:
+        for possible in ("kernel.io_uring_disabled", "security module", "is not known"):
+            assert possible in failure.reason
+        assert "audit log" in failure.remedy
+        assert "sysctl" in failure.remedy
+
+
+def make_proc(proc: Path) -> None:
+    """As much of /proc as is looked at: a kernel that has the sysctl, and no filter."""
+    (proc / "sys" / "kernel").mkdir(parents=True)
+    (proc / "sys" / "kernel" / "osrelease").write_text("6.18\n")
+    (proc / "sys" / "kernel" / "io_uring_disabled").write_text("0\n")
+    (proc / "thread-self").mkdir()
+    (proc / "thread-self" / "status").write_text("Name:\tx\nSeccomp:\t0\n")
+
+
+@pytest.mark.parametrize("hidden", ["sys", "thread-self"])
+def test_half_of_proc_is_not_enough_to_tell_who_denied(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hidden: str
+) -> None:
+    make_proc(tmp_path)
+    monkeypatch.setattr(_shortage, "PROC", tmp_path)
+    assert "probably" in _remedies.explain(errno.EPERM, "io_uring_setup").reason
+    (tmp_path / hidden).rename(tmp_path / "hidden")
+    assert "is not known" in _remedies.explain(errno.EPERM, "io_uring_setup").reason
+
+
+def test_sysctl_that_older_kernels_lack_is_absent_and_not_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_proc(tmp_path)
+    (tmp_path / "sys" / "kernel" / "io_uring_disabled").unlink()
+    monkeypatch.setattr(_shortage, "PROC", tmp_path)
+    assert _remedies.read_sysctl("io_uring_disabled") is None
+    assert "io_uring_disabled is not there" in _remedies.explain(errno.EPERM, "x").reason
 
 
 def test_unexpected_errno_is_explained_with_its_name_and_the_step() -> None:

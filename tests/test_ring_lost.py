@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 # What the run does when the filter comes, by name; then how the run ended, and what the
 # next one is on. A run that goes on or spins meets the limit on CPU time.
 CODE = """
-import json, queue, resource, sys, sandbox, trio, uring_trio
+import json, queue, resource, sys, threading, sandbox, trio, uring_trio
 how, moment = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
 
@@ -87,19 +87,30 @@ def guest(main):
 async def backend():
     return trio.lowlevel.current_statistics().io_statistics.backend
 
-main = globals()[moment]
-try:
-    guest(main) if "guest" in moment else uring_trio.run(main, backend="io_uring")
-except trio.TrioInternalError as exc:
-    cause = exc.__cause__
-    seen = {"text": str(exc), "cause": str(cause), "errno": cause.errno}
+def tell():
+    main = globals()[moment.removeprefix("thread_")]
+    try:
+        guest(main) if "guest" in moment else uring_trio.run(main, backend="io_uring")
+    except trio.TrioInternalError as exc:
+        cause = exc.__cause__
+        seen = {"text": str(exc), "cause": str(cause), "errno": cause.errno}
+    else:
+        seen = {}
+    seen["next"] = uring_trio.run(backend)
+    seen["promised"] = uring_trio.probe().backend
+    print(json.dumps(seen))
+
+if moment.startswith("thread_"):  # the filter is that thread's alone
+    thread = threading.Thread(target=tell)
+    thread.start()
+    thread.join()
 else:
-    seen = {}
-seen["next"] = uring_trio.run(backend)
-seen["promised"] = uring_trio.probe().backend
-print(json.dumps(seen))
+    tell()
 """
-MOMENTS = ["sleep", "sleep_forever", "receive", "cancel", "close", "poll", "end", "in_guest"]
+MOMENTS = [
+    *("sleep", "sleep_forever", "receive", "cancel", "close", "poll", "end", "in_guest"),
+    "thread_receive",
+]
 
 
 def check(how: str, moment: str, call: str) -> None:

@@ -188,6 +188,14 @@ def no_answer() -> tuple[str, str, str]:
     )
 
 
+def not_now() -> tuple[str, str, str]:
+    return (
+        "not now",
+        f"the kernel cannot at the moment (kernel {platform.release()})",
+        "The next run tries again.",
+    )
+
+
 def unexpected() -> tuple[str, str, str]:
     return (
         "unexpected error",
@@ -206,6 +214,7 @@ CAUSES = {
     errno.EMFILE: too_many_files,
     errno.ENFILE: too_many_files,
     errno.ETIME: no_answer,
+    errno.EAGAIN: not_now,
 }
 
 
@@ -225,8 +234,11 @@ def read_sysctl(name: str) -> str | None:
 
 
 def seccomp_mode() -> str:
-    """``Seccomp:`` of this process: 0 none, 1 strict, 2 a filter; or ``"unknown"``."""
-    return _shortage.field_of(_shortage.PROC / "self" / "status", r"(?m)^Seccomp:\s*(\d+)") or UNKNOWN
+    """``Seccomp:`` of this thread: 0 none, 1 strict, 2 a filter; or ``"unknown"``."""
+    return (
+        _shortage.field_of(_shortage.PROC / "thread-self" / "status", r"(?m)^Seccomp:\s*(\d+)")
+        or UNKNOWN
+    )
 
 
 def process_limits() -> dict[str, int]:

@@ -208,7 +208,7 @@ def memlock_advice() -> str:
 
 def can_lock_all() -> bool | None:
     """Whether no limit on locked memory holds for this process; None: /proc does not tell."""
-    capabilities = field_of(PROC / "self" / "status", r"CapEff:\s*([0-9a-f]+)")
+    capabilities = field_of(PROC / "thread-self" / "status", r"CapEff:\s*([0-9a-f]+)")
     users = field_of(PROC / "self" / "uid_map", r"\s*(\d+\s+\d+\s+\d+)")
     if capabilities is None or users is None:
         return None
