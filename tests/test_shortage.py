@@ -54,7 +54,7 @@ LIMITS = [("RLIMIT_AS", "VmSize", "ulimit -v"), ("RLIMIT_DATA", "VmData", "ulimi
 
 @needs_ring
 @pytest.mark.parametrize(("name", "field", "remedy"), LIMITS)
-@pytest.mark.parametrize("room_kib", [100, 2_400, 8_000])
+@pytest.mark.parametrize("room_kib", [600, 2_400, 8_000])
 def test_limit_on_address_space_is_named_and_that_on_locked_memory_is_not(
     name: str, field: str, remedy: str, room_kib: int
 ) -> None:

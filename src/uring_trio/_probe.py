@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import math
 import os
@@ -239,11 +240,15 @@ def backend_from_environment() -> Backend | None:
     return None
 
 
+# A look at some 60 names, for each run twice; a trio that is imported does not lose any.
+_missing_names = functools.cache(_trio_private.missing_names)
+
+
 def trio_failure() -> Failure | None:
     """Why this trio cannot be hooked, or None. Asks nothing of the kernel."""
     if not _kernel.extension_available():
         return extension_missing()
-    missing = _trio_private.missing_names()
+    missing = _missing_names()
     return trio_unknown(missing, trio.__version__) if missing else None
 
 
@@ -272,9 +277,13 @@ def why_no_ring(error: int, stage: str) -> Failure:
 
 
 def why_refused(exc: OSError | MemoryError) -> Failure:
-    """What it means that a ring could not be made; the text names the step before its colon."""
+    """What it means that a ring could not be made, or a run not be started beside it.
+
+    A text of ours names the step before its colon.
+    """
     if isinstance(exc, OSError):
-        return why_no_ring(exc.errno or 0, (exc.strerror or "").partition(":")[0])
+        step, colon, _ = (exc.strerror or "").partition(": ")
+        return why_no_ring(exc.errno or 0, step if colon else "start trio beside a ring")
     return why_no_ring(errno.ENOMEM, _kernel.PYTHON_MEMORY)
 
 
