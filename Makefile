@@ -1,5 +1,6 @@
 # make demo    set up, build, and compare an echo server on the ring with stock trio
-# make test    set up, build, and run every test; what .ci/run calls
+# make test    set up, build, and run the tests; what .ci/run calls; ARGS="pytest mypy": only these
+# make test-all  the same, and what does not fit into a quarter of an hour
 # make bench   the comparison with stock trio, asyncio and uvloop; ARGS="--rounds 1" and so on
 # make bench-gain  callback servers beside uvloop's protocol and plain C; ARGS="echo --rounds 3"
 # make matrix  trio's own suite on the oldest and newest trio and on each Python at hand
@@ -16,7 +17,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-.PHONY: demo test bench bench-gain matrix anyio build clean
+.PHONY: demo test test-all bench bench-gain matrix anyio build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -24,6 +25,9 @@ demo: $(VENV)/demo.stamp
 
 test: $(VENV)/test.stamp
 	$(BIN)/python tests/run_all.py $(ARGS)
+
+test-all: $(VENV)/test.stamp
+	$(BIN)/python tests/run_all.py --all $(ARGS)
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -47,12 +51,14 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
+	@echo "making an environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp for each extra: the package is installed again, and its C rebuilt, after an
-# edit to what it is built from, and only then.
+# edit to what it is built from, and only then. pip tells what it does, since it takes a while.
 EXTRAS = $*
 $(VENV)/test.stamp: EXTRAS = test,ecosystem
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@echo "installing into $(VENV), and building the C extension: this takes a minute or two"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import harness
@@ -72,3 +74,36 @@ def test_without_the_extension_it_says_so(
 def test_a_server_that_ends_before_it_listens_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="no answer from the server"):
         ServerProcess([sys.executable, "-c", ""])
+
+
+@pytest.mark.parametrize(("budget_s", "rounds"), [(0.0, "1 round"), (60.0, "3 rounds")])
+def test_rounds_are_left_out_when_time_is_short_but_for_the_first(
+    run_demo: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    budget_s: float,
+    rounds: str,
+) -> None:
+    monkeypatch.setenv("URING_TRIO_BACKEND", "epoll")
+    monkeypatch.setattr(_demo, "ROUNDS", 3)
+    monkeypatch.setattr(_demo, "BUDGET_S", budget_s)
+    monkeypatch.setattr(_demo, "LOADS", (LOAD, _demo.Load(1, 64)))
+    _, lines = run_demo("--plain")
+    assert any(f"median of {rounds} of" in line for line in lines)
+    measured = [line for line in lines if line.startswith("[")]
+    assert len(measured) == 2 * int(rounds[0])
+
+
+def test_budget_is_what_people_look_at_a_demo_for() -> None:
+    # What is measured, with as much again for starting processes.
+    longest_pair_s = 2 * 2 * (_demo.WARMUP_S + _demo.SECONDS)
+    assert _demo.BUDGET_S + longest_pair_s < 30
+
+
+def test_make_demo_tells_what_it_does_while_it_installs(tmp_path: Path) -> None:
+    command = ["make", "-n", "demo", f"VENV={tmp_path / 'venv'}"]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    (install,) = [line for line in done.stdout.splitlines() if "pip install" in line]
+    assert not {"--quiet", "-q"} & set(install.split())
+    before = done.stdout.partition("pip install")[0]
+    assert "this takes a minute" in before
