@@ -15,6 +15,7 @@ namespace with a hosts file of its own; where that is not permitted all of this 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -94,6 +95,13 @@ HOSTS = "127.0.0.1 localhost\n::1 localhost\n"
 MOUNT_HOSTS = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
 
 RUN_TIMEOUT_S = 300  # about 40 s alone
+LOOK_S = 10.0
+
+
+def slowness() -> float:
+    """How much longer it may take here; ``tests/run_all.py`` has measured it."""
+    return float(os.environ.get("URING_TRIO_SLOWNESS", "1"))
+
 
 # In the suite's conftest, before the fixture `anyio_backend`.
 FIXTURE = "@pytest.fixture(params=backend_params)\n"
@@ -168,6 +176,7 @@ class SuiteRun:
 
     route: str
     directory: Path
+    seen: int = 0  # bytes of its output
 
     def start(self, sdist: Path, prefix: list[str], extra: list[str]) -> None:
         self.directory.mkdir()
@@ -181,6 +190,8 @@ class SuiteRun:
             "ANYIO_SUITE_ROUTE": self.route,
             "ANYIO_SUITE_RECORD": str(self.record),
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            # In a namespace where this user is root, /tmp/pytest-of-root is somebody else's.
+            "PYTEST_DEBUG_TEMPROOT": str(self.directory),
         }
         path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         self.log = (self.directory / "log").open("w")
@@ -199,13 +210,13 @@ class SuiteRun:
 
     def finish(self) -> None:
         """Wait for the end, and read what was recorded."""
-        self.timed_out = False
-        try:
-            self.status = self.process.wait(RUN_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + RUN_TIMEOUT_S * slowness()
+        while not self.is_over() and time.monotonic() < deadline:
+            self.show_life()
+        self.timed_out = self.process.poll() is None
+        if self.timed_out:
             self.process.kill()
-            self.status = self.process.wait()
-            self.timed_out = True
+        self.status = self.process.wait()
         self.seconds = time.monotonic() - self.started
         self.log.close()
         recorded = json.loads(self.record.read_text()) if self.record.exists() else {}
@@ -214,6 +225,19 @@ class SuiteRun:
             as_on_stock(test, self.route): outcome
             for test, outcome in recorded.get("outcomes", {}).items()
         }
+
+    def is_over(self) -> bool:
+        """Wait for the end, for a moment."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(LOOK_S)
+        return self.process.poll() is not None
+
+    def show_life(self) -> None:
+        """A line if the suite has got further: who watches us must see that it does."""
+        size = (self.directory / "log").stat().st_size
+        if size != self.seen:
+            self.seen = size
+            print(f"{self.route}: {size} bytes of output", flush=True)
 
     def output(self) -> str:
         return (self.directory / "log").read_text(errors="replace")

@@ -12,6 +12,7 @@ recv, send, accept and connect must have been done by it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -67,6 +68,12 @@ ON_THE_RING = ["-p", "uring_trio.pytest_plugin", "--uring-backend=io_uring"]
 
 TEST_TIMEOUT_S = 60  # trio's slowest test takes about 5 s alone
 RUN_TIMEOUT_S = 400  # about 40 s alone, and under a make test of 15 minutes
+LOOK_S = 10.0
+
+
+def slowness() -> float:
+    """How much longer it may take here; ``tests/run_all.py`` has measured it."""
+    return float(os.environ.get("URING_TRIO_SLOWNESS", "1"))
 
 
 class Recorder:
@@ -111,6 +118,7 @@ class SuiteRun:
     name: str
     directory: Path
     arguments: list[str]
+    seen: int = 0  # bytes of its output
 
     def start(self) -> None:
         self.directory.mkdir()
@@ -130,19 +138,32 @@ class SuiteRun:
 
     def finish(self) -> None:
         """Wait for the end, and read what was recorded."""
-        self.timed_out = False
-        try:
-            self.status = self.process.wait(RUN_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + RUN_TIMEOUT_S * slowness()
+        while not self.is_over() and time.monotonic() < deadline:
+            self.show_life()
+        self.timed_out = self.process.poll() is None
+        if self.timed_out:
             self.process.kill()
-            self.status = self.process.wait()
-            self.timed_out = True
+        self.status = self.process.wait()
         self.seconds = time.monotonic() - self.started
         self.log.close()
         try:
             self.outcomes: dict[str, str] = json.loads((self.directory / "outcomes").read_text())
         except FileNotFoundError:
             self.outcomes = {}
+
+    def is_over(self) -> bool:
+        """Wait for the end, for a moment."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(LOOK_S)
+        return self.process.poll() is not None
+
+    def show_life(self) -> None:
+        """A line if the suite has got further: who watches us must see that it does."""
+        size = (self.directory / "log").stat().st_size
+        if size != self.seen:
+            self.seen = size
+            print(f"{self.name}: {size} bytes of output", flush=True)
 
     def output(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
@@ -156,7 +177,7 @@ class SuiteRun:
 def timeout_options() -> list[str]:
     if importlib.util.find_spec("pytest_timeout") is None:
         return []
-    return ["-p", "pytest_timeout", f"--timeout={TEST_TIMEOUT_S}"]
+    return ["-p", "pytest_timeout", f"--timeout={min(TEST_TIMEOUT_S * slowness(), 90):.0f}"]
 
 
 def zip_outcomes(stock: dict[str, str], ring: dict[str, str]) -> Iterator[tuple[str, str, str]]:
