@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import resource
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# Descriptors; more than the longest batch of any test.
+OPEN_FILES = 8192
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # So a shell starts a background job; tests of KeyboardInterrupt would wait for ever.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As servers do: 1,024, a usual soft limit, are too few for some tests.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < OPEN_FILES:
+        limit = OPEN_FILES if hard < 0 else min(hard, OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     for line in (
+        "long: too long for `make test`; a part of `make test-all`",
         "differential: its async tests run on stock trio and on the ring",
         "ring_only: promised by the ring alone, so not run on epoll",
         "stock_only: about the reference alone, so not run on the ring",

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     harness.ring_denied() is not None, reason=str(harness.ring_denied())
 )
 
-TIMEOUT_S = 40
+TIMEOUT_S = 50
 
 # Everything that a program can see of how it was started.
 SHOW = """
@@ -171,10 +171,10 @@ if __name__ == "__main__":
     for target in (child, parent):
         process = context.Process(target=target, args=(queue,))
         process.start()
-        print(queue.get())
+        print(queue.get(), flush=True)
         process.join()
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        print(*pool.map(pooled, [0]))
+        print(*pool.map(pooled, [0]), flush=True)
     code = ("import trio\\nasync def main(): "
             "print(trio.lowlevel.current_statistics().io_statistics.backend)\\ntrio.run(main)")
     subprocess.run([sys.executable, "-c", code], check=True)

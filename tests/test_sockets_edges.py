@@ -41,6 +41,13 @@ async def outcome_into(results: list[Any], operation: Callable[[], Awaitable[Any
         results.append(type(exc).__name__)
 
 
+def need_descriptors(count: int) -> None:
+    """Skip where not so many files may be open; conftest.py has raised the soft limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < count + 100:
+        pytest.skip(f"needs {count} descriptors, RLIMIT_NOFILE is {soft}, at most {hard}")
+
+
 async def test_two_receives_that_start_in_one_tick(pair: Pair) -> None:
     a, b = pair
     results: list[Any] = []
@@ -227,6 +234,7 @@ async def test_unnotified_close_with_a_receive_in_flight(pair: Pair) -> None:
 @pytest.mark.parametrize("size", [1, 60_000, 130_000])
 async def test_more_ready_receives_than_any_pool_has_buffers(size: int) -> None:
     count = 1000 if size == 1 else 100
+    need_descriptors(2 * count)
     pairs = [trio.socket.socketpair() for _ in range(count)]
     for a, b in pairs:
         b.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 1 << 20)
@@ -259,9 +267,7 @@ async def test_more_ready_receives_than_any_pool_has_buffers(size: int) -> None:
 
 async def test_more_events_in_a_tick_than_a_completion_queue_holds() -> None:
     count = 5000
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count + 100:
-        pytest.skip(f"needs {count} file descriptors, RLIMIT_NOFILE is {soft}")
+    need_descriptors(count)
     with harness.nonblocking_pair() as (a, b):
         fds = [os.dup(a.fileno()) for _ in range(count)]
         try:
