@@ -270,7 +270,8 @@ def compare(stock: SuiteRun, ring: SuiteRun) -> tuple[list[str], list[str]]:
     failures, expected = [], []
     for test in sorted(stock.outcomes.keys() | ring.outcomes.keys()):
         on_stock, on_ring = (run.outcomes.get(test, "not run") for run in (stock, ring))
-        if on_stock == on_ring:
+        # A thread's error is told of with the test or after it, as it comes.
+        if on_stock == on_ring or {on_stock, on_ring} <= {"failed", "error"}:
             continue
         line = f"{test}: {on_stock} on stock trio, {on_ring} by {ring.route}"
         left_out = NOT_RUN.get(ring.route, {}).get(test)
