@@ -19,10 +19,13 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import harness
+import kernel_workers
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
+
+BOOK = pytest.StashKey[kernel_workers.Book]()
 
 
 # Descriptors; more than the longest batch of any test.
@@ -30,6 +33,11 @@ OPEN_FILES = 8192
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[BOOK] = kernel_workers.Book()
+    if harness.IMPORT_ERROR is None:
+        from uring_trio._io_manager import UringIOManager
+
+        kernel_workers.watch_runs(UringIOManager)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # So a shell starts a background job; tests of KeyboardInterrupt would wait for ever.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,6 +54,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "ecosystem: other programs on the ring; what they need is in the extra `ecosystem`",
     ):
         config.addinivalue_line("markers", line)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[BOOK].close()
 
 
 def is_differential(collector: Any, function: Any) -> bool:
@@ -92,6 +104,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("URING_TRIO_REQUIRE") == "1":
         pytest.fail(f"URING_TRIO_REQUIRE is 1, but {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """No run of a test, in whatever thread or process, has its work done by the kernel's threads.
+
+    Looked at when all fixtures are down. A hook, and no fixture, since an expected failure would
+    hide what a fixture finds.
+    """
+    report = yield
+    if call.when == "teardown" and (found := item.config.stash[BOOK].news()):
+        report.outcome = "failed"
+        report.__dict__.pop("wasxfail", None)
+        report.longrepr = "\n".join([*found, *([report.longreprtext] if report.longrepr else [])])
+    return report
 
 
 @pytest.fixture(autouse=True)
