@@ -159,6 +159,15 @@ def drain(sock: stdlib_socket.socket) -> bytes:
     return b"".join(chunks)
 
 
+def drain_messages(sock: stdlib_socket.socket) -> list[bytes]:
+    """Receive all messages that are there, each by itself."""
+    messages = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            messages.append(sock.recv(1 << 20))
+    return messages
+
+
 @contextlib.contextmanager
 def nonblocking_pair(
     type_: int = stdlib_socket.SOCK_STREAM,
