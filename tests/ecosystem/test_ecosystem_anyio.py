@@ -158,7 +158,9 @@ def test_file_descriptors_over_a_unix_stream(tmp_path: Path) -> None:
                     await client.send(b"thanks")
             tasks.cancel_scope.cancel()
 
-    prove(main, sendmsg=ROUNDS, recvmsg=ROUNDS, send=ROUNDS, recv=ROUNDS, poll_add=1, local_connects=1)
+    prove(
+        main, sendmsg=ROUNDS, recvmsg=ROUNDS, send=ROUNDS, recv=ROUNDS, poll_add=1, local_connects=1
+    )
 
 
 def test_udp_sockets() -> None:
