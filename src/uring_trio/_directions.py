@@ -289,7 +289,7 @@ def start_held(manager: UringIOManager) -> None:
 class Endpoint:
     """An open file in one run: its two directions."""
 
-    __slots__ = ("__weakref__", "fd", "manager", "owner", "receiver", "sender")
+    __slots__ = ("__weakref__", "can_be_tried", "fd", "manager", "owner", "receiver", "sender")
 
     def __init__(
         self, manager: UringIOManager, owner: Any, fileno: Callable[[], int], *, is_socket: bool
@@ -297,6 +297,7 @@ class Endpoint:
         self.manager = manager
         self.owner = owner
         self.fd = fileno()
+        self.can_be_tried = True  # of a file that is no socket: see `_streams`
         self.receiver = Direction(manager, fileno, reading=True, is_socket=is_socket)
         self.sender = Direction(manager, fileno, reading=False, is_socket=is_socket)
         if is_socket:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 from functools import partial
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 # asks for 64 KiB; "a reasonable default" is all that trio promises.)
 RECEIVE_SIZE = GROUP_SIZES[-1]
 SEND_ALL_FLAGS = int(socket.MSG_NOSIGNAL)
+
+# Writing so much to a pipe that is writable does not block. (None on Windows.)
+PIPE_BUF = getattr(select, "PIPE_BUF", 512)
 
 SENT_EOF = "can't send data after sending EOF"
 
@@ -228,6 +232,12 @@ async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> 
 # the writer's end decides, at each write, and the reader cannot know): the kernel keeps a
 # packet in one page, and no packet is longer. That page must fit into our smallest buffer,
 # which it does not where pages have 16 or 64 KiB.
+#
+# FIFOs, and before Linux 6.4 pipes and read(2) of sockets, cannot be told not to wait
+# (FMODE_NOWAIT): io_uring would leave them to a poll of its own, and then to a thread. The
+# first attempt finds out, and from then on such a file is read and written by hand, once a
+# poll has told that it is ready. Before the first try, too, unlike stock's: its O_NONBLOCK
+# is shared with other processes, and where one has taken it away, reading would block.
 
 STREAM_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 PACKETS_FIT = os.sysconf("SC_PAGE_SIZE") <= GROUP_SIZES[0]
@@ -276,6 +286,11 @@ def _fd_endpoint(stream: Any) -> Endpoint | None:
     return endpoint
 
 
+def _require_open(fd: int) -> None:
+    if fd < 0:
+        raise trio.ClosedResourceError("file was already closed")
+
+
 def _raise_fd_error(exc: OSError) -> NoReturn:
     """Raise a file's error as FdStream shows it."""
     if exc.errno == errno.EBADF:
@@ -293,19 +308,33 @@ async def _fd_receive(self: Any, max_bytes: int | None = None) -> bytes:
     elif not usable_size(max_bytes):
         return await _fd_receive_some(self, max_bytes)  # its words
     with receive_guard(self):
-        while True:
-            operation = endpoint.receiver.receive(min(max_bytes, RECEIVE_SIZE))
+        size = min(max_bytes, RECEIVE_SIZE)
+        if endpoint.can_be_tried:
+            operation = endpoint.receiver.receive(size)
             value = await park(operation.trap)
             if type(value) is bytes:
                 return value
             try:
                 return operation.unwrap(value)
             except BlockingIOError:
-                # Not every driver can be asked without blocking (some terminals).
-                endpoint.manager.count_stock_call("not pollable by the ring")
-                await endpoint.manager.wait_readable(endpoint.receiver.fileno())
+                endpoint.can_be_tried = False
             except OSError as exc:
                 _raise_fd_error(exc)
+        return await _read_when_ready(endpoint, size)
+
+
+async def _read_when_ready(endpoint: Endpoint, size: int) -> bytes:
+    manager, fileno = endpoint.manager, endpoint.receiver.fileno
+    manager.count_stock_call("cannot be tried")
+    while True:
+        _require_open(fileno())
+        await manager.wait_readable(fileno())
+        try:
+            return os.read(fileno(), size)
+        except BlockingIOError:
+            pass  # another reader was faster
+        except OSError as exc:
+            _raise_fd_error(exc)
 
 
 @enable_ki_protection
@@ -318,8 +347,7 @@ async def _fd_send(self: Any, data: bytes | bytearray | memoryview) -> None:
         await _fd_send_all(self, data)  # its words
         return
     with send_guard(self):
-        if endpoint.sender.fileno() < 0:
-            raise trio.ClosedResourceError("file was already closed")
+        _require_open(endpoint.sender.fileno())
         with memoryview(data) as whole, whole.cast("B") as view:
             if not view.nbytes:
                 await trio.lowlevel.checkpoint()
@@ -335,20 +363,37 @@ def _fd_close(self: Any) -> None:
 
 async def _write_all(endpoint: Endpoint, data: Any, view: memoryview) -> None:
     sent = 0
-    sender = endpoint.sender
     while sent < view.nbytes:
         with view[sent:] as rest:
-            pinned = data if type(data) is bytes and not sent else pin(rest)
-            operation = sender.send(pinned, 0)
-            try:
-                sent += operation.unwrap(await park(operation.trap))
-                if sent < view.nbytes:
-                    operation.raise_if_cut_off()
-            except BlockingIOError:
-                endpoint.manager.count_stock_call("not pollable by the ring")
-                await endpoint.manager.wait_writable(sender.fileno())
-            except OSError as exc:
-                _raise_fd_error(exc)
+            if endpoint.can_be_tried:
+                pinned = data if type(data) is bytes and not sent else pin(rest)
+                operation = endpoint.sender.send(pinned, 0)
+                try:
+                    sent += operation.unwrap(await park(operation.trap))
+                    if sent < view.nbytes:
+                        operation.raise_if_cut_off()
+                except BlockingIOError:
+                    endpoint.can_be_tried = False
+                except OSError as exc:
+                    _raise_fd_error(exc)
+            else:
+                sent += await _write_when_ready(endpoint, rest)
+
+
+async def _write_when_ready(endpoint: Endpoint, data: memoryview) -> int:
+    manager, fileno = endpoint.manager, endpoint.sender.fileno
+    manager.count_stock_call("cannot be tried")
+    while True:
+        _require_open(fileno())
+        await manager.wait_writable(fileno())
+        try:
+            # What is writable has room for PIPE_BUF at least.
+            with data[:PIPE_BUF] if os.get_blocking(fileno()) else data[:] as part:
+                return os.write(fileno(), part)
+        except BlockingIOError:
+            pass  # another writer was faster
+        except OSError as exc:
+            _raise_fd_error(exc)
 
 
 #: By class: the methods to be put in place of trio's, and trio's, to be put back.
