@@ -29,7 +29,6 @@
 #include "engine.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -367,17 +366,10 @@ static int32_t without_flag(struct ut_engine *engine, struct ut_op *op, int32_t 
         return !has_flag && res == -ECANCELED ? -EAGAIN : res;
     }
     bool is_file = sqe->opcode == IORING_OP_READ || sqe->opcode == IORING_OP_WRITE;
-    if (is_file && res == -EOPNOTSUPP && sqe->op_flags & UT_RWF_NOWAIT) {
-        /* A file without FMODE_NOWAIT: pipes before 6.4, FIFOs, terminals. With O_NONBLOCK
-         * the kernel answers -EAGAIN for them as well; without, there is no way that is
-         * sure not to block, and the caller must know of it. */
-        int file_flags = engine->ring.kernel->get_flags(sqe->fd);
-        if (file_flags < 0 || !(file_flags & O_NONBLOCK))
-            return -EAGAIN;
-        sqe->op_flags &= ~(uint32_t)UT_RWF_NOWAIT;
-        *again = true;
-    }
-    return res;
+    /* A file without FMODE_NOWAIT: FIFOs, terminals; before 6.4 pipes, and sockets by
+     * read(2). Without the flag it would wait by the kernel's own poll, O_NONBLOCK or not
+     * (that counts as FMODE_NOWAIT there). So the caller must wait, and read it by hand. */
+    return is_file && res == -EOPNOTSUPP ? -EAGAIN : res;
 }
 
 static void take_attempt(struct ut_engine *engine, struct ut_op *op,

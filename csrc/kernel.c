@@ -2,7 +2,6 @@
 #include "kernel.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -77,11 +76,6 @@ static void real_close(int fd)
     close(fd); /* Linux has closed it also where it says EINTR: never again. */
 }
 
-static int real_get_flags(int fd)
-{
-    return answer(fcntl(fd, F_GETFL));
-}
-
 static uint64_t real_now_ns(void)
 {
     struct timespec now;
@@ -97,7 +91,6 @@ const struct ut_kernel ut_kernel_real = {
     .allocate = real_allocate,
     .unmap = real_unmap,
     .close_fd = real_close,
-    .get_flags = real_get_flags,
     .now_ns = real_now_ns,
 };
 

@@ -27,7 +27,6 @@ struct ut_kernel {
     int (*allocate)(void **address, size_t size, int dontfork);
     void (*unmap)(void *address, size_t size);
     void (*close_fd)(int fd);
-    int (*get_flags)(int fd); /* O_* of an open file, fcntl(F_GETFL) */
     uint64_t (*now_ns)(void); /* CLOCK_MONOTONIC */
 };
 

@@ -16,7 +16,10 @@
  *
  * What follows. No operation that may find nothing is ever left to that poll. Each attempt
  * says that it will not wait (MSG_DONTWAIT, RWF_NOWAIT, IORING_ACCEPT_DONTWAIT): it ends
- * within the enter that submits it. Between attempts we wait ourselves:
+ * within the enter that submits it. (A file that cannot be told so, a FIFO, or before 6.4 any
+ * pipe, is not tried at all: -EAGAIN has the caller wait and read it by hand. O_NONBLOCK is
+ * no help: to io_uring it means that the file may be retried.) Between attempts we wait
+ * ourselves:
  *
  *     TRY -refused-> POLL -ready-> TRY_READY -refused-> WATCH -change-> TRY_CHANGED ...
  *

@@ -40,8 +40,8 @@ int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t
 
 /* read(2) into a buffer of `group`, write(2), both at the file's own position. The last
  * argument of a write has no meaning; it gives it the form of ut_prep_send. Of a file that
- * cannot be asked without blocking (no O_NONBLOCK, and a driver without FMODE_NOWAIT) the
- * answer is -EAGAIN. */
+ * cannot be told not to wait (no FMODE_NOWAIT; a FIFO, or before 6.4 any pipe) the answer is
+ * -EAGAIN: the caller waits and reads it himself. */
 int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int poll_first);
 int ut_prep_write(struct ut_engine *engine, int fd, const char *data, uint32_t size, int unused);
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import socket as stdlib_socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import harness
 import pytest
 import trio
 import trio.testing
@@ -27,6 +29,8 @@ pytestmark = pytest.mark.differential
 
 TIMES = 200  # more than the kernel's 128 retries
 MIB = 1 << 20
+
+POLL_ADD = 6  # of what the kernel keeps for us, all that is not a retry of its own
 
 
 class Ends:
@@ -85,6 +89,16 @@ def empty(fd: int) -> None:
             os.read(fd, MIB)
 
 
+def kept_by_the_kernel() -> list[int]:
+    """The opcodes of what the kernel keeps on a poll list of its own for this process's rings."""
+    opcodes = []
+    for fd, what in harness.open_fds().items():
+        if "io_uring" in what:
+            lines = Path(f"/proc/self/fdinfo/{fd}").read_text()
+            opcodes += [int(opcode) for opcode in re.findall(r"op=(\d+), task_works", lines)]
+    return opcodes
+
+
 class Receiving:
     """A task that receives once, or is closed."""
 
@@ -100,7 +114,32 @@ class Receiving:
             self.error = exc
 
 
-# ---- others that share the file -----------------------------------------------------------
+# ---- nothing is left to the kernel's own retries ------------------------------------------
+
+
+@pytest.mark.ring_only
+async def test_waiting_to_read_is_a_poll(ends: Ends) -> None:
+    reader, writer = ends.streams()
+    async with reader, writer, trio.open_nursery() as nursery:
+        nursery.start_soon(Receiving(reader).run)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        kept = kept_by_the_kernel()
+        assert len(kept) > harness.INTERNAL_READERS
+        assert set(kept) == {POLL_ADD}
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.ring_only
+async def test_waiting_to_write_is_a_poll(ends: Ends) -> None:
+    reader, writer = ends.streams()
+    fill(ends.writing)
+    async with reader, writer, trio.open_nursery() as nursery:
+        nursery.start_soon(writer.send_all, b"x")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        kept = kept_by_the_kernel()
+        assert len(kept) > harness.INTERNAL_READERS
+        assert set(kept) == {POLL_ADD}
+        nursery.cancel_scope.cancel()
 
 
 async def test_another_reader_is_faster(ends: Ends) -> None:
@@ -305,3 +344,20 @@ async def test_cancelled_send_all_has_sent_a_beginning(ends: Ends) -> None:
             received += await reader.receive_some()
     assert received
     assert data.startswith(received)
+
+
+@pytest.mark.ring_only
+async def test_it_is_counted(tmp_path: Path) -> None:
+    ends = fifo(tmp_path)
+    reader, writer = ends.streams()
+
+    def counted() -> int:
+        calls: dict[str, Any] = harness.io_statistics().stock_calls
+        return int(calls.get("cannot be tried", 0))
+
+    async with reader, writer:
+        before = counted()
+        await writer.send_all(b"data")
+        assert await reader.receive_some() == b"data"
+        assert counted() == before + 2
+    ends.close()

@@ -2,7 +2,6 @@
 #include "fake_kernel.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -272,12 +271,6 @@ static int fake_register(int ring_fd, unsigned opcode, void *arg, unsigned nr_ar
 }
 
 /* Looking at the clock takes time, or who looks until it is late would look for ever. */
-static int fake_get_flags(int fd)
-{
-    (void)fd;
-    return fake.file_flags;
-}
-
 static uint64_t fake_now_ns(void)
 {
     fake_sleep(FAKE_CLOCK_NS);
@@ -292,7 +285,6 @@ const struct ut_kernel ut_kernel_fake = {
     .allocate = fake_allocate,
     .unmap = fake_unmap,
     .close_fd = fake_close,
-    .get_flags = fake_get_flags,
     .now_ns = fake_now_ns,
 };
 
@@ -310,7 +302,6 @@ void fake_reset(void)
     memset(&fake, 0, sizeof fake);
     fake.now_ns = 1000000000;
     fake.event_fd = -1;
-    fake.file_flags = O_NONBLOCK;
     fake.fail_error = -ENOMEM;
     fake.fallback.delay_ns = FAKE_NEVER;
     fake.features = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE |

@@ -94,7 +94,6 @@ struct fake {
     uint32_t opcodes_missing;     /* bit n: IORING_REGISTER_PROBE does not name opcode n */
     unsigned fail_call;           /* the nth of setup, register, map, allocate fails */
     int fail_error;
-    int file_flags; /* of every file; O_NONBLOCK unless a test says otherwise */
     bool accept_waits; /* this kernel does not know IORING_ACCEPT_DONTWAIT: before 6.10 */
     bool no_nowait;    /* reads and writes with RWF_NOWAIT answer -EOPNOTSUPP */
     bool is_calm;      /* no plan is drawn whose polls tell it always and whose refusals echo */

@@ -12,7 +12,6 @@
 #include "fake_kernel.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -474,9 +473,9 @@ static enum patience patience_of(const struct io_uring_sqe *sqe, int32_t *error)
     if (!is_file)
         return sqe->op_flags & MSG_DONTWAIT ? DOES_NOT_WAIT : WAITS;
     *error = -EOPNOTSUPP;
-    if (sqe->op_flags & UT_RWF_NOWAIT)
-        return fake.no_nowait ? IS_REFUSED : DOES_NOT_WAIT;
-    return fake.no_nowait && fake.file_flags & O_NONBLOCK ? DOES_NOT_WAIT : WAITS;
+    if (!(sqe->op_flags & UT_RWF_NOWAIT))
+        return WAITS; /* O_NONBLOCK or not */
+    return fake.no_nowait ? IS_REFUSED : DOES_NOT_WAIT;
 }
 
 static void refuse(const struct io_uring_sqe *sqe, struct operation *operation)

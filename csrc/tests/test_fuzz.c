@@ -10,7 +10,6 @@
  * A failure names its seed: run "test_fuzz seed N".
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,7 +125,7 @@ static void check_result(const struct model_op *op, int32_t res)
     if (found) /* not lost, whatever was asked meanwhile */
         CHECK_EQ(res, result);
     else if (res == -EAGAIN)
-        CHECK(op->is_file && fake.no_nowait && !(fake.file_flags & O_NONBLOCK));
+        CHECK(op->is_file && fake.no_nowait);
     else
         CHECK(res == -ENOMEM || (res == -ECANCELED && op->cancel_asked));
 }
@@ -275,7 +274,6 @@ static void run_seed(unsigned seed)
         fake.requests_max = 2 + draw(20);
     fake.accept_waits = draw(4) == 0;
     fake.no_nowait = draw(4) == 0;
-    fake.file_flags = draw(2) ? O_NONBLOCK : 0;
     fake.watches_end = draw(4) == 0;
     fake.is_calm = draw(2);
     fake.random = seed * 0x9e3779b97f4a7c15u + 1;

@@ -17,7 +17,9 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -99,23 +101,64 @@ static void end_of_file_is_nothing_in_no_buffer(void)
     tear_down();
 }
 
-static void pipes_are_read_and_written(void)
+/* Whether a file can be told not to wait (FMODE_NOWAIT): what preadv2(2) says. */
+static bool can_be_tried(int fd)
+{
+    char byte;
+    struct iovec vector = {.iov_base = &byte, .iov_len = 1};
+    CHECK_EQ(preadv2(fd, &vector, 1, -1, RWF_NOWAIT), -1); /* there is nothing to read */
+    CHECK(errno == EAGAIN || errno == EOPNOTSUPP);
+    return errno == EAGAIN;
+}
+
+/* The ends of a pipe, or of a FIFO, as O_NONBLOCK or not. */
+static void read_and_write(int ends[2], int flags)
 {
     set_up(8, 32);
-    int ends[2];
-    CHECK_EQ(pipe2(ends, O_NONBLOCK), 0);
-    int reader = ut_prep_read(engine, ends[0], 0, 100, 0);
-    CHECK_EQ(tools_wait(engine, 0).answer, 0); /* no -EAGAIN: it waits */
-    int writer = ut_prep_write(engine, ends[1], "through", 7, 0);
-    struct ut_record record = tools_await(engine, writer);
-    CHECK_EQ(record.res, 7);
-    const struct ut_record *seen = tools_record(engine, reader);
-    record = seen != NULL ? *seen : tools_await(engine, reader);
-    CHECK_EQ(record.res, 7);
-    CHECK(memcmp(engine->pool + record.offset, "through", 7) == 0);
+    CHECK_EQ(fcntl(ends[0], F_SETFL, flags), 0);
+    CHECK_EQ(fcntl(ends[1], F_SETFL, flags), 0);
+    if (can_be_tried(ends[0])) {
+        int reader = ut_prep_read(engine, ends[0], 0, 100, 0);
+        CHECK_EQ(tools_wait(engine, 0).answer, 0); /* no -EAGAIN: it waits */
+        int writer = ut_prep_write(engine, ends[1], "through", 7, 0);
+        struct ut_record record = tools_await(engine, writer);
+        CHECK_EQ(record.res, 7);
+        const struct ut_record *seen = tools_record(engine, reader);
+        record = seen != NULL ? *seen : tools_await(engine, reader);
+        CHECK_EQ(record.res, 7);
+        CHECK(memcmp(engine->pool + record.offset, "through", 7) == 0);
+    } else {
+        CHECK_EQ(tools_await(engine, ut_prep_read(engine, ends[0], 0, 100, 0)).res, -EAGAIN);
+        CHECK_EQ(tools_await(engine, ut_prep_write(engine, ends[1], "x", 1, 0)).res, -EAGAIN);
+        struct pollfd nothing = {.fd = ends[0], .events = POLLIN};
+        CHECK_EQ(poll(&nothing, 1, 0), 0);
+    }
     close(ends[0]);
     close(ends[1]);
     tear_down();
+}
+
+static void pipes_are_read_and_written(void)
+{
+    for (int flags = 0; flags <= O_NONBLOCK; flags += O_NONBLOCK) {
+        int ends[2];
+        CHECK_EQ(pipe2(ends, O_NONBLOCK), 0);
+        read_and_write(ends, flags);
+    }
+}
+
+static void fifos_are_not_left_to_the_kernel(void)
+{
+    for (int flags = 0; flags <= O_NONBLOCK; flags += O_NONBLOCK) {
+        char folder[] = "/tmp/test_real.XXXXXX", path[sizeof folder + 5];
+        CHECK(mkdtemp(folder) != NULL);
+        snprintf(path, sizeof path, "%s/fifo", folder);
+        CHECK_EQ(mkfifo(path, 0600), 0);
+        int reading = open(path, O_RDONLY | O_NONBLOCK);
+        read_and_write((int[]){reading, open(path, O_WRONLY | O_NONBLOCK)}, flags);
+        CHECK_EQ(unlink(path), 0);
+        CHECK_EQ(rmdir(folder), 0);
+    }
 }
 
 static void a_message_brings_bytes_and_a_file(void)
@@ -665,6 +708,7 @@ int main(void)
     RUN(bytes_go_there_and_back);
     RUN(end_of_file_is_nothing_in_no_buffer);
     RUN(pipes_are_read_and_written);
+    RUN(fifos_are_not_left_to_the_kernel);
     RUN(a_message_brings_bytes_and_a_file);
     RUN(accept_and_connect_with_names);
     RUN(polls_once_and_many_times);
