@@ -355,7 +355,9 @@ class Connection(Closing):
             self._peer_gone(res)
 
     def _watched(self, res: int) -> None:
-        """The poll for errors alone."""
+        """The poll for errors alone, which tells of the peer's end too."""
+        if res > 0:
+            self._watch_told |= res
         if self._wants_input() and not self._is_multishot():
             return  # its receives find the error themselves, and what came before it first
         if res > 0 and res & (POLLERR | POLLHUP) and self._state is State.OPEN:

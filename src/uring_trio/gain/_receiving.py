@@ -20,7 +20,14 @@ A reset must never be missed. A multishot receive that waits for a poll first mi
 and an end of file as well, where it is there behind data already when it is armed (seen on
 6.18): it hands over the data and never answers again. So it is armed without POLL_FIRST,
 and a connection whose handler does not answer, so that no send would find out, gets a poll
-for errors beside its receive, once. The same poll watches a paused connection.
+for errors beside its receive, once. The same poll watches one that does not read: paused,
+its input or its output full, or the peer's end read already.
+
+A poll that asks for nothing is told of POLLERR, POLLHUP and POLLRDHUP all the same, and at
+once again for as long as one of them stays set: POLLRDHUP from the peer's end until the
+connection closes, POLLERR until somebody empties the socket's queue of errors. So once a
+watch has told of anything the next is a multishot poll: it stays armed, and tells of what
+changes. The first is one-shot, because most connections close when it has told.
 """
 
 from __future__ import annotations
@@ -68,6 +75,7 @@ class Receiving(Output):
         "_stopped",
         "_watch_canceling",
         "_watch_slot",
+        "_watch_told",
     )
 
     _ring: Ring
@@ -80,6 +88,7 @@ class Receiving(Output):
         self._recv_canceling = False
         self._watch_slot = -1
         self._watch_canceling = False
+        self._watch_told = 0  # what watches have told of
         self._large = False  # its messages are: polls, in place of a multishot receive
         self._readable = 0  # what the poll has said; 0 once it was received
         self._small_in_a_row = 0
@@ -104,7 +113,7 @@ class Receiving(Output):
         elif self._recv_slot >= 0:
             if not self._recv_canceling:
                 self._cancel_receive()
-        elif self._send_slot < 0 and self._state is State.OPEN and not self._eof:
+        elif self._send_slot < 0 and self._state is State.OPEN:
             self._watch()
 
     def _is_multishot(self) -> bool:
@@ -146,7 +155,8 @@ class Receiving(Output):
     def _watch(self) -> None:
         """Watch for errors alone, which a poll always reports."""
         if self._watch_slot < 0:
-            self._watch_slot = self._own(self._ring.poll(self._fd, 0, 0))
+            multishot = self._eof or self._watch_told > 0
+            self._watch_slot = self._own(self._ring.poll(self._fd, 0, multishot))
             self._watch_canceling = False
 
     def _cancel_watch(self) -> None:
