@@ -48,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "tls_handshake_timeout": 30.0,
     "max_connections": None,
     "read_buffer_limit": 65536,
+    "stuck_input_timeout": 10.0,
     "write_high_water": 65536,
     "close_timeout": 30.0,
     "reuse_port": False,
@@ -76,6 +77,7 @@ ALLOWED: dict[str, list[Any]] = {
     "tls_handshake_timeout": [0.001, 10, math.inf],
     "max_connections": [1, 10**6, None],
     "read_buffer_limit": [1, 1 << 20],
+    "stuck_input_timeout": [0.001, 60, math.inf, None],
     "write_high_water": [1, 1 << 20],
     "close_timeout": [0.001, 10, math.inf],
     "reuse_port": [True],
@@ -103,7 +105,13 @@ INTEGERS_FROM_1 = (
     "backlog",
 )
 INTEGERS_FROM_0 = ("socket_recv_buffer_size", "socket_send_buffer_size", "logger_level")
-SECONDS = ("tcp_keep_alive", "tls_handshake_timeout", "close_timeout", "tick")
+SECONDS = (
+    "tcp_keep_alive",
+    "tls_handshake_timeout",
+    "stuck_input_timeout",
+    "close_timeout",
+    "tick",
+)
 
 REFUSED = [
     *((name, value) for name in FLAGS for value in (None, 1, 0, "yes")),

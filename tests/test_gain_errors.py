@@ -15,6 +15,7 @@ BASES = [
     (_errors.UnsupportedProtocol, _errors.AddressError),
     (_errors.IsEmpty, BlockingIOError),
     (_errors.ShortBuffer, BufferError),
+    (_errors.StuckInput, BufferError),
     (_errors.ConnectionClosed, ConnectionError),
     (_errors.OpNotAvailableInMode, RuntimeError),
     (_errors.EndOfStream, EOFError),
@@ -29,7 +30,12 @@ WITHOUT_ARGUMENTS = [
     error
     for error in ALL
     if error
-    not in (_errors.AddressError, _errors.UnsupportedProtocol, _errors.OpNotAvailableInMode)
+    not in (
+        _errors.AddressError,
+        _errors.UnsupportedProtocol,
+        _errors.OpNotAvailableInMode,
+        _errors.StuckInput,
+    )
 ]
 
 
@@ -84,6 +90,17 @@ def test_address_error_holds_its_input_unchanged(
     copy = pickle.loads(pickle.dumps(original))
     assert type(copy) is error
     assert (copy.address, copy.reason, str(copy)) == (address, "no reason", str(original))
+
+
+def test_stuck_input_names_the_sizes_and_the_option() -> None:
+    error = _errors.StuckInput(70_000, 65_536, "the peer has ended its stream")
+    assert (error.buffered, error.limit) == (70_000, 65_536)
+    assert error.reason == "the peer has ended its stream"
+    for word in ("70000 bytes", "read_buffer_limit of 65536", error.reason, "pause_reading()"):
+        assert word in str(error)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is _errors.StuckInput
+    assert (copy.buffered, copy.limit, str(copy)) == (70_000, 65_536, str(error))
 
 
 def test_op_not_available_names_the_way_out() -> None:

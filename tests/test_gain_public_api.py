@@ -35,6 +35,7 @@ ERRORS = {
     "OpNotAvailableInMode": RuntimeError,
     "ServerAlreadyRunning": RuntimeError,
     "ShortBuffer": BufferError,
+    "StuckInput": BufferError,
     "UnsupportedProtocol": ValueError,
 }
 SERVER = {

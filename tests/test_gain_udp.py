@@ -45,6 +45,7 @@ STREAMS_ONLY: dict[str, Callable[[gain.Conn], Any]] = {
     "send_eof": lambda conn: conn.send_eof(),
     "start_tls": lambda conn: conn.start_tls(None),  # type: ignore[arg-type]
     "pause_reading": lambda conn: conn.pause_reading(),
+    "set_read_buffer_limit": lambda conn: conn.set_read_buffer_limit(1),
     "resume_reading": lambda conn: conn.resume_reading(),
     "set_no_delay": lambda conn: conn.set_no_delay(True),
     "set_keep_alive_period": lambda conn: conn.set_keep_alive_period(5),

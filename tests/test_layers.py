@@ -39,7 +39,7 @@ LAYERS = [
 
 # The callback servers have a table of their own.
 GAIN_LAYERS = [
-    {"_capabilities", "_errors", "_handler", "_states", "_statistics"},
+    {"_capabilities", "_errors", "_handler", "_states", "_statistics", "_stuck"},
     {"_address", "_lifecycle", "_logging", "_signals", "_timers", "_tls", "_unix_path"},
     {"_config", "_elsewhere", "_listen", "_placement", "_secure"},
     {"_balancers"},

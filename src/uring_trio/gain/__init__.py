@@ -32,6 +32,7 @@ from uring_trio.gain._errors import (
     OpNotAvailableInMode,
     ServerAlreadyRunning,
     ShortBuffer,
+    StuckInput,
     UnsupportedProtocol,
 )
 from uring_trio.gain._handler import EventHandler
@@ -59,6 +60,7 @@ __all__ = [
     "ServerAlreadyRunning",
     "ServerStatistics",
     "ShortBuffer",
+    "StuckInput",
     "UnsupportedProtocol",
     "WorkerStatistics",
     "listen_and_serve",

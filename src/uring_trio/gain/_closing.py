@@ -223,6 +223,9 @@ class Closing(Sending):
     def _cancel_timer(self, kind: str) -> None:
         raise NotImplementedError
 
+    def _has_deadline(self) -> bool:
+        raise NotImplementedError
+
     def _name(self) -> str:
         raise NotImplementedError
 

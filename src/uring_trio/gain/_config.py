@@ -71,7 +71,9 @@ class Config:
       tls: serve TLS on every connection.
       tls_handshake_timeout: seconds.
       max_connections: no more are accepted until one closes; None is no limit.
-      read_buffer_limit: bytes of input that gather while a callback runs.
+      read_buffer_limit: bytes of input that gather before reading stops.
+      stuck_input_timeout: seconds until a connection is closed whose reading has stopped at
+        ``read_buffer_limit`` and whose handler takes nothing; None is never.
       write_high_water: bytes of output above which reading stops.
       close_timeout: seconds in which a closing connection's peer may take nothing.
       reuse_port: let other servers listen on the same address.
@@ -104,6 +106,7 @@ class Config:
     tls_handshake_timeout: float = 30.0
     max_connections: int | None = None
     read_buffer_limit: int = 64 * KIB
+    stuck_input_timeout: float | None = 10.0
     write_high_water: int = 64 * KIB
     close_timeout: float = 30.0
     reuse_port: bool = False
@@ -185,6 +188,7 @@ _INTEGERS: dict[str, tuple[int, int | None, bool]] = {
 _SECONDS: dict[str, tuple[float, float, bool]] = {
     "tcp_keep_alive": (1, KEEP_ALIVE_MAX, True),
     "tls_handshake_timeout": (0, math.inf, False),
+    "stuck_input_timeout": (0, math.inf, True),
     "close_timeout": (0, math.inf, False),
     "tick": (0, math.inf, True),
 }
@@ -204,6 +208,11 @@ def make_config(**options: Any) -> Config:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"there is no option {name!r}{hint}")
     return Config(**options)
+
+
+def check_read_buffer_limit(size: Any) -> None:
+    """Raise ValueError unless it is one."""
+    _check_integer("read_buffer_limit", size, *_INTEGERS["read_buffer_limit"])
 
 
 def usable_cpus() -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from uring_trio.gain._address import Address
+from uring_trio.gain._config import check_read_buffer_limit
 from uring_trio.gain._connection import Connection
 from uring_trio.gain._errors import (
     ConnectionClosed,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 
 KEEP_ALIVE_MAX_S = 32767  # MAX_TCP_KEEPIDLE of the kernel
+DEADLINES = ("read", "write", "idle")
 
 
 class Conn(Connection):
@@ -190,6 +192,7 @@ class Conn(Connection):
         """Stop receiving. What is on its way still comes, and a reset is noticed."""
         self._check("pause_reading")
         self._paused = True
+        self._forget_stuck()
         if not self._in_thread:
             self._attend()
 
@@ -197,6 +200,20 @@ class Conn(Connection):
         """End what `pause_reading` began."""
         self._check("resume_reading")
         self._paused = False
+        self._forget_stuck()
+        if not self._in_thread:
+            self._attend()
+
+    def set_read_buffer_limit(self, size: int) -> None:
+        """The server's ``read_buffer_limit``, for this connection: *size* bytes.
+
+        Raises:
+          ValueError: it is less than 1, or no integer.
+        """
+        self._check("set_read_buffer_limit")
+        check_read_buffer_limit(size)
+        self._input_limit = size
+        self._forget_stuck()
         if not self._in_thread:
             self._attend()
 
@@ -230,10 +247,13 @@ class Conn(Connection):
     def _set_deadline(self, kind: str, seconds: float | None) -> None:
         if seconds is None:
             self._when_mine(self._cancel_timer, kind)
+            self._look_again()
         elif not seconds >= 0:
             raise InvalidDuration(f"{seconds!r} s is no time from now; give 0 or more, or None")
         else:
             self._when_mine(self._start_timer, kind, seconds)
+            if self._stuck is not None:
+                self._stuck.deadline = True
 
     def _when_mine(self, fn: Callable[..., Any], *args: Any) -> None:
         """Call it; if a thread has the connection, when that is done."""
@@ -263,9 +283,19 @@ class Conn(Connection):
 
     def _forget_deadlines(self) -> None:
         if self._timed:
-            for kind in ("read", "write", "idle", "handshake", "close", "discard"):
+            for kind in (*DEADLINES, "handshake", "close", "discard", "stuck"):
                 self._cancel_timer(kind)
         self._idle_s = None
+
+    def _look_again(self) -> None:
+        """It may be stuck from now on; see `_stuck`."""
+        if self._input_full and self._state is State.OPEN and not self._in_thread:
+            self._forget_stuck()
+            self._attend()
+
+    def _has_deadline(self) -> bool:
+        timers = self.worker.timers
+        return any((self, kind) in timers for kind in DEADLINES)
 
     def _start_close_timeout(self) -> None:
         self._start_timer("close", self.worker.config.close_timeout)
@@ -287,8 +317,10 @@ class Conn(Connection):
             self._fail(TimeoutError(f"the peer took nothing for {seconds:g} s while closing"))
         elif kind == "handshake":
             self._fail(DeadlineExceeded("the TLS handshake took too long"))
+        elif kind == "stuck":
+            self._stuck_timer_expired()
         elif kind == "write" and not self._out_size:
-            return
+            self._look_again()
         else:
             self._fail(DeadlineExceeded(f"the {kind} deadline is over"))
 
@@ -309,8 +341,11 @@ class Conn(Connection):
     def _start_task(self, async_fn: Any, args: tuple[Any, ...], name: object) -> None:
         if self._state >= State.ENDING:
             return  # it would be cancelled at once
+        self._tasks_running += 1
+        self._forget_stuck()
+        name = name or async_fn
         if self._nursery is not None:
-            self._nursery.start_soon(async_fn, *args, name=name)
+            self._nursery.start_soon(self._run_task, async_fn, args, name=name)
             return
         if self._tasks is None:
             self._tasks = []
@@ -323,7 +358,7 @@ class Conn(Connection):
             async with trio.open_nursery() as nursery:
                 tasks, self._tasks = self._tasks, None
                 for async_fn, args, name in tasks or ():
-                    nursery.start_soon(async_fn, *args, name=name)
+                    nursery.start_soon(self._run_task, async_fn, args, name=name)
                 self._nursery = nursery
                 try:
                     if self._state is not State.CLOSED:
@@ -336,6 +371,13 @@ class Conn(Connection):
             while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
                 cause = cause.exceptions[0]
             self._raised("a task", cause)
+
+    async def _run_task(self, async_fn: Any, args: tuple[Any, ...]) -> None:
+        try:
+            await async_fn(*args)
+        finally:
+            self._tasks_running -= 1
+            self._look_again()
 
     def call_soon_threadsafe(self, fn: Callable[..., Any], *args: Any) -> None:
         """From any thread: have the worker call ``fn(*args)``, first in, first out.

@@ -16,11 +16,22 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from uring_trio._kernel import CQE_F_BUFFER, EAGAIN, ECANCELED, EINTR, ENOBUFS
 from uring_trio.gain._closing import Closing
-from uring_trio.gain._errors import EndOfStream
-from uring_trio.gain._receiving import ENDS, LARGE_SIZE, POLLERR, POLLHUP, SMALLEST_BUFFER, ends
+from uring_trio.gain._errors import EndOfStream, StuckInput
+from uring_trio.gain._receiving import (
+    ENDS,
+    LARGE_SIZE,
+    POLLERR,
+    POLLHUP,
+    POLLRDHUP,
+    SMALLEST_BUFFER,
+    ends,
+)
 from uring_trio.gain._states import Event, State
+from uring_trio.gain._stuck import AFTER_END_S, LATE_S, Stuck, time_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +47,13 @@ class Connection(Closing):
         "_close_when_idle",
         "_deferred",
         "_deferred_size",
+        "_input_limit",
         "_settling",
+        "_stuck",
         "_tasks",
+        "_tasks_running",
         "_user",
+        "_warned_of_stuck",
     )
 
     _user: int  # the thread that has it, while one has
@@ -52,6 +67,10 @@ class Connection(Closing):
         self._deferred_size = 0
         self._close_when_idle = False
         self._tasks = None
+        self._tasks_running = 0
+        self._input_limit: int = self.worker.config.read_buffer_limit
+        self._stuck: Stuck | None = None
+        self._warned_of_stuck = False
 
     # ---- being looked at -----------------------------------------------------------------
 
@@ -82,7 +101,7 @@ class Connection(Closing):
             self._attend()
 
     def _input_consumed(self) -> None:
-        if self._buffered() < self.worker.read_buffer_limit:
+        if self._buffered() < self._input_limit:
             self._input_full = False
             if not self._in_thread:
                 self._attend()
@@ -130,6 +149,8 @@ class Connection(Closing):
             self._out or (self._secure is not None and self._secure.pending())
         ):
             self._dirty.append(self)  # once too often does no harm
+        if self._input_full or self._stuck is not None:
+            self._judge_input()
         self._special = self._needs_settling()
 
     # ---- callbacks -----------------------------------------------------------------------
@@ -267,7 +288,9 @@ class Connection(Closing):
             data = self.worker.manager.pool[offset : offset + res]
             self._deferred.append((self._received, (data,)))
             self._deferred_size += res
-            if self._deferred_size >= self.worker.read_buffer_limit:
+            buffer = self._buffer  # the thread's now, and it may take it away
+            size = self._deferred_size + (0 if buffer is None else len(buffer))
+            if size >= self._input_limit:
                 self._input_full = True
                 if self._recv_slot >= 0 and not self._recv_canceling:
                     self._cancel_receive()
@@ -301,6 +324,7 @@ class Connection(Closing):
         data = worker.block.data(size)
         if self._secure is None and self._state is State.OPEN:
             self._take_large(data)
+            self._limit_input()  # now: a callback that runs elsewhere leaves no later moment
             if self._idle_s is not None:
                 self._restart_idle()
         else:
@@ -332,12 +356,93 @@ class Connection(Closing):
 
     def _limit_input(self) -> None:
         """Stop receiving at read_buffer_limit, or go on."""
-        full = self._buffered() >= self.worker.read_buffer_limit
-        if full and not self._input_full:
+        full = self._buffered() >= self._input_limit
+        if full:
             self._special = True
-            if not self._busy and not self._paused:
-                self.worker.warn_of_full_input(self)
         self._input_full = full
+
+    # ---- input that nobody takes; see `_stuck` -------------------------------------------
+
+    def _is_stuck(self) -> bool:
+        """Whether input has stopped at its limit, and nothing of this connection can take any."""
+        return (
+            self._input_full
+            and self._state is State.OPEN
+            and not (self._paused or self._out_full or self._stopped or self._eof)
+            and not (self._handshaking or self._close_when_idle or self._err is not None)
+            and not (self._busy or self._tasks_running or self._drained is not None)
+            and self._recv_slot < 0  # what is on its way has come
+            and not self._unannounced()
+        )
+
+    def _judge_input(self) -> None:
+        """No callback is due: note that the connection is stuck, or is no more; or close it."""
+        if not self._is_stuck():
+            self._forget_stuck()
+            return
+        stuck = self._stuck
+        if stuck is not None and stuck.is_still(self._buffered(), self._out_size):
+            if stuck.deadline:
+                if self._has_deadline():
+                    return  # which is an end
+            elif stuck.over:
+                self._fail(StuckInput(self._buffered(), self._input_limit, self._why_for_good()))
+                return
+            else:
+                return
+        self._stuck = Stuck(self._buffered(), self._out_size)
+        self._time_stuck()
+        if not self._warned_of_stuck:
+            self._warned_of_stuck = True
+            self._warn_of_stuck()
+
+    def _forget_stuck(self) -> None:
+        """It may go on, or somebody has shown that he minds it."""
+        if self._stuck is not None:
+            self._stuck = None
+            self._cancel_timer("stuck")
+
+    def _time_stuck(self) -> None:
+        timeout = self.worker.config.stuck_input_timeout
+        seconds = time_left(timeout, peer_ended=self._has_peer_ended())
+        if seconds is not None:
+            self._start_stuck_timer(seconds)
+
+    def _start_stuck_timer(self, seconds: float) -> None:
+        assert self._stuck is not None
+        self._stuck.due = trio.current_time() + seconds
+        self._start_timer("stuck", seconds)
+
+    def _stuck_timer_expired(self) -> None:
+        stuck = self._stuck
+        if stuck is None:
+            return
+        if trio.current_time() - stuck.due > LATE_S and not stuck.was_late:
+            stuck.was_late = True
+            self._start_stuck_timer(AFTER_END_S)
+        else:
+            stuck.over = True
+            self._attend()  # after what is due before
+
+    def _has_peer_ended(self) -> bool:
+        """Whether the peer's end was seen, behind whatever is unread."""
+        return bool(self._watch_told & (POLLHUP | POLLRDHUP))
+
+    def _why_for_good(self) -> str:
+        if self._has_peer_ended():
+            return "the peer has ended its stream"
+        return f"nobody took any for {self.worker.config.stuck_input_timeout:g} s (stuck_input_timeout)"
+
+    def _warn_of_stuck(self) -> None:
+        timeout = self.worker.config.stuck_input_timeout
+        self.worker.logger.warning(
+            "receiving stops: the handler has left %d bytes unread of a %s; for messages as "
+            "long as that, raise read_buffer_limit (%d)%s",
+            self._buffered(),
+            self._name(),
+            self._input_limit,
+            "" if timeout is None else f"; it is closed after {timeout:g} s (stuck_input_timeout)",
+        )
 
     def _receive_failed(self, res: int) -> None:
         """No data: the end of the stream, or an error."""
@@ -358,6 +463,8 @@ class Connection(Closing):
         """The poll for errors alone, which tells of the peer's end too."""
         if res > 0:
             self._watch_told |= res
+            if self._stuck is not None and res & (POLLHUP | POLLRDHUP):
+                self._time_stuck()
         if self._wants_input() and not self._is_multishot():
             return  # its receives find the error themselves, and what came before it first
         if res > 0 and res & (POLLERR | POLLHUP) and self._state is State.OPEN:

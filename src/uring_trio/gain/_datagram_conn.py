@@ -178,6 +178,10 @@ class DatagramConn(Conn):
         """Raise `NotSupported`: a datagram is no stream."""
         self._refuse_stream("resume_reading")
 
+    def set_read_buffer_limit(self, size: int) -> None:
+        """Raise `NotSupported`: a datagram is there as a whole."""
+        self._refuse_stream("set_read_buffer_limit")
+
     def set_no_delay(self, no_delay: bool) -> None:
         """Raise `NotSupported`: a datagram is no stream."""
         self._refuse_stream("set_no_delay")

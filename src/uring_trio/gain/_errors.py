@@ -53,6 +53,28 @@ class ShortBuffer(GainError, BufferError):
     text = "fewer bytes are buffered than were asked for; none was consumed"
 
 
+class StuckInput(GainError, BufferError):
+    """The handler waits for more input than ``read_buffer_limit`` lets it have.
+
+    Attributes:
+      buffered: bytes that it has left unread.
+      limit: the connection's ``read_buffer_limit``.
+      reason: why nothing can change any more.
+    """
+
+    def __init__(self, buffered: int, limit: int, reason: str) -> None:
+        super().__init__(
+            f"{buffered} bytes are left unread at a read_buffer_limit of {limit}, and {reason}; "
+            "take input as it comes, raise read_buffer_limit, or say pause_reading()"
+        )
+        self.buffered = buffered
+        self.limit = limit
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[StuckInput], tuple[int, int, str]]:
+        return type(self), (self.buffered, self.limit, self.reason)
+
+
 class ConnectionClosed(GainError, ConnectionError):
     """The connection, or the worker that it lived in, is closed on our side."""
 

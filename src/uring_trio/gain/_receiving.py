@@ -113,8 +113,8 @@ class Receiving(Output):
         elif self._recv_slot >= 0:
             if not self._recv_canceling:
                 self._cancel_receive()
-        elif self._send_slot < 0 and self._state is State.OPEN:
-            self._watch()
+        elif self._state is State.OPEN and (self._send_slot < 0 or self._input_full):
+            self._watch()  # a send tells of an error by itself, but not of the peer's end
 
     def _is_multishot(self) -> bool:
         """Whether it receives, when it does, with an operation that may miss an error."""

@@ -18,6 +18,7 @@ from uring_trio.gain._states import Event, State
 
 if TYPE_CHECKING:
     from uring_trio.gain._secure import Secure
+    from uring_trio.gain._stuck import Stuck
 
 MSG_NOSIGNAL = socket.MSG_NOSIGNAL
 
@@ -33,6 +34,7 @@ class Sending(Receiving):
     __slots__ = ("_handshaking", "_idle_s", "_in_thread", "_secure", "_timed")
 
     _secure: Secure | None
+    _stuck: Stuck | None
 
     def _init_sending(self) -> None:
         self._idle_s: float | None = None
@@ -139,6 +141,8 @@ class Sending(Receiving):
         """The kernel has *size* more bytes of what was written."""
         self._out_size -= size
         self._written += size
+        if self._stuck is not None:
+            self._stuck.unsent -= size
         if self._out_full and self._out_size <= self._low_water:
             self._out_full = False
         if self._drained is not None and self._out_size <= self._low_water:

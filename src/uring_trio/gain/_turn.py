@@ -16,7 +16,6 @@ of what a small message may cost altogether; a connection that is *special* goes
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from uring_trio.gain._handler import Callbacks
 
 
-logger = logging.getLogger("uring_trio.gain")
-
-
 class Turn(Clock):
     """The part of a worker that goes over its connections."""
 
@@ -46,7 +42,6 @@ class Turn(Clock):
 
     def __init__(self, callbacks: Callbacks, config: Config) -> None:
         super().__init__(callbacks, config)
-        self.read_buffer_limit = config.read_buffer_limit
         self.bytes_in = 0
         self.bytes_out = 0
         self.batch: list[Any] = []  # what the kernel has done; see `_routing`
@@ -54,7 +49,6 @@ class Turn(Clock):
         self.dirty: list[Conn] = []  # with output, and no send in flight
         self.wrote: list[Conn] = []  # the kernel has taken output of theirs
         self.more: list[tuple[Conn, int]] = []  # there may be more than was received
-        self._warned_of_full_input = False
         self.starved: deque[Conn] = deque()  # no buffer was left for their receive
 
     def _sweep_completions(self) -> None:
@@ -110,7 +104,8 @@ class Turn(Clock):
                         conn._send_what_is_left(data, sent)
             elif conn._watch_slot < 0 and conn._send_slot < 0:
                 conn._watch()  # see _receiving: nothing that is sent will notice a reset
-            if conn._lease_size:
+            # A look at input that lay there already joins what has come to it: see `_input`.
+            if conn._lease_size or conn._buffer is not None:
                 self._keep_input(conn)
         self.ready.clear()
         self.bytes_out += total
@@ -160,7 +155,7 @@ class Turn(Clock):
                     conn._raised("on_read", exc)
             elif n:
                 conn._drop(conn._buffered())
-        if conn._lease_size:
+        if conn._lease_size or conn._buffer is not None:
             conn._stash()
             conn._limit_input()
         conn._pool = b""  # so that the next one has the same memory, which is warm
@@ -171,19 +166,6 @@ class Turn(Clock):
         elif conn._small_in_a_row:
             conn._shrink()
             conn._steer()
-
-    def warn_of_full_input(self, conn: Conn) -> None:
-        """Tell, once, of a handler that may wait for more than it will ever be given."""
-        if self._warned_of_full_input or conn._unannounced():
-            return
-        self._warned_of_full_input = True
-        logger.warning(
-            "receiving stops: the handler has left %d bytes unread of a %s; for messages as "
-            "long as that, raise read_buffer_limit (%d)",
-            conn._buffered(),
-            conn._name(),
-            self.read_buffer_limit,
-        )
 
     def _send_now(self, conn: Conn) -> None:
         """Send what a plain connection has written, as far as the socket takes it."""
