@@ -10,6 +10,8 @@ import errno
 import logging
 import os
 import socket
+import struct
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +28,24 @@ if TYPE_CHECKING:
 
 pytestmark = gain_tools.needs_ring
 
-NO_DESCRIPTOR = 1 << 20
+Record = tuple[int, int, int, int]  # slot, res, flags, offset
+RESET = -errno.ECONNRESET
 
 
 class FaultyRing:
     """A real ring, with a fault once one is set.
 
     Attributes:
-      change: makes of ("receive" or "accept", res, flags) the result that is seen.
+      change: makes of (res, flags) of a receive what is seen.
+      edit: makes of a batch what is seen.
       multishot: whether multishot operations are.
-      stranger: a socket that was accepted by nobody.
     """
 
     def __init__(self) -> None:
         self.real = Ring()
-        self.change: Callable[[str, int, int], tuple[int, int]] = lambda _, res, flags: (res, flags)
+        self.change: Callable[[int, int], tuple[int, int]] = lambda res, flags: (res, flags)
+        self.edit: Callable[[list[Record]], list[Record]] = lambda batch: batch
         self.multishot = True
-        self.stranger = socket.socket()
-        self._kinds: dict[int, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -53,21 +55,22 @@ class FaultyRing:
             slot: int = self.real.recv_multishot(fd, group, poll_first)
         else:
             slot = self.real.recv(fd, group, 8192, poll_first)
-        self._kinds[slot] = "receive"
         return slot
 
-    def accept_fd(self, fd: int, flags: int, multishot: int) -> int:
-        slot: int = self.real.accept_fd(fd, flags, multishot and self.multishot)
-        self._kinds[slot] = "accept"
-        return slot
-
-    def records(self, count: int) -> Iterator[tuple[int, int, int, int]]:
-        for slot, res, flags, offset in self.real.records(count):
-            yield (slot, *self.change(self._kinds[slot], res, flags), offset)
+    def records(self, count: int) -> Iterator[Record]:
+        batch = list(self.real.records(count))
+        for slot, res, flags, offset in self.edit(batch):
+            yield (slot, *self.change(res, flags), offset)
 
     def close(self, *, leak: bool) -> bool:
-        self.stranger.close()
         return self.real.close(leak=leak)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing was tried yet, and what is logged is seen."""
+    monkeypatch.setattr(_capabilities, "_state", _capabilities._State())
+    caplog.set_level(logging.INFO, "uring_trio.gain")
 
 
 # The faults
@@ -80,11 +83,11 @@ def nothing_is_multishot(ring: FaultyRing) -> None:
 def end_is_lost(ring: FaultyRing) -> None:
     """Data is delivered, and what comes behind it is not (issue 1549)."""
     ring.multishot = False
-    ring.change = lambda _, res, flags: (res, flags | CQE_F_MORE)
+    ring.change = lambda res, flags: (res, flags | CQE_F_MORE)
 
 
 def receive_is_refused(ring: FaultyRing) -> None:
-    ring.change = lambda kind, res, flags: (res, flags) if kind == "accept" else (-errno.EINVAL, 0)
+    ring.change = lambda _res, _flags: (-errno.EINVAL, 0)
 
 
 def cancel_finds_nothing(ring: FaultyRing) -> None:
@@ -93,51 +96,43 @@ def cancel_finds_nothing(ring: FaultyRing) -> None:
 
 
 def cancel_seems_an_end(ring: FaultyRing) -> None:
-    ring.change = lambda _, res, flags: (0 if res == ECANCELED else res, flags)
+    ring.change = lambda res, flags: (0 if res == ECANCELED else res, flags)
 
 
-def accepts_no_descriptor(ring: FaultyRing) -> None:
-    """Issue 1062."""
-    accepts(ring, NO_DESCRIPTOR)
+def reset_takes_the_data(ring: FaultyRing) -> None:
+    """Linux 6.16.3: of data and a reset that come to an armed receive the reset is told."""
+
+    def edit(batch: list[Record]) -> list[Record]:
+        reset = any(res == RESET for _, res, _, _ in batch)
+        return [record for record in batch if not (reset and record[1] > 0)]
+
+    ring.edit = edit
 
 
-def accepts_what_is_no_socket(ring: FaultyRing) -> None:
-    accepts(ring, ring.fd)
+def reset_is_lost(ring: FaultyRing) -> None:
+    """The data is told, and what came behind it is not."""
+    ring.edit = lambda batch: [record for record in batch if record[1] != RESET]
 
 
-def accepts_a_stranger(ring: FaultyRing) -> None:
-    accepts(ring, ring.stranger.fileno())
-
-
-def accepts(ring: FaultyRing, fd: int) -> None:
-    def change(kind: str, res: int, flags: int) -> tuple[int, int]:
-        if kind == "accept" and res >= 0:
-            os.close(res)
-            res = fd
-        return res, flags
-
-    ring.change = change
+def reset_seems_an_end(ring: FaultyRing) -> None:
+    ring.change = lambda res, flags: (0 if res == RESET else res, flags)
 
 
 @pytest.mark.parametrize(
-    ("fault", "receive", "accept", "reason"),
+    ("fault", "reason"),
     [
-        (nothing_is_multishot, False, False, "an end that came with data was never reported"),
-        (end_is_lost, False, False, "an end that came with data was never reported"),
-        (receive_is_refused, False, True, "was answered with [-22"),
-        (cancel_finds_nothing, False, False, "a cancel did not end it"),
-        (cancel_seems_an_end, False, False, "a cancel did not end it"),
-        (accepts_no_descriptor, True, False, "three connections were answered with"),
-        (accepts_what_is_no_socket, True, False, "three connections were answered with"),
-        (accepts_a_stranger, True, False, "three connections were answered with"),
+        (nothing_is_multishot, "an end that came with data was never reported"),
+        (end_is_lost, "an end that came with data was never reported"),
+        (receive_is_refused, "was answered with [-22"),
+        (cancel_finds_nothing, "a cancel did not end it"),
+        (cancel_seems_an_end, "a cancel did not end it"),
+        (reset_takes_the_data, f"data that came before a reset was answered with [{RESET}]"),
+        (reset_is_lost, "a reset that came with data was answered with []"),
+        (reset_seems_an_end, "a reset that came with data was answered with [0]"),
     ],
 )
 def test_a_fault_is_noticed(
-    fault: Callable[[FaultyRing], None],
-    receive: bool,
-    accept: bool,
-    reason: str,
-    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[FaultyRing], None], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_capabilities, "BOUND_S", 0.02)
     with harness.no_new_fds():
@@ -145,13 +140,11 @@ def test_a_fault_is_noticed(
         fault(ring)
         try:
             found = try_ring(ring)  # type: ignore[arg-type]
-            assert ring.stranger.fileno() >= 0
-            os.fstat(ring.stranger.fileno())  # what was not accepted was not closed
             os.fstat(ring.fd)
         finally:
             ring.close(leak=False)
-    assert (found.multishot_receive, found.multishot_accept) == (receive, accept)
-    assert len(found.reasons) == (not receive) + (not accept)
+    assert not found.multishot_receive
+    assert len(found.reasons) == 1
     assert reason in found.reasons[0]
 
 
@@ -165,20 +158,69 @@ def test_without_a_fault_all_is_tried_and_nothing_is_left() -> None:
             leaked = ring.close(leak=False)
     if found.reasons:
         pytest.skip(f"this kernel has faults: {found.reasons}")
-    assert found == Capabilities(True, True)
+    assert found == Capabilities(True)
     assert (counters["in_flight"], counters["queued"], counters["stale_cqes"]) == (0, 0, 0)
-    assert operations == {"recv": 3, "accept": 1, "async_cancel": 2}
+    assert operations == {"recv": 5, "async_cancel": 1}
     assert not leaked
 
 
+# Where there is no loopback to try it on
+
+
+def no_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A host of its own range has no such address, so it cannot be bound.
+    monkeypatch.setattr(_capabilities, "LOOPBACKS", ((socket.AF_INET, "192.0.2.1"),))
+
+
+def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listener's queue is full, so that a connect has no answer."""
+
+    class Deaf(socket.socket):
+        def listen(self, _backlog: int = 0) -> None:
+            super().listen(0)
+            self.others = [socket.socket(self.family) for _ in range(3)]
+            for other in self.others:
+                other.setblocking(False)
+                other.connect_ex(self.getsockname())
+
+        def close(self) -> None:
+            for other in getattr(self, "others", ()):
+                other.close()
+            super().close()
+
+    monkeypatch.setattr(socket, "socket", Deaf)
+    monkeypatch.setattr(_capabilities, "LOOPBACKS", ((socket.AF_INET, "127.0.0.1"),))
+
+
+def no_reset_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_capabilities, "RESET_AT_CLOSE", struct.pack("ii", 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (no_loopback, "not tried: there is no loopback interface"),
+        (nobody_answers, "not tried: there is no loopback interface"),
+        (no_reset_comes, "not tried: a reset does not arrive"),
+    ],
+)
+@pytest.mark.usefixtures("fresh")
+def test_what_cannot_be_tried_is_not_used(
+    what: Callable[[pytest.MonkeyPatch], None],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(_capabilities, "BOUND_S", 0.02)
+    with monkeypatch.context() as patch:
+        what(patch)
+        started = time.monotonic()
+        assert not capabilities().multishot_receive
+        assert time.monotonic() - started < 1
+    assert reason in caplog.messages[0]
+
+
 # Once in a process
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing was tried yet, and what is logged is seen."""
-    monkeypatch.setattr(_capabilities, "_state", _capabilities._State())
-    caplog.set_level(logging.INFO, "uring_trio.gain")
 
 
 @pytest.mark.usefixtures("fresh")
@@ -189,7 +231,7 @@ def test_it_is_tried_once(
 
     def nothing_works(ring: Ring) -> Capabilities:
         tried.append(ring)
-        return Capabilities(False, False, ("multishot receive: odd", "multishot accept: ill"))
+        return Capabilities(False, ("multishot receive: odd",))
 
     monkeypatch.setattr(_capabilities, "try_ring", nothing_works)
     with harness.no_new_fds():
@@ -197,7 +239,6 @@ def test_it_is_tried_once(
     assert len(tried) == 1
     assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [
         ("uring_trio.gain", "INFO", "not used: multishot receive: odd"),
-        ("uring_trio.gain", "INFO", "not used: multishot accept: ill"),
     ]
 
 
@@ -205,7 +246,7 @@ def test_it_is_tried_once(
 def test_nothing_is_logged_where_all_works(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_capabilities, "try_ring", lambda _ring: Capabilities(True, True))
+    monkeypatch.setattr(_capabilities, "try_ring", lambda _ring: Capabilities(True))
     capabilities()
     assert caplog.records == []
 
@@ -220,7 +261,7 @@ def test_a_ring_that_cannot_be_had_now_is_asked_for_again(
     with monkeypatch.context() as patch:
         patch.setattr(_capabilities, "Ring", no_memory)
         found = capabilities()
-    assert (found.multishot_receive, found.multishot_accept) == (False, False)
+    assert not found.multishot_receive
     assert "Cannot allocate memory" in caplog.messages[0]
     assert capabilities() is capabilities()
     assert "not tried" not in str(capabilities().reasons)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = gain_tools.needs_ring
 on_ring = [pytest.mark.differential, pytest.mark.ring_only]
 
-NOTHING = Capabilities(False, False, ("a test",))
+NOTHING = Capabilities(False, ("a test",))
 SMALLEST_BUFFER = 8192
 architectures = pytest.mark.parametrize("architecture", ["reactor", "sharding"])
 

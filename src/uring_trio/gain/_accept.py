@@ -1,6 +1,8 @@
-"""Accepting: one multishot operation a listener, or one at a time under a limit.
+"""Accepting, one at a time.
 
-One at a time, too, where the kernel's multishot accept has faults (`_capabilities`).
+The kernel's multishot accept waits exclusively: it swallows the wake-up of a connection
+that it does not take, because its process is busy, stopped or gone; and what it takes while
+we are busy waits for us, beside others who are idle.
 
 When the process has no descriptor left the kernel's accept fails at once, and would fail
 again at once: accepting pauses until a connection has closed, or a while has passed.
@@ -73,8 +75,7 @@ class Acceptor:
             self._hand_on(*held)
         if self._held is not None or not worker.may_accept():
             return
-        multishot = worker.config.max_connections is None and worker.capabilities.multishot_accept
-        slot = worker.manager.ring.accept_fd(self._fd, ACCEPT_FLAGS, multishot)
+        slot = worker.manager.ring.accept_fd(self._fd, ACCEPT_FLAGS, 0)
         self.slot = worker.manager.start(self, slot)
         self.paused = False
 

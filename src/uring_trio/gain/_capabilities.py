@@ -2,22 +2,28 @@
 
 All kernels that have rings have multishot operations, and some have them with faults that
 no release number tells of: an end of file that is never reported where it came together
-with data, a cancel that does not find its operation, an accept that gives a number which is
-no descriptor (docs/kernels.md names them). Each would leave a connection open for ever, or
-end the server. So the situations that went wrong are made here, once in a process, on a ring
-of our own, over UNIX sockets (where most went wrong). Nothing in them waits for another
-thread, so an answer that is not there at once is one that never comes; the bound is for a
-machine that is very busy.
+with data, data that is lost where a reset came behind it, a cancel that does not find its
+operation (docs/kernels.md names them). Each would leave a connection open for ever, or
+lose what a peer has sent. So the situations that went wrong are made here, once in a
+process, on a ring of our own: over UNIX sockets, and those with a reset over the loopback
+interface, because only TCP has them. Nothing in them waits for another thread, so an answer
+that is not there at once is one that never comes; the bound is for a machine that is very
+busy. (The kernel may deliver over loopback from a thread of its own. So what is to be there
+before the ring looks is waited for by poll(2), which takes nothing away.)
 
-Where one fails the one-shot operation is used instead, which costs time and nothing else.
+Where one fails, or there is no loopback to try it on, the one-shot operation is used
+instead, which costs time and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import select
 import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -29,10 +35,13 @@ from uring_trio._probe import note_ring_given_up
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ECONNRESET = -errno.ECONNRESET
+
 # Of one wait. It takes microseconds; a fault costs this much, once in a process.
 BOUND_S = 0.1
 DATA = b"data"
-ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger
+LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 logger = logging.getLogger("uring_trio.gain")
 
@@ -43,12 +52,10 @@ class Capabilities:
 
     Attributes:
       multishot_receive: one receive that stays armed.
-      multishot_accept: one accept that stays armed.
       reasons: why not, one for each that may not.
     """
 
     multishot_receive: bool
-    multishot_accept: bool
     reasons: tuple[str, ...] = ()
 
 
@@ -84,7 +91,7 @@ def capabilities() -> Capabilities:
         try:
             ring = Ring()
         except OSError as exc:  # memory or descriptors: may be there the next time
-            found = Capabilities(False, False, (f"multishot operations: not tried: {exc}",))
+            found = Capabilities(False, (f"multishot operations: not tried: {exc}",))
         else:
             try:
                 found = state.found = try_ring(ring)
@@ -101,20 +108,12 @@ def try_ring(ring: Ring) -> Capabilities:
 
     Where the kernel has a fault, operations may be left in flight.
     """
-    reasons = []
-
-    def works(name: str, *trials: Callable[[Ring], None]) -> bool:
-        try:
-            for trial in trials:
-                trial(ring)
-        except (Fault, OSError) as exc:
-            reasons.append(f"{name}: {exc}")
-            return False
-        return True
-
-    receive = works("multishot receive", _try_end_before, _try_end_after, _try_cancel)
-    accept = works("multishot accept", _try_accept)
-    return Capabilities(receive, accept, tuple(reasons))
+    try:
+        for trial in TRIALS:
+            trial(ring)
+    except (Fault, OSError) as exc:
+        return Capabilities(False, (f"multishot receive: {exc}",))
+    return Capabilities(True)
 
 
 # ---- receiving ---------------------------------------------------------------------------
@@ -153,47 +152,68 @@ def _try_cancel(ring: Ring) -> None:
         _cancel(ring, slot)
 
 
-# ---- accepting ---------------------------------------------------------------------------
+def _try_reset_before(ring: Ring) -> None:
+    """Data and a reset are both there when the receive is armed."""
+    _try_reset(ring, armed_first=False)
 
 
-def _try_accept(ring: Ring) -> None:
-    """One connection before the accept is armed, two at once after; then it is cancelled."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind("")  # the kernel gives it an abstract name
-        listener.listen(3)
-
-        def connect() -> None:
-            client = stack.enter_context(socket.socket(socket.AF_UNIX))
-            client.settimeout(BOUND_S)
-            client.connect(listener.getsockname())
-
-        connect()
-        slot = _checked(ring, ring.accept_fd(listener.fileno(), ACCEPT_FLAGS, 1))
-        answers = _wait(ring, slot, 1)
-        connect()
-        connect()
-        answers += _wait(ring, slot, 2)
-        wrong = [fd for fd in answers if not _close_accepted(fd, listener)]
-        if wrong or len(answers) != 3:
-            raise Fault(f"three connections were answered with {answers}, of these wrong: {wrong}")
-        _cancel(ring, slot)
+def _try_reset_after(ring: Ring) -> None:
+    """Data and a reset come to an armed receive, between two waits (Linux 6.16.3)."""
+    _try_reset(ring, armed_first=True)
 
 
-def _close_accepted(fd: int, listener: socket.socket) -> bool:
-    """Close what was accepted; False if it was not accepted from there, and is left alone."""
-    try:
-        sock = socket.socket(listener.family, listener.type, fileno=fd)
-    except (OSError, ValueError):
-        return False
-    try:
-        ours = bool(sock.getsockname() == listener.getsockname())
-    except OSError:  # no socket
-        ours = False
-    if not ours:
-        sock.detach()
-    sock.close()
-    return ours
+def _try_reset(ring: Ring, *, armed_first: bool) -> None:
+    ours, theirs = _connected_over_loopback()
+    with ours, theirs:
+        slot = _checked(ring, ring.recv_multishot(ours.fileno(), 0, 0)) if armed_first else -1
+        if armed_first:
+            _wait(ring, slot, 0, 0)
+        theirs.sendall(DATA)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        theirs.close()
+        _wait_for_reset(ours)
+        if not armed_first:
+            slot = _checked(ring, ring.recv_multishot(ours.fileno(), 0, 0))
+        answers = _wait(ring, slot, 2)
+        if answers[:1] != [len(DATA)]:
+            raise Fault(f"data that came before a reset was answered with {answers}")
+        if answers[1:] != [ECONNRESET]:
+            raise Fault(f"a reset that came with data was answered with {answers[1:]}")
+
+
+def _connected_over_loopback() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection, or an OSError, soon."""
+    for family, host in LOOPBACKS:
+        with contextlib.suppress(OSError), socket.socket(family) as listener:
+            listener.settimeout(BOUND_S)
+            listener.bind((host, 0))
+            listener.listen(1)
+            client = socket.socket(family)
+            try:
+                client.settimeout(BOUND_S)
+                client.connect(listener.getsockname())
+                server, _ = listener.accept()
+            except BaseException:
+                client.close()
+                raise
+            return server, client
+    raise OSError(errno.ENETUNREACH, "not tried: there is no loopback interface")
+
+
+def _wait_for_reset(sock: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(sock, 0)  # errors are reported all the same
+    if not poll.poll(BOUND_S * 1000):
+        raise OSError(errno.ETIMEDOUT, "not tried: a reset does not arrive")
+
+
+TRIALS: tuple[Callable[[Ring], None], ...] = (
+    _try_end_before,
+    _try_end_after,
+    _try_reset_before,
+    _try_reset_after,
+    _try_cancel,
+)
 
 
 # ---- the ring ----------------------------------------------------------------------------
