@@ -1,6 +1,8 @@
+#define _GNU_SOURCE /* accept4 */
 #include "prep.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -192,4 +194,15 @@ int ut_prep_timeout(struct ut_engine *engine, int64_t timeout_ns)
         sqe->addr = (uint64_t)(uintptr_t)&op->timeout;
     }
     return slot;
+}
+
+int ut_try_accept(int fd, int flags)
+{
+    int status = fcntl(fd, F_GETFL);
+    if (status < 0)
+        return -errno;
+    if (!(status & O_NONBLOCK))
+        return -EDEADLK;
+    int accepted = accept4(fd, NULL, NULL, flags);
+    return accepted < 0 ? -errno : accepted;
 }

@@ -63,4 +63,9 @@ int ut_prep_poll(struct ut_engine *engine, int fd, uint32_t events, int multisho
 /* Is over after `timeout_ns` with -ETIME; the wait goes on meanwhile. */
 int ut_prep_timeout(struct ut_engine *engine, int64_t timeout_ns);
 
+/* Takes a connection that waits already: its descriptor, or -errno. accept4(2) has no flag
+ * for one call, so where the listener does not have O_NONBLOCK, because somebody who shares
+ * it has switched that off, nothing is tried: -EDEADLK. */
+int ut_try_accept(int fd, int flags);
+
 #endif

@@ -32,24 +32,24 @@ def one_shot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def operations_of_this_ring(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What is armed from now on in this run: accept and its multishot flag, or recv and 0."""
+    """What is armed from now on in this run: poll and its multishot flag, or recv and 0."""
     armed: list[tuple[str, int]] = []
     ring: Any = current_runner().io_manager.ring
-    real_accept, real_recv = ring.accept_fd, ring.recv
+    real_poll, real_recv = ring.poll, ring.recv
 
     def recv_multishot(*_args: int) -> int:
         raise AssertionError("a multishot receive")
 
-    def accept_fd(fd: int, flags: int, multishot: int) -> int:
-        armed.append(("accept", multishot))
-        return int(real_accept(fd, flags, multishot))
+    def poll(fd: int, events: int, multishot: int) -> int:
+        armed.append(("poll", multishot))
+        return int(real_poll(fd, events, multishot))
 
     def recv(*args: int) -> int:
         armed.append(("recv", 0))
         return int(real_recv(*args))
 
     monkeypatch.setattr(ring, "recv_multishot", recv_multishot)
-    monkeypatch.setattr(ring, "accept_fd", accept_fd)
+    monkeypatch.setattr(ring, "poll", poll)
     monkeypatch.setattr(ring, "recv", recv)
     return armed
 
@@ -113,8 +113,8 @@ class TestOnTheRing:
             for i in range(5):
                 await client.send_all(b"%d" % i)
                 assert await read_exactly(client, 1) == b"%d" % i
-        assert armed.count(("accept", False)) >= 2  # one, and the next
-        assert ("accept", True) not in armed
+        assert armed.count(("poll", 0)) >= 2  # for one connection, and the next
+        assert ("poll", 1) not in armed
         assert ("recv", 0) in armed
 
     @pytest.mark.parametrize(

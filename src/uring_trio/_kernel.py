@@ -270,6 +270,7 @@ class Ring:
         self.recv_multishot = partial(lib.ut_prep_recv_multishot, engine)
         self.try_send = lib.ut_try_send
         self.try_recv = lib.ut_try_recv
+        self.try_accept = lib.ut_try_accept
         self.send_from = partial(lib.ut_prep_send_from, engine)
         self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
 

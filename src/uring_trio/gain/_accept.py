@@ -1,8 +1,23 @@
-"""Accepting, one at a time.
+"""Accepting: a poll, and then as many connections as are there, a few at a time.
 
-The kernel's multishot accept waits exclusively: it swallows the wake-up of a connection
-that it does not take, because its process is busy, stopped or gone; and what it takes while
-we are busy waits for us, beside others who are idle.
+Several processes, and several workers of one server, may accept on one listener. The
+kernel's own wait for a connection (IORING_OP_ACCEPT, multishot above all) is exclusive: one
+of those who wait is woken, and if that one is busy, stopped, killed, or about to leave, its
+wake-up is lost, and the connection waits beside idle workers until the next one comes.
+A multishot accept takes connections even while its worker is in a callback, where others
+could serve them. So here a poll waits, which is not exclusive, and a connection leaves the
+kernel's queue in the turn that serves it, by an accept4(2) that finds it or goes on.
+What is paid for that: an idle worker is woken for a connection that another one takes.
+
+Only a few are taken in a turn, so that other workers have some of a burst, and other
+connections their turn. The poll is armed again afterwards, and tells at once of what is left.
+
+accept4(2) has no flag that says "do not wait". The file has one, which others who share the
+listener may switch off; then the ring accepts, one at a time, by the engine's own way of
+waiting, which is not exclusive either.
+
+A place under ``max_connections`` is claimed before a connection is taken, so that none is
+taken that there is no room for.
 
 When the process has no descriptor left the kernel's accept fails at once, and would fail
 again at once: accepting pauses until a connection has closed, or a while has passed.
@@ -15,7 +30,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from uring_trio._kernel import CQE_F_MORE
+from uring_trio._kernel import EAGAIN
 from uring_trio.gain._address import Address
 
 if TYPE_CHECKING:
@@ -28,8 +43,11 @@ if TYPE_CHECKING:
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # The listener will never accept again.
 FATAL = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
+MIGHT_BLOCK = -errno.EDEADLK  # see `ut_try_accept`
 RETRY_S = 0.5  # after EXHAUSTED, if no connection of ours closes before
 ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+ACCEPTS_MAX = 4  # in a turn
+POLLIN = 0x1
 
 
 class Acceptor:
@@ -50,7 +68,7 @@ class Acceptor:
         self.assign = assign
         self.slot = -1
         self.paused = True
-        self._held: tuple[socket.socket, Address] | None = None  # accepted, and no room
+        self._on_ring = False  # what is armed is an accept, with a place claimed, and no poll
         self._closed = False
         self._told = False  # that descriptors are used up
         sock = listener.sock
@@ -64,19 +82,17 @@ class Acceptor:
     # ---- armed, or not -------------------------------------------------------------------
 
     def arm(self) -> None:
-        """Accept, unless it does or must not."""
-        worker = self.worker
+        """Wait for a connection, unless it does or must not."""
         if self._closed or self.slot >= 0:
             return
         # First this, then the look: who makes room on another thread looks after that.
         self.paused = True
-        if self._held is not None and worker.may_accept():
-            held, self._held = self._held, None
-            self._hand_on(*held)
-        if self._held is not None or not worker.may_accept():
-            return
-        slot = worker.manager.ring.accept_fd(self._fd, ACCEPT_FLAGS, 0)
-        self.slot = worker.manager.start(self, slot)
+        if self.worker.may_accept():
+            self._start(self.worker.manager.ring.poll(self._fd, POLLIN, 0), on_ring=False)
+
+    def _start(self, slot: int, *, on_ring: bool) -> None:
+        self.slot = self.worker.manager.start(self, slot)
+        self._on_ring = on_ring
         self.paused = False
 
     def close(self) -> None:
@@ -85,14 +101,18 @@ class Acceptor:
             return
         self._closed = True
         self.worker.timers.cancel((self, "retry"))
-        if self._held is not None:
-            self._held[0].close()
-            self._held = None
         if self.slot >= 0 and self.worker.manager.ring.cancel(self.slot) == 0:
             self.worker.manager.ops[self.slot] = None
             self.slot = -1
+            self._give_place_back()
         if self.slot < 0:
             self._close_listener()
+
+    def _give_place_back(self) -> None:
+        """An accept on the ring is over, without a connection."""
+        if self._on_ring:
+            self._on_ring = False
+            self.worker.unclaim()
 
     def _close_listener(self) -> None:
         self.listener.close()
@@ -100,57 +120,75 @@ class Acceptor:
 
     # ---- what came -----------------------------------------------------------------------
 
-    def complete(self, res: int, flags: int, _offset: int) -> None:
+    def complete(self, res: int, _flags: int, _offset: int) -> None:
         """Take a cqe, in the scheduler: the worker's turn does the rest."""
-        if not flags & CQE_F_MORE:
-            self.worker.manager.ops[self.slot] = None
-            self.slot = -1
+        self.worker.manager.ops[self.slot] = None
+        self.slot = -1
         self.worker.accepted.append((self, res))
         self.worker.wake()
 
     def accepted(self, res: int) -> None:
-        """In the worker's turn: a descriptor, or an error."""
-        if res >= 0:
-            self._adopt(res)
+        """In the worker's turn: there are connections, or is one; or an error."""
+        if self._on_ring:
+            if res >= 0:
+                self._on_ring = False
+                self._adopt(res)
+            else:
+                self._give_place_back()
+        elif res >= 0 and not self._closed:
+            res = self._accept_now()
+        if self._closed:
+            if self.slot < 0:
+                self._close_listener()
         elif -res in EXHAUSTED:
             self._exhausted(-res)
-            return
-        elif -res in FATAL and not self._closed:
+        elif -res in FATAL:
             self.worker.logger.error(
                 "accepting on %s ended: %s", self.listener.address, os.strerror(-res)
             )
             self.close()
-        if self._closed:
-            if self.slot < 0:
-                self._close_listener()
         else:
             self.arm()
 
+    def _accept_now(self) -> int:
+        """Take what is there, up to a bound; the last error, if it is not that there is no more."""
+        worker = self.worker
+        ring = worker.manager.ring
+        for _ in range(ACCEPTS_MAX):
+            if not worker.claim():
+                break
+            res = ring.try_accept(self._fd, ACCEPT_FLAGS)
+            if res == MIGHT_BLOCK:
+                self._start(ring.accept_fd(self._fd, ACCEPT_FLAGS, 0), on_ring=True)
+                break
+            if res < 0:
+                worker.unclaim()
+                return 0 if res == EAGAIN else int(res)
+            self._adopt(res)
+        return 0
+
     def _adopt(self, fd: int) -> None:
+        """Give a connection, for which a place is claimed, to its worker."""
+        worker = self.worker
         sock = socket.socket(*self._kind, fileno=fd)
         network = self.listener.network
         try:
             remote = Address.from_sockaddr(network, sock.getpeername())
         except OSError:  # it was reset before it was accepted: nobody was told of it
             sock.close()
+            worker.unclaim()
             return
         if self._closed:
             sock.close()
+            worker.unclaim()
             return
         self._told = False
-        self._hand_on(sock, remote)
-
-    def _hand_on(self, sock: socket.socket, remote: Address) -> None:
-        """Give a connection to its worker, or hold it until there is room."""
-        worker = self._choose(remote)
-        if not worker.claim():
-            self._held = (sock, remote)
-            return
-        network = self.listener.network
-        if worker is self.worker:
+        chosen = self._choose(remote)
+        worker.use_claim(chosen)
+        if chosen is worker:
             worker.adopt(sock, network, self._local, remote)
-        elif not worker.post(worker.adopt, sock, network, self._local, remote):
-            worker.unclaim()
+        elif not chosen.post(chosen.adopt, sock, network, self._local, remote):
+            chosen.leave()
             sock.close()
 
     def _choose(self, remote: Address) -> Worker:
@@ -163,12 +201,6 @@ class Acceptor:
             return self.worker.peers[0]
 
     def _exhausted(self, error: int) -> None:
-        if self._closed:
-            if self.slot < 0:
-                self._close_listener()
-            return
-        if self.slot >= 0:
-            return  # still armed
         self.paused = True
         if not self._told:
             self._told = True

@@ -69,6 +69,7 @@ class Worker(Turn):
         self.peers: Sequence[Worker] = (self,)  # all workers of the server
         self.thread: int | None = None
         self.active = 0
+        self.claimed = 0  # places for connections that are about to be accepted
         self.accepted: list[tuple[Acceptor, int]] = []
         self.calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self.parked = False
@@ -222,17 +223,33 @@ class Worker(Turn):
     def may_accept(self) -> bool:
         """Whether one more connection is allowed."""
         limit = self.config.max_connections
-        return limit is None or sum(worker.active for worker in self.peers) < limit
+        return limit is None or sum(each.active + each.claimed for each in self.peers) < limit
 
     def claim(self) -> bool:
-        """Count one more connection here, if it is allowed; on the thread that has accepted."""
+        """Keep a place for a connection that is to be accepted here, if there is one."""
+        if self.config.max_connections is None:
+            return True
         with _counting:
             allowed = self.may_accept()
-            self.active += allowed
+            self.claimed += allowed
         return allowed
 
     def unclaim(self) -> None:
-        """Count one less."""
+        """Give the place back: there was no connection."""
+        if self.config.max_connections is not None:
+            with _counting:
+                self.claimed -= 1
+            self._tell_of_room()
+
+    def use_claim(self, worker: Worker) -> None:
+        """A connection was accepted here for *worker*: it takes the place, and is counted there."""
+        with _counting:
+            if self.config.max_connections is not None:
+                self.claimed -= 1
+            worker.active += 1
+
+    def leave(self) -> None:
+        """Count one connection less."""
         with _counting:
             self.active -= 1
 
@@ -240,7 +257,7 @@ class Worker(Turn):
         """Serve a connection that was claimed for this worker."""
         if self._ending:
             sock.close()
-            self.unclaim()
+            self.leave()
             return
         conn = Conn(self, sock, network, local, remote)
         self._conns.add(conn)
@@ -254,14 +271,18 @@ class Worker(Turn):
         """A connection is closed, and nobody is to be told of it any more."""
         if conn in self._conns:
             self._conns.remove(conn)
-            self.unclaim()
+            self.leave()
             if self._ending:
                 self.wake()
-            for worker in self.peers:
-                if worker is self:
-                    self.resume_accepting()
-                elif worker.is_accepting_paused():
-                    worker.post(worker.resume_accepting)
+            self._tell_of_room()
+
+    def _tell_of_room(self) -> None:
+        """Accepting may go on, here and in the other workers, where it was paused."""
+        for worker in self.peers:
+            if worker is self:
+                self.resume_accepting()
+            elif worker.is_accepting_paused():
+                worker.post(worker.resume_accepting)
 
     def resume_accepting(self) -> None:
         """There may be room, or a descriptor, again."""
@@ -338,7 +359,7 @@ class Worker(Turn):
             fn, args = self.calls.popleft()
             if fn == self.adopt:
                 args[0].close()
-                self.unclaim()
+                self.leave()
         self._final = self._statistics()  # without what was never adopted
 
     # ---- statistics ----------------------------------------------------------------------
