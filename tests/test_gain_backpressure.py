@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import gain_tools
 import pytest
+import test_gain_asleep
 import trio
 import trio.testing
 from gain_tools import (
@@ -21,6 +22,8 @@ from gain_tools import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from uring_trio import gain
 
 pytestmark = gain_tools.ON_RING
@@ -125,6 +128,72 @@ async def test_reading_stops_above_high_water_and_goes_on_below_low() -> None:
         await read_exactly(client, len(CLOGGING))
         await until(lambda: sink.received == 1000)
         assert conn.outbound_buffered() <= 16 * KIB
+
+
+LOW_HIGH = 4 * KIB * KIB  # a high water so high that the steps of sending are small beside it
+STEP = 512 * KIB
+
+
+async def read_slowly(client: trio.abc.ReceiveStream, size: int) -> None:
+    """In pieces so small that the server sees to each before the next."""
+    left = size
+    while left:
+        left -= len(await client.receive_some(min(left, 16 * KIB)))
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("network", ["tcp", "unix", "tls"])
+async def test_reading_goes_on_just_below_low_water(network: str, tmp_path: Path) -> None:
+    """Not before, at high water, and not only when all was sent."""
+    left_at_read: list[int] = []
+    recorder = Recorder(on_read=lambda conn, n: left_at_read.append(conn.outbound_buffered()))
+    async with test_gain_asleep.connected(
+        network, recorder, tmp_path, write_high_water=LOW_HIGH, socket_send_buffer_size=32 * KIB
+    ) as (conn, client):
+        total = 2 * LOW_HIGH
+        conn.write(bytes(total))
+        await until(lambda: conn.outbound_buffered() < total)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await client.send(b"are you there?")
+        await read_slowly(client.stream, total)
+        await until(lambda: left_at_read)
+    assert len(left_at_read) == 1
+    assert LOW_HIGH // 4 - STEP <= left_at_read[0] <= LOW_HIGH // 4
+
+
+async def test_reading_goes_on_up_to_high_water() -> None:
+    recorder = Recorder()
+    async with connected(recorder, write_high_water=LOW_HIGH) as (conn, client):
+        conn.write(bytes(LOW_HIGH))  # of which the kernel takes some
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert 0 < conn.outbound_buffered() <= LOW_HIGH
+        await client.send_all(b"x")
+        await until(lambda: recorder.counts().read == 1)
+        conn.write(bytes(LOW_HIGH))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await client.send_all(b"x")
+        await trio.sleep(QUIET_S)
+        assert recorder.counts().read == 1
+
+
+@pytest.mark.parametrize("network", ["tcp", "tls"])
+async def test_drain_returns_just_below_low_water(network: str, tmp_path: Path) -> None:
+    left: list[int] = []
+    async with test_gain_asleep.connected(
+        network, Recorder(), tmp_path, write_high_water=LOW_HIGH, socket_send_buffer_size=32 * KIB
+    ) as (conn, client):
+        total = 2 * LOW_HIGH
+        conn.write(bytes(total))
+
+        async def drain() -> None:
+            await conn.drain()
+            left.append(conn.outbound_buffered())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain)
+            await read_slowly(client.stream, total)
+    assert LOW_HIGH // 4 - STEP <= left[0] <= LOW_HIGH // 4
 
 
 async def test_echo_to_a_peer_that_does_not_read_is_bounded() -> None:

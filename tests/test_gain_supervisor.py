@@ -336,16 +336,37 @@ async def test_error_of_listen_is_raised() -> None:
     assert running.site.unheard[1] == ["listener 1"]  # the server's still, to be closed
 
 
-async def test_error_before_a_worker_is_ready_ends_the_others() -> None:
-    running = Running(scripted())
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + BOUND_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("order", ["others are ready", "others are not"])
+async def test_error_before_a_worker_is_ready_ends_the_others(failing: int, order: str) -> None:
+    """At once, or as soon as they are ready to be told."""
+    running = Running(scripted(3))
+    others = [each for each in running.supervisor._workers if each.worker.index != failing]
 
     def refuse() -> None:
+        if order == "others are ready":
+            wait_for(lambda: all(each.ready for each in others))
         raise Boom
 
-    running.workers[0].on_run = refuse
+    for each in running.workers:
+        if each.index == failing:
+            each.on_run = refuse
+        elif order == "others are not":
+            each.on_run = lambda: wait_for(lambda: all(other.aborted for other in others))
     with pytest.raises(Boom):
         await running.until_end()
-    assert running.told()[1] in ([], ["abort"])
+    told = running.told()
+    assert told.pop(failing) == []
+    assert told == [["abort"], ["abort"]]
+    assert running.site.steps == ["bind"]  # nobody was let in
+    assert all(each.ended for each in others)
 
 
 async def test_thread_inside_a_callback_is_left_behind_with_a_warning(
