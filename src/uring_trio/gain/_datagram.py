@@ -11,7 +11,9 @@ they are about. Each also makes the next call on the socket fail, whomever it is
 call that failed is tried again if it was not to blame, that is, if there were errors in the
 queue. They are logged, and end nothing.
 
-A poll reports errors whether or not it was asked to, for as long as the queue holds any.
+A poll reports errors whether or not it was asked to, for as long as the queue holds any. So
+everything is taken out of it, also what is no error: times of what was sent, and completions
+of zero-copy sends, where somebody has asked the socket for them.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ IPV6_RECVERR = 25
 # linux/errqueue.h, struct sock_extended_err: errno, origin, type, code, pad, info, data
 _EXTENDED_ERROR = struct.Struct("=IBBBBII")
 ANCILLARY_SIZE = 512
+ERROR_ORIGINS = (1, 2, 3)  # SO_EE_ORIGIN_LOCAL, _ICMP, _ICMP6
 
 
 class Watch:
@@ -372,7 +375,9 @@ class DatagramSocket:
                     (socket.IPPROTO_IP, IP_RECVERR),
                     (socket.IPPROTO_IPV6, IPV6_RECVERR),
                 ):
-                    error = _EXTENDED_ERROR.unpack_from(data)[0]
+                    error, origin, *_ = _EXTENDED_ERROR.unpack_from(data)
+                    if origin not in ERROR_ORIGINS:
+                        continue
                     about = Address.from_sockaddr("udp", peer) if peer else "an unknown peer"
                     self._complain("ICMP error about %s: %s", about, os.strerror(error))
         return ERRORS_MAX
