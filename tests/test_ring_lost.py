@@ -137,6 +137,17 @@ def test_whatever_the_filter_answers(how: str) -> None:
     check(how, "receive", "io_uring_enter")
 
 
+@pytest.mark.parametrize("how", ["EINTR", "ETIME", "EBUSY", "EAGAIN", "EIO"])
+@pytest.mark.parametrize("moment", ["sleep_forever", "receive"])
+def test_filter_that_answers_like_a_kernel_with_a_passing_trouble(how: str, moment: str) -> None:
+    """None of them is a spin: the limit on CPU time would end the process."""
+    done = sandbox.run_python("NONE", CODE, how, moment)
+    assert done.returncode == 0, done.stderr
+    text = json.loads(done.stdout)["text"]
+    assert "io_uring_enter" in text
+    assert "a seccomp filter did that came into force meanwhile" in text
+
+
 def test_register_of_a_guest_run_is_named() -> None:
     check("EPERM", "guest_register", "io_uring_register")
 
