@@ -68,6 +68,15 @@ def test_limit_on_address_space_is_named_and_that_on_locked_memory_is_not(
 
 @needs_ring
 @pytest.mark.parametrize(("name", "field", "remedy"), LIMITS)
+def test_who_demands_the_ring_has_it_without_room_for_the_program(
+    name: str, field: str, remedy: str
+) -> None:
+    seen = under_a_limit(name, field, 8_000)
+    assert (seen["auto"], seen["demanded"]) == ("epoll", "io_uring")
+
+
+@needs_ring
+@pytest.mark.parametrize(("name", "field", "remedy"), LIMITS)
 def test_limit_with_room_for_ring_and_program_is_no_obstacle(
     name: str, field: str, remedy: str
 ) -> None:

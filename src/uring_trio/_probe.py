@@ -38,6 +38,7 @@ from uring_trio._remedies import (
 )
 from uring_trio._shortage import (
     LARGEST_CQ_BYTES,
+    RING_BYTES,
     counts_rings,
     in_kib,
     room_for_the_program,
@@ -197,9 +198,23 @@ def choose(backend: str, *, failing: bool = True) -> Choice:
     if failure is None:
         kernel_probe(again=_has_passing_error(_state.kernel_probe))
         failure = kernel_failure()
+    if failure is None and demand == "auto":
+        failure = _no_room()
     if failure is not None and demand == "io_uring" and failing:
         raise UringUnavailable(failure.reason, failure.remedy)
     return Choice(demand, failure)
+
+
+def _no_room() -> Failure | None:
+    """Why there is no room for a program beside a ring, or None.
+
+    Who demands the ring has decided what its memory is for, and is not asked.
+    """
+    try:
+        with room_for_the_program(RING_BYTES):
+            return None
+    except (OSError, MemoryError) as exc:
+        return why_refused(exc)
 
 
 def choose_demand(backend: str) -> tuple[Backend, Failure]:
@@ -315,17 +330,13 @@ def _probe_with_patience(*, first: bool) -> KernelProbe:
     try:
         sizes = _kernel.RingSizes()
         for wait_s in (*MEMORY_WAITS_S, None):
-            with room_for_the_program():
-                found = _kernel.probe_kernel(sizes)
+            found = _kernel.probe_kernel(sizes)
             on_its_way = first or sizes.halved or gave_up_a_ring_just_now()
             if found.error != errno.ENOMEM or wait_s is None or not on_its_way:
                 break
             time.sleep(wait_s)
         if found.error == errno.ETIME and first:
             found = _kernel.probe_kernel(sizes)
-    except OSError as exc:
-        stage = (exc.strerror or "").partition(":")[0]
-        return _kernel.KernelProbe(error=exc.errno or errno.ENOMEM, stage=stage)
     except MemoryError:
         return _kernel.KernelProbe(error=errno.ENOMEM, stage=_kernel.PYTHON_MEMORY)
     return found

@@ -61,8 +61,8 @@ Cause = tuple[str, str, str]  # as in `_remedies`: cause, reason, remedy
 
 
 @contextlib.contextmanager
-def room_for_the_program() -> Iterator[None]:
-    """Hold the address space that a program needs beside a ring.
+def room_for_the_program(more: int = 0) -> Iterator[None]:
+    """Hold the address space that a program needs beside a ring, and *more* bytes.
 
     Raises:
       OSError: there is not so much.
@@ -71,7 +71,7 @@ def room_for_the_program() -> Iterator[None]:
         yield
         return
     try:
-        held = private_mapping(ROOM_BYTES, mmap.PROT_READ | mmap.PROT_WRITE)
+        held = private_mapping(ROOM_BYTES + more, mmap.PROT_READ | mmap.PROT_WRITE)
     except OSError as exc:
         reason = f"keep {ROOM_BYTES >> 20} MiB for the program: {os.strerror(exc.errno or 0)}"
         raise OSError(exc.errno, reason) from None
