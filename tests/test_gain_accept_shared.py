@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 pytestmark = gain_tools.needs_ring
 
+ON_RING = [pytest.mark.differential, pytest.mark.ring_only]
+
 WORKER = Path(__file__).with_name("gain_accept_worker.py")
 SOON_S = 0.1  # stock trio takes 4 to 17 ms
 NETWORKS = ["tcp", "unix"]
@@ -252,6 +254,38 @@ def test_places_hold_while_many_come_and_go(shared: socket.socket) -> None:
             thread.join(6 * BOUND_S)
         assert not any(thread.is_alive() for thread in threads)
     assert 1 <= high[0] <= most
+
+
+class TestOnTheRing:
+    pytestmark = ON_RING
+
+    @pytest.mark.parametrize("options", [{}, {"max_connections": 5}], ids=["free", "limited"])
+    async def test_a_connection_that_comes_with_the_shutdown(self, options: dict[str, Any]) -> None:
+        """The listener is let go of once, though its poll has told of a connection."""
+        handler = Recorder()
+        async with gain_tools.serving(handler, **options) as server:
+            address = server.addresses()[0]
+            with socket.create_connection(address[:2]):
+                await gain_tools.until(lambda: handler.counts().accept == 1)
+                worker = handler.conn.worker
+                (acceptor,) = worker._acceptors
+                assert server._session is not None
+                supervisor = server._session.supervisor
+                real = acceptor.complete
+
+                def shut_down_then_complete(res: int, flags: int, offset: int) -> None:
+                    real(res, flags, offset)
+                    # Before the turn in which it would accept.
+                    supervisor._stop(1)
+                    worker.begin_shutdown(1)
+
+                acceptor.complete = shut_down_then_complete
+                with socket.create_connection(address[:2]) as late:
+                    await gain_tools.until(lambda: handler.counts().close == 1)
+                    late.settimeout(BOUND_S)
+                    with contextlib.suppress(ConnectionResetError):
+                        assert late.recv(1) == b""
+        assert handler.counts().accept == 1
 
 
 # A listener that somebody has set to blocking

@@ -189,6 +189,38 @@ async def test_icmp_errors_of_datagram_servers() -> None:
                 assert await client.recv(100) == b"there?"
 
 
+# Whoever shares a socket may shut it down: it is readable for ever, and there is nothing
+
+
+LOOKS_MAX = 30  # turns: two for each look at it, of which there are 30 in a second
+
+
+async def test_datagram_socket_that_was_shut_down() -> None:
+    handler = Recorder(on_read=lambda conn, n: conn.write(conn.next(n)))
+    async with serving(handler, gain_tools.LOOPBACK_UDP) as server:
+        with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as client:
+            await client.sendto(b"x", server.addresses()[0])
+            assert await client.recv(100) == b"x"
+            with socket_of(handler.conns[0]) as shared, contextlib.suppress(OSError):
+                shared.shutdown(socket.SHUT_RD)
+            await trio.sleep(0.1)
+            await assert_asleep(LOOKS_MAX)
+            await client.sendto(b"y", server.addresses()[0])
+            with trio.fail_after(WAKE_S):
+                assert await client.recv(100) == b"y"
+
+
+async def test_listener_that_was_shut_down(tmp_path: Path) -> None:
+    handler = Recorder()
+    async with connected("unix", handler, tmp_path) as (conn, client):
+        (acceptor,) = conn.worker._acceptors
+        acceptor.listener.sock.shutdown(socket.SHUT_RD)
+        await trio.sleep(0.1)
+        await assert_asleep(LOOKS_MAX)
+        await client.send(b"x")
+        await until(lambda: handler.counts().read == 1)
+
+
 # Urgent bytes
 
 

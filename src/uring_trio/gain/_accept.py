@@ -19,6 +19,10 @@ waiting, which is not exclusive either.
 A place under ``max_connections`` is claimed before a connection is taken, so that none is
 taken that there is no room for.
 
+A poll may tell of a connection, and there is none: another worker was faster; or somebody
+who shares a UNIX listener has shut it down, and then it tells so again, and again. So after
+a few times in a row accepting rests for a moment.
+
 When the process has no descriptor left the kernel's accept fails at once, and would fail
 again at once: accepting pauses until a connection has closed, or a while has passed.
 """
@@ -46,6 +50,8 @@ FATAL = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
 MIGHT_BLOCK = -errno.EDEADLK  # see `ut_try_accept`
 RETRY_S = 0.5  # after EXHAUSTED, if no connection of ours closes before
 ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+IN_VAIN_MAX = 8  # times in a row; who is only slower than others has some of a burst before
+REST_S = 0.032  # then: 30 times a second cost nothing, and nobody notices the delay
 ACCEPTS_MAX = 4  # in a turn
 POLLIN = 0x1
 
@@ -70,7 +76,9 @@ class Acceptor:
         self.paused = True
         self._on_ring = False  # what is armed is an accept, with a place claimed, and no poll
         self._closed = False
+        self._let_go = False  # of the listener
         self._told = False  # that descriptors are used up
+        self._in_vain = 0  # times in a row that a poll has told of nothing
         sock = listener.sock
         self._fd = sock.fileno()
         self._kind = (sock.family, sock.type, sock.proto)
@@ -115,8 +123,10 @@ class Acceptor:
             self.worker.unclaim()
 
     def _close_listener(self) -> None:
-        self.listener.close()
-        self.worker.acceptor_closed(self)
+        if not self._let_go:  # a poll's end may still be on its way to `accepted`
+            self._let_go = True
+            self.listener.close()
+            self.worker.acceptor_closed(self)
 
     # ---- what came -----------------------------------------------------------------------
 
@@ -140,6 +150,8 @@ class Acceptor:
         if self._closed:
             if self.slot < 0:
                 self._close_listener()
+        elif res == EAGAIN and self._in_vain >= IN_VAIN_MAX:
+            self._rest(REST_S)
         elif -res in EXHAUSTED:
             self._exhausted(-res)
         elif -res in FATAL:
@@ -151,10 +163,10 @@ class Acceptor:
             self.arm()
 
     def _accept_now(self) -> int:
-        """Take what is there, up to a bound; the last error, if it is not that there is no more."""
+        """Take what is there, up to a bound; 0, or an error, such as that there was nothing."""
         worker = self.worker
         ring = worker.manager.ring
-        for _ in range(ACCEPTS_MAX):
+        for taken in range(ACCEPTS_MAX):
             if not worker.claim():
                 break
             res = ring.try_accept(self._fd, ACCEPT_FLAGS)
@@ -163,7 +175,8 @@ class Acceptor:
                 break
             if res < 0:
                 worker.unclaim()
-                return 0 if res == EAGAIN else int(res)
+                self._in_vain = 0 if taken else self._in_vain + 1
+                return 0 if res == EAGAIN and taken else int(res)
             self._adopt(res)
         return 0
 
@@ -201,13 +214,16 @@ class Acceptor:
             return self.worker.peers[0]
 
     def _exhausted(self, error: int) -> None:
-        self.paused = True
         if not self._told:
             self._told = True
             self.worker.logger.error(
                 "accepting on %s pauses: %s", self.listener.address, os.strerror(error)
             )
-        self.worker.set_timer_in((self, "retry"), RETRY_S)
+        self._rest(RETRY_S)
+
+    def _rest(self, seconds: float) -> None:
+        self.paused = True
+        self.worker.set_timer_in((self, "retry"), seconds)
 
     def _timer_expired(self, _kind: Any) -> None:
         self.arm()

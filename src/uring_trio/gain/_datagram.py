@@ -47,6 +47,11 @@ QUEUE_LENGTH_MAX = 1024  # datagrams that wait to be sent: empty ones have no by
 # Callbacks that run as tasks or wait for a thread. Beyond it nothing is received, and the
 # kernel drops what does not fit into its buffer: at most 16 MiB of datagrams are held.
 CALLBACKS_MAX = 256
+# A poll may tell of input, and there is none: a datagram with a wrong checksum, or somebody
+# who shares the socket was faster, or has shut it down (and then it tells so for ever). After
+# so many times in a row receiving rests for so many seconds, which nobody notices.
+IN_VAIN_MAX = 8
+REST_S = 0.032
 ERRORS_MAX = 64  # taken from the queue of errors at once
 ATTEMPTS = 4  # to send, each but the last ended by somebody else's error
 LOG_INTERVAL_S = 1.0  # between two lines about errors: whoever causes them must not fill a disk
@@ -121,6 +126,7 @@ class DatagramSocket:
         self._receiving = False  # in the loop that receives
         self._callbacks = 0  # that run elsewhere
         self._owing = 0  # datagrams that were sent and whose on_write is due
+        self._in_vain = 0  # times in a row that a poll has told of nothing
         self._logged_at = -LOG_INTERVAL_S
         self._unlogged = 0
         fd = listener.sock.fileno()
@@ -150,6 +156,7 @@ class DatagramSocket:
     def begin_shutdown(self) -> None:
         """Stop receiving, let callbacks end, send what waits, and then close."""
         self._stopped = True
+        self.worker.timers.cancel((self, "retry"))
         self._input.disarm()
         self._close_when_idle()
 
@@ -162,6 +169,7 @@ class DatagramSocket:
             conn._out_size -= len(data)
         self._queue.clear()
         self.queued = 0
+        self.worker.timers.cancel((self, "retry"))
         self._input.disarm()
         self._output.disarm()
         self._close_when_released()
@@ -183,14 +191,20 @@ class DatagramSocket:
         """In the worker's turn: the poll is over."""
         if self._is_over(res):
             return
-        if res & POLLERR:
-            self._take_errors()
+        received = self._take_errors() if res & POLLERR else 0
         if not self._stopped:
             self._receiving = True
             try:
-                self._receive()
+                received += self._receive()
             finally:
                 self._receiving = False
+        self._in_vain = 0 if received else self._in_vain + 1
+        if self._in_vain > IN_VAIN_MAX:
+            self.worker.set_timer_in((self, "retry"), REST_S)
+        else:
+            self._watch_input()
+
+    def _timer_expired(self, _kind: Any) -> None:
         self._watch_input()
 
     def _is_over(self, res: int) -> bool:
@@ -205,17 +219,18 @@ class DatagramSocket:
             self.close()
         return not self.thread
 
-    def _receive(self) -> None:
+    def _receive(self) -> int:
+        """Take what is there, up to a bound; how often something was."""
         receive, buffer, view = self._sock.recvfrom_into, self._buffer, self._view
         worker = self.worker
         on_read = worker.callbacks.on_read
-        for _ in range(RECEIVES_MAX):
+        for count in range(RECEIVES_MAX):
             if self._callbacks >= CALLBACKS_MAX or self._stopped:
-                return
+                return count
             try:
                 size, peer = receive(buffer)
             except BlockingIOError:
-                return
+                return count
             except OSError as exc:
                 if not self._take_errors():
                     self._complain("receiving failed: %s", exc)
@@ -223,6 +238,7 @@ class DatagramSocket:
             worker.bytes_in += size
             if on_read is not None:
                 DatagramConn(self, bytes(view[:size]), peer)._call("on_read", on_read, size)
+        return RECEIVES_MAX
 
     def _watch_input(self) -> None:
         if not self._stopped and self._callbacks < CALLBACKS_MAX:
