@@ -330,13 +330,17 @@ static void advance(struct ut_engine *engine, struct ut_op *op, enum ut_step_eve
         }
         push(engine, token | UT_TOKEN_CANCEL);
     }
-    if (event == UT_STEP_EV_REFUSED && ut_step_request(step) == UT_REQUEST_TIMEOUT) {
+    bool begins = event == UT_STEP_EV_REFUSED || event == UT_STEP_EV_READY;
+    if (begins && ut_step_request(step) == UT_REQUEST_TIMEOUT) {
         uint64_t pause_ns = ut_pause_begin(&op->pauses, engine->ring.kernel->now_ns());
         op->timeout = (struct ut_timespec){.tv_nsec = (int64_t)pause_ns};
     }
+    if (event == UT_STEP_EV_REFUSED || event == UT_STEP_EV_TIME)
+        if (ut_step_is_watched(step))
+            op->sleep_ns = engine->ring.kernel->now_ns();
     /* Never armed because of its own cqe: it might end at once again, and again. */
     bool of_watch = event == UT_STEP_EV_CHANGED || event == UT_STEP_EV_CHANGED_TOLD ||
-                    event == UT_STEP_EV_ECHO;
+                    event == UT_STEP_EV_CHANGED_NEWS || event == UT_STEP_EV_ECHO;
     if (ut_step_is_watched(step) && op->watch == UT_REQUEST_ABSENT && !of_watch) {
         op->watch = UT_REQUEST_QUEUED;
         push(engine, token | UT_TOKEN_WATCH);
@@ -396,6 +400,23 @@ static void take_attempt(struct ut_engine *engine, struct ut_op *op,
     }
 }
 
+/* Whether an operation has waited since it was last refused. */
+static bool has_slept(const struct ut_engine *engine, const struct ut_op *op)
+{
+    return ut_sleep_was_long(op->sleep_ns, engine->ring.kernel->now_ns());
+}
+
+/* What a one-shot poll has told. */
+static enum ut_step_event readiness(const struct ut_engine *engine, const struct ut_op *op,
+                                    int32_t res)
+{
+    if (!(res & op->wanted))
+        return UT_STEP_EV_READY;
+    if (op->step == UT_STEP_POLL)
+        return UT_STEP_EV_TOLD; /* the first: nothing was refused with the bit set */
+    return has_slept(engine, op) ? UT_STEP_EV_NEWS : UT_STEP_EV_TOLD;
+}
+
 /* The request of an operation's step is over. */
 static void take_step(struct ut_engine *engine, struct ut_op *op, const struct io_uring_cqe *cqe)
 {
@@ -413,7 +434,7 @@ static void take_step(struct ut_engine *engine, struct ut_op *op, const struct i
     else if (cqe->res < 0)
         finish(engine, op, cqe->res, 0);
     else
-        advance(engine, op, cqe->res & op->wanted ? UT_STEP_EV_TOLD : UT_STEP_EV_READY);
+        advance(engine, op, readiness(engine, op, cqe->res));
 }
 
 static void take_watch(struct ut_engine *engine, struct ut_op *op, const struct io_uring_cqe *cqe)
@@ -439,8 +460,9 @@ static void take_watch(struct ut_engine *engine, struct ut_op *op, const struct 
                     ut_pause_is_young(&op->pauses, engine->ring.kernel->now_ns());
         advance(engine, op,
                 echo   ? UT_STEP_EV_ECHO
-                : told ? UT_STEP_EV_CHANGED_TOLD
-                       : UT_STEP_EV_CHANGED);
+                : !told               ? UT_STEP_EV_CHANGED
+                : has_slept(engine, op) ? UT_STEP_EV_CHANGED_NEWS
+                                        : UT_STEP_EV_CHANGED_TOLD);
     }
 }
 

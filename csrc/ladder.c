@@ -30,12 +30,16 @@
  *
  * Ready, and refused. The wanted bit itself may be set while every attempt is refused
  * (sendto to a full UNIX datagram socket, whose sender is writable; TCP short of memory;
- * something that the kernel gives up by itself), and then no change need be told of. So
- * after an attempt that was refused although the wanted bit was told, there is a PAUSE;
- * then a LOOK, another one-shot poll, tells whether it is still so. If it is not, the look
- * sleeps until it is; where nothing is ready no clock runs.
+ * something that the kernel gives up by itself), and then no change need be told of. Or it
+ * was set for what is gone by now: a datagram with a wrong checksum, a connection that
+ * somebody else has taken. So after an attempt that was refused although the wanted bit was
+ * told, there is a GLANCE, another one-shot poll. If the bit is not set any more, that
+ * sleeps until it is: nobody who sends rubbish can have us wait. If it is told at once, and
+ * refused again, there is a PAUSE, and then a LOOK. Where nothing is ready no clock runs.
  *
- *     TRY_TOLD -refused-> PAUSE -time-> LOOK -wanted bit-> TRY_TOLD
+ *     TRY_NEWS -refused-> GLANCE -at once-> TRY_TOLD -refused-> PAUSE -time-> LOOK
+ *                           | later                                            |
+ *                           +-> TRY_NEWS                 wanted bit: TRY_TOLD <-+
  *
  * A change cuts a pause short, but not while it is young: an attempt in vain may be a
  * change itself. (A refused UNIX datagram gives its memory back, and that wakes whoever
@@ -60,34 +64,42 @@
 
 /* clang-format off */
 static const uint8_t next_step[UT_STEPS][UT_STEP_EVENTS] = {
-    /*                       REFUSED              READY                TOLD               CHANGED              CHANGED_TOLD         ECHO                 TIME */
-    [UT_STEP_TRY]         = {UT_STEP_POLL,        NO,                  NO,                NO,                  NO,                  NO,                  NO},
-    [UT_STEP_POLL]        = {NO,                  UT_STEP_TRY_READY,   UT_STEP_TRY_READY, NO,                  NO,                  NO,                  NO},
-    [UT_STEP_TRY_READY]   = {UT_STEP_WATCH,       NO,                  NO,                NO,                  NO,                  NO,                  NO},
-    [UT_STEP_WATCH]       = {NO,                  NO,                  NO,                UT_STEP_TRY_CHANGED, UT_STEP_TRY_TOLD,    NO,                  NO},
-    [UT_STEP_TRY_CHANGED] = {UT_STEP_WATCH,       NO,                  NO,                UT_STEP_TRY_AGAIN,   UT_STEP_TRY_AGAIN,   NO,                  NO},
-    [UT_STEP_TRY_TOLD]    = {UT_STEP_PAUSE,       NO,                  NO,                UT_STEP_TRY_AGAIN,   UT_STEP_TRY_AGAIN,   NO,                  NO},
-    [UT_STEP_TRY_AGAIN]   = {UT_STEP_PAUSE_AGAIN, NO,                  NO,                UT_STEP_TRY_AGAIN,   UT_STEP_TRY_AGAIN,   NO,                  NO},
-    [UT_STEP_PAUSE]       = {NO,                  NO,                  NO,                UT_STEP_PAUSE_CUT,   UT_STEP_PAUSE_CUT,   UT_STEP_PAUSE_AGAIN, UT_STEP_LOOK},
-    [UT_STEP_PAUSE_AGAIN] = {NO,                  NO,                  NO,                UT_STEP_PAUSE_CUT,   UT_STEP_PAUSE_CUT,   UT_STEP_PAUSE_AGAIN, UT_STEP_LOOK_AGAIN},
-    [UT_STEP_PAUSE_CUT]   = {NO,                  NO,                  NO,                UT_STEP_PAUSE_CUT,   UT_STEP_PAUSE_CUT,   UT_STEP_PAUSE_CUT,   UT_STEP_TRY_TOLD},
-    [UT_STEP_LOOK]        = {NO,                  UT_STEP_WATCH,       UT_STEP_TRY_TOLD,  UT_STEP_LOOK_AGAIN,  UT_STEP_LOOK_AGAIN,  NO,                  NO},
-    [UT_STEP_LOOK_AGAIN]  = {NO,                  UT_STEP_TRY_CHANGED, UT_STEP_TRY_TOLD,  UT_STEP_LOOK_AGAIN,  UT_STEP_LOOK_AGAIN,  NO,                  NO},
+    /*                          REFUSED                  READY                    TOLD                     NEWS                     CHANGED                  CHANGED_TOLD             CHANGED_NEWS             ECHO                     TIME */
+    [UT_STEP_TRY]             = {UT_STEP_POLL,            NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO},
+    [UT_STEP_POLL]            = {NO,                      UT_STEP_TRY_READY,       UT_STEP_TRY_READY,       UT_STEP_TRY_READY,       NO,                      NO,                      NO,                      NO,                      NO},
+    [UT_STEP_TRY_READY]       = {UT_STEP_WATCH,           NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO},
+    [UT_STEP_WATCH]           = {NO,                      NO,                      NO,                      NO,                      UT_STEP_TRY_CHANGED,     UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        NO,                      NO},
+    [UT_STEP_TRY_CHANGED]     = {UT_STEP_WATCH,           NO,                      NO,                      NO,                      UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       NO,                      NO},
+    [UT_STEP_TRY_NEWS]        = {UT_STEP_GLANCE,          NO,                      NO,                      NO,                      UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  NO,                      NO},
+    [UT_STEP_TRY_NEWS_AGAIN]  = {UT_STEP_GLANCE_AGAIN,    NO,                      NO,                      NO,                      UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  NO,                      NO},
+    [UT_STEP_TRY_TOLD]        = {UT_STEP_PAUSE,           NO,                      NO,                      NO,                      UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       NO,                      NO},
+    [UT_STEP_TRY_AGAIN]       = {UT_STEP_PAUSE_AGAIN,     NO,                      NO,                      NO,                      UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       NO,                      NO},
+    [UT_STEP_GLANCE]          = {NO,                      UT_STEP_WATCH,           UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    NO,                      NO},
+    [UT_STEP_GLANCE_AGAIN]    = {NO,                      UT_STEP_PAUSE_AGAIN,     UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    NO,                      NO},
+    [UT_STEP_PAUSE]           = {NO,                      NO,                      NO,                      NO,                      UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_AGAIN,     UT_STEP_LOOK},
+    [UT_STEP_PAUSE_AGAIN]     = {NO,                      NO,                      NO,                      NO,                      UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_AGAIN,     UT_STEP_LOOK_AGAIN},
+    [UT_STEP_PAUSE_CUT]       = {NO,                      NO,                      NO,                      NO,                      UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_TRY_TOLD},
+    [UT_STEP_LOOK]            = {NO,                      UT_STEP_WATCH,           UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      NO,                      NO},
+    [UT_STEP_LOOK_AGAIN]      = {NO,                      UT_STEP_TRY_CHANGED,     UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      NO,                      NO},
 };
 
 static const uint8_t requests[UT_STEPS] = {
-    [UT_STEP_TRY]         = UT_REQUEST_ATTEMPT,
-    [UT_STEP_POLL]        = UT_REQUEST_POLL,
-    [UT_STEP_TRY_READY]   = UT_REQUEST_ATTEMPT,
-    [UT_STEP_WATCH]       = UT_REQUEST_NONE,
-    [UT_STEP_TRY_CHANGED] = UT_REQUEST_ATTEMPT,
-    [UT_STEP_TRY_TOLD]    = UT_REQUEST_ATTEMPT,
-    [UT_STEP_TRY_AGAIN]   = UT_REQUEST_ATTEMPT,
-    [UT_STEP_PAUSE]       = UT_REQUEST_TIMEOUT,
-    [UT_STEP_PAUSE_AGAIN] = UT_REQUEST_TIMEOUT,
-    [UT_STEP_PAUSE_CUT]   = UT_REQUEST_TIMEOUT,
-    [UT_STEP_LOOK]        = UT_REQUEST_POLL,
-    [UT_STEP_LOOK_AGAIN]  = UT_REQUEST_POLL,
+    [UT_STEP_TRY]             = UT_REQUEST_ATTEMPT,
+    [UT_STEP_POLL]            = UT_REQUEST_POLL,
+    [UT_STEP_TRY_READY]       = UT_REQUEST_ATTEMPT,
+    [UT_STEP_WATCH]           = UT_REQUEST_NONE,
+    [UT_STEP_TRY_CHANGED]     = UT_REQUEST_ATTEMPT,
+    [UT_STEP_TRY_NEWS]        = UT_REQUEST_ATTEMPT,
+    [UT_STEP_TRY_NEWS_AGAIN]  = UT_REQUEST_ATTEMPT,
+    [UT_STEP_TRY_TOLD]        = UT_REQUEST_ATTEMPT,
+    [UT_STEP_TRY_AGAIN]       = UT_REQUEST_ATTEMPT,
+    [UT_STEP_GLANCE]          = UT_REQUEST_POLL,
+    [UT_STEP_GLANCE_AGAIN]    = UT_REQUEST_POLL,
+    [UT_STEP_PAUSE]           = UT_REQUEST_TIMEOUT,
+    [UT_STEP_PAUSE_AGAIN]     = UT_REQUEST_TIMEOUT,
+    [UT_STEP_PAUSE_CUT]       = UT_REQUEST_TIMEOUT,
+    [UT_STEP_LOOK]            = UT_REQUEST_POLL,
+    [UT_STEP_LOOK_AGAIN]      = UT_REQUEST_POLL,
 };
 /* clang-format on */
 
@@ -124,4 +136,9 @@ uint64_t ut_pause_begin(struct ut_pauses *pauses, uint64_t now_ns)
 bool ut_pause_is_young(const struct ut_pauses *pauses, uint64_t now_ns)
 {
     return now_ns < pauses->half_ns;
+}
+
+bool ut_sleep_was_long(uint64_t began_ns, uint64_t now_ns)
+{
+    return now_ns - began_ns >= PAUSE_FIRST_NS;
 }

@@ -13,8 +13,12 @@ enum ut_step {
     UT_STEP_TRY_READY,   /* an attempt after that poll */
     UT_STEP_WATCH,       /* the watch alone: waits for a change */
     UT_STEP_TRY_CHANGED, /* an attempt after a change without the wanted bit */
-    UT_STEP_TRY_TOLD,    /* an attempt after a readiness with the wanted bit */
-    UT_STEP_TRY_AGAIN,   /* an attempt, and another change has come since it began */
+    UT_STEP_TRY_NEWS,    /* an attempt after a change with the wanted bit, after a while */
+    UT_STEP_TRY_NEWS_AGAIN, /* the same, and another change has come since it began */
+    UT_STEP_TRY_TOLD,    /* an attempt after a readiness with it, at once after a refusal */
+    UT_STEP_TRY_AGAIN,   /* an attempt of another kind, and a change since it began */
+    UT_STEP_GLANCE,      /* a one-shot poll beside the watch: was it rubbish? */
+    UT_STEP_GLANCE_AGAIN, /* the same, and a change has come since it was asked */
     UT_STEP_PAUSE,       /* a timeout: ready, and refused all the same */
     UT_STEP_PAUSE_AGAIN, /* the same, and there has been a change */
     UT_STEP_PAUSE_CUT,   /* the timeout is being cancelled, because of a change */
@@ -27,8 +31,10 @@ enum ut_step_event {
     UT_STEP_EV_REFUSED, /* the attempt answered -EAGAIN */
     UT_STEP_EV_READY,   /* the one-shot poll is over, without the wanted bit */
     UT_STEP_EV_TOLD,    /* the same, with it */
+    UT_STEP_EV_NEWS,    /* the same, and not at once */
     UT_STEP_EV_CHANGED, /* a cqe of the watch, without the wanted bit */
-    UT_STEP_EV_CHANGED_TOLD,
+    UT_STEP_EV_CHANGED_TOLD, /* the same, with it */
+    UT_STEP_EV_CHANGED_NEWS, /* the same, and not at once */
     UT_STEP_EV_ECHO, /* a cqe of the watch while a pause is young */
     UT_STEP_EV_TIME, /* the timeout is over, or cancelled */
     UT_STEP_EVENTS,
@@ -66,5 +72,8 @@ struct ut_pauses {
 /* Begins the next pause; how long it is. */
 uint64_t ut_pause_begin(struct ut_pauses *pauses, uint64_t now_ns);
 bool ut_pause_is_young(const struct ut_pauses *pauses, uint64_t now_ns);
+
+/* Whether what began to wait at `began_ns` had to. */
+bool ut_sleep_was_long(uint64_t began_ns, uint64_t now_ns);
 
 #endif

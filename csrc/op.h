@@ -45,6 +45,7 @@ struct ut_op {
     uint8_t watch; /* the multishot poll beside it */
     bool waited;   /* an attempt was refused, or it polled first */
     struct ut_pauses pauses;
+    uint64_t sleep_ns; /* when it began to wait after the last refusal, or pause */
     struct ut_timespec timeout; /* of a timeout, until it is submitted */
 };
 
