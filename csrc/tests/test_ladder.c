@@ -687,8 +687,8 @@ static void a_cancel_at_every_step_and_in_every_order(void)
             CHECK(reached[step][UT_REQUEST_SENT] > 0);
         /* The first request is not queued any more in flight; a pause follows an attempt that
          * the kernel took, so its timeout finds room as well, but for one test below. A
-         * glance that finds no room meets a change here, and is one again. */
-        if (step == UT_STEP_GLANCE)
+         * glance takes no other way than a look, and comes too late to find no room here. */
+        if (step == UT_STEP_GLANCE || step == UT_STEP_GLANCE_AGAIN)
             continue;
         if (request == UT_REQUEST_POLL || (request == UT_REQUEST_ATTEMPT && step != UT_STEP_TRY))
             CHECK(reached[step][UT_REQUEST_QUEUED] > 0);

@@ -9,8 +9,10 @@ could serve them. So here a poll waits, which is not exclusive, and a connection
 kernel's queue in the turn that serves it, by an accept4(2) that finds it or goes on.
 What is paid for that: an idle worker is woken for a connection that another one takes.
 
-Only a few are taken in a turn, so that other workers have some of a burst, and other
-connections their turn. The poll is armed again afterwards, and tells at once of what is left.
+Only some are taken in a turn, because other connections want theirs too; and only two where
+others accept as well, so that they have their part of a burst. (That they do shows where a
+poll has told of a connection that is not there any more; as long as that does not happen
+the number grows again.) The poll is armed again afterwards, and tells at once of what is left.
 
 accept4(2) has no flag that says "do not wait". The file has one, which others who share the
 listener may switch off; then the ring accepts, one at a time, by the engine's own way of
@@ -21,7 +23,7 @@ taken that there is no room for.
 
 A poll may tell of a connection, and there is none: another worker was faster; or somebody
 who shares a UNIX listener has shut it down, and then it tells so again, and again. So after
-a few times in a row accepting rests for a moment.
+many times in a row accepting rests for a moment.
 
 When the process has no descriptor left the kernel's accept fails at once, and would fail
 again at once: accepting pauses until a connection has closed, or a while has passed.
@@ -50,9 +52,10 @@ FATAL = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
 MIGHT_BLOCK = -errno.EDEADLK  # see `ut_try_accept`
 RETRY_S = 0.5  # after EXHAUSTED, if no connection of ours closes before
 ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-IN_VAIN_MAX = 8  # times in a row; who is only slower than others has some of a burst before
+IN_VAIN_MAX = 100  # times in a row: some ms, and more than fall to who is slower than others
 REST_S = 0.032  # then: 30 times a second cost nothing, and nobody notices the delay
-ACCEPTS_MAX = 4  # in a turn
+ACCEPTS_MAX = 16  # in a turn
+ACCEPTS_SHARED = 2  # in a turn, where others accept too
 POLLIN = 0x1
 
 
@@ -78,6 +81,7 @@ class Acceptor:
         self._closed = False
         self._let_go = False  # of the listener
         self._told = False  # that descriptors are used up
+        self._most = ACCEPTS_MAX  # that are taken in a turn
         self._in_vain = 0  # times in a row that a poll has told of nothing
         sock = listener.sock
         self._fd = sock.fileno()
@@ -166,7 +170,7 @@ class Acceptor:
         """Take what is there, up to a bound; 0, or an error, such as that there was nothing."""
         worker = self.worker
         ring = worker.manager.ring
-        for taken in range(ACCEPTS_MAX):
+        for taken in range(self._most):
             if not worker.claim():
                 break
             res = ring.try_accept(self._fd, ACCEPT_FLAGS)
@@ -175,9 +179,16 @@ class Acceptor:
                 break
             if res < 0:
                 worker.unclaim()
-                self._in_vain = 0 if taken else self._in_vain + 1
-                return 0 if res == EAGAIN and taken else int(res)
+                if taken:
+                    self._in_vain = 0
+                    return 0 if res == EAGAIN else int(res)
+                self._in_vain += 1
+                self._most = ACCEPTS_SHARED
+                return int(res)
             self._adopt(res)
+        else:
+            self._in_vain = 0
+            self._most = min(self._most + 1, ACCEPTS_MAX)
         return 0
 
     def _adopt(self, fd: int) -> None:

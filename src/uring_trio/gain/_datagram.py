@@ -50,7 +50,7 @@ CALLBACKS_MAX = 256
 # A poll may tell of input, and there is none: a datagram with a wrong checksum, or somebody
 # who shares the socket was faster, or has shut it down (and then it tells so for ever). After
 # so many times in a row receiving rests for so many seconds, which nobody notices.
-IN_VAIN_MAX = 8
+IN_VAIN_MAX = 100
 REST_S = 0.032
 ERRORS_MAX = 64  # taken from the queue of errors at once
 ATTEMPTS = 4  # to send, each but the last ended by somebody else's error
