@@ -201,7 +201,7 @@ static void accept_and_connect_with_names(void)
     struct ut_message *who = ut_message_new(1, 0, 0), *where = ut_message_new(1, 0, 0);
     CHECK_EQ(ut_message_set_name(where, (char *)&address, length), 0);
     int accepting = ut_prep_accept(engine, listener, who, SOCK_CLOEXEC, 0);
-    CHECK_EQ(tools_wait(engine, 0).answer, 0);
+    CHECK_EQ(tools_wait(engine, 0).records, 0); /* before 6.10 a cancel's cqe ends the wait */
     int connecting = ut_prep_connect(engine, client, where);
     int accepted = tools_await(engine, accepting).res;
     CHECK(accepted >= 0);
@@ -670,7 +670,7 @@ static void an_accept_beside_somebody_who_is_faster(void)
     socklen_t length = sizeof address;
     CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
     int slot = ut_prep_accept_fd(engine, listener, SOCK_CLOEXEC, 0);
-    CHECK(tools_wait(engine, MS).answer <= 0);
+    CHECK_EQ(tools_wait(engine, MS).records, 0);
     for (unsigned i = 0; i < 200; i++) {
         int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         CHECK_EQ(connect(client, (struct sockaddr *)&address, length), 0);
