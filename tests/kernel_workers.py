@@ -17,6 +17,9 @@ What follows
   birth: so the mark is what counts. One without its name yet is whoever's sees it.
 - The number in the name is that of the first PID namespace. In another one it is no thread of
   ours, and then, too, it is whoever's sees it: a fault is told twice rather than not at all.
+- Before a worker there are the kernel's own retries. What it would try again it names in the
+  ring's fdinfo, so `retried()` tells of an operation that is left to it with no need to make
+  128 wake-ups in vain; but only while it waits.
 - What is found is written to a file, named by the environment, that the fixture of the test
   reads: so runs in any thread, in forked children and in other programs are in it as well.
   `child_processes/sitecustomize.py` brings this module into those.
@@ -30,6 +33,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import threading
 from pathlib import Path
 from time import monotonic
@@ -70,6 +74,25 @@ def workers() -> dict[int, int | None]:
             owner = name.partition("iou-wrk-")[2]
             found[task] = int(owner) if owner and int(owner) in tasks else None
     return found
+
+
+# <linux/io_uring.h>. A TCP connect wakes when it is over, and for nothing else: before that
+# there is nothing on its socket that anybody could have queued.
+POLL_ADD, CONNECT = 6, 16
+
+
+def retried() -> list[int]:
+    """The opcodes of what the kernel itself would try again for this process's rings.
+
+    It keeps them on a list, beside the polls that were asked for. Connects are left out.
+    """
+    opcodes: list[int] = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if "io_uring" in os.readlink(f"/proc/self/fd/{fd}"):
+                kept = Path(f"/proc/self/fdinfo/{fd}").read_text()
+                opcodes += [int(opcode) for opcode in re.findall(r"op=(\d+), task_works", kept)]
+    return [opcode for opcode in opcodes if opcode not in (POLL_ADD, CONNECT)]
 
 
 class Watch:

@@ -65,6 +65,7 @@ async def nothing_moves(window_s: float = WINDOW_S) -> None:
         gc.enable()
     if on_the_ring():
         assert not kernel_workers.workers()
+        assert not kernel_workers.retried()
         assert harness.io_statistics().leases_out == 0
         if window_s >= WINDOW_S:
             assert share < CPU_SHARE_MAX, f"{share:.0%} of a core while nothing can move"

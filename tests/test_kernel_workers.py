@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+import socket as stdlib_socket
 import subprocess
 import sys
 from pathlib import Path
 
 import harness
+import kernel_workers
 import pytest
+
+from uring_trio._kernel import Ring
 
 PLANTED = Path(__file__).parent / "planted_offenders.py"
 TIMEOUT_S = 50
 TESTS = re.findall(r"^def (test_\w+)", PLANTED.read_text(), re.MULTILINE)
+
+RECV = 27  # <linux/io_uring.h>
+CANCEL_MAX_NS = 1_000_000_000
 
 FIND = re.compile(
     r"1 of the kernel's workers \(iou-wrk\) (at its end|while it ran) "
@@ -51,3 +58,22 @@ def test_offender_is_caught(reports: dict[str, str], name: str) -> None:
         assert thread == "a worker thread"
     elif "child" in name or "main" in name:
         assert thread == "MainThread"
+
+
+def test_what_the_kernel_would_try_again_is_told() -> None:
+    denied = harness.ring_denied()
+    if denied is not None:
+        pytest.skip(denied)
+    a, b = stdlib_socket.socketpair()
+    ring = Ring()
+    try:
+        with a, b:
+            assert kernel_workers.retried() == []
+            slot = ring.recv_multishot(a.fileno(), 0, 0)
+            ring.flush()
+            assert kernel_workers.retried() == [RECV]
+            ring.cancel(slot)
+            ring.wait(CANCEL_MAX_NS)
+            assert kernel_workers.retried() == []
+    finally:
+        ring.close(leak=False)
