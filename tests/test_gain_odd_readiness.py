@@ -20,7 +20,15 @@ import gain_tools
 import pytest
 import trio
 import trio.testing
-from gain_tools import CLOGGING, Recorder, open_client, read_exactly, serving, until
+from gain_tools import (
+    CLOGGING,
+    Recorder,
+    open_client,
+    read_exactly,
+    server_in_thread,
+    serving,
+    until,
+)
 from test_gain_asleep import WAKE_S, HalfCloser, assert_asleep, connected
 
 from uring_trio.gain import _worker
@@ -208,6 +216,39 @@ async def test_datagram_socket_that_was_shut_down() -> None:
             await client.sendto(b"y", server.addresses()[0])
             with trio.fail_after(WAKE_S):
                 assert await client.recv(100) == b"y"
+
+
+# Whoever shares a socket may have it wait
+
+
+def test_datagram_socket_that_was_set_to_blocking() -> None:
+    handler = Recorder(on_read=lambda conn, n: conn.write(conn.next(n)))
+    addresses = [gain_tools.LOOPBACK_UDP, gain_tools.LOOPBACK]
+    with (
+        server_in_thread(handler, addresses, workers=1) as server,
+        socket.socket(type=socket.SOCK_DGRAM) as client,
+        socket.socket() as other,
+    ):
+        udp, tcp = server.addresses()
+        client.settimeout(1)
+        other.settimeout(1)
+        client.connect(udp)
+        other.connect(tcp)
+        client.send(b"x")
+        assert client.recv(100) == b"x"
+        (datagram,) = [event.conn for event in handler.events if event.name == "on_read"]
+        shared = os.dup(datagram._sock.fileno())
+        os.set_blocking(shared, True)
+        try:
+            for _ in range(3):
+                client.send(b"y")
+                assert client.recv(100) == b"y"
+                other.send(b"z")
+                assert other.recv(100) == b"z"
+        finally:
+            os.set_blocking(shared, False)
+            os.close(shared)
+            client.send(b"")  # whom it has blocked goes on
 
 
 async def test_listener_that_was_shut_down(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ at most `RECEIVES_MAX` datagrams in a turn, into one buffer that is large enough
 receive on the ring would need a message, an address and 64 KiB for each operation in flight,
 and tells of a datagram no sooner. Sending is `sendto` at once: a datagram waits only if the
 socket's send buffer is full, in a queue with a bound, and then a poll tells when to go on.
+Each call says that it does not wait: what the file says is for everybody who shares it to
+change.
 
 ICMP errors: with IP_RECVERR the kernel keeps them in a queue of the socket, with the address
 they are about. Each also makes the next call on the socket fail, whomever it is for. So a
@@ -228,7 +230,7 @@ class DatagramSocket:
             if self._callbacks >= CALLBACKS_MAX or self._stopped:
                 return count
             try:
-                size, peer = receive(buffer)
+                size, peer = receive(buffer, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return count
             except OSError as exc:
@@ -291,7 +293,7 @@ class DatagramSocket:
     def _send_now(self, data: bytes, peer: Any) -> None:
         for attempt in range(ATTEMPTS):
             try:
-                self._sock.sendto(data, peer)
+                self._sock.sendto(data, socket.MSG_DONTWAIT, peer)
                 return
             except BlockingIOError:
                 raise
