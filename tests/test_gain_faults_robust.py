@@ -6,6 +6,7 @@ Each test names the fault of Gain that it is about, as ``docs/gain.md`` numbers 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import socket as stdlib_socket
@@ -103,12 +104,16 @@ class Echo(gain.EventHandler):
 
 # Before the start: the kernel looks at the limit when an accept is prepared.
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-server = gain.Server(Echo(), gain.Config(workers=int(sys.argv[1]), architecture=sys.argv[2]))
-thread = threading.Thread(target=server.start, args=("tcp://127.0.0.1:0",))
+workers, architecture, *limited = sys.argv[1:]
+server = gain.Server(Echo(), gain.Config(
+    workers=int(workers), architecture=architecture, max_connections=1000 if limited else None))
+# With two listeners, and places: one must not wake the other by the place that it gives back.
+addresses = ["tcp://127.0.0.1:0"] * (2 if limited else 1)
+thread = threading.Thread(target=server.start, args=(addresses,))
 thread.start()
 while not server.is_running():
     time.sleep(0.001)
-print(server.addresses()[0][1], flush=True)
+print(*[port for _, port in server.addresses()], flush=True)
 sys.stdin.read()
 server.shutdown(1)
 thread.join()
@@ -121,7 +126,9 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.parametrize("arguments", [["1", "reactor"], ["2", "sharding"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["1", "reactor"], ["2", "sharding"], ["1", "reactor", "limited"]], ids=" ".join
+)
 def test_b1b_too_many_files_pauses_accepting_and_is_survived(arguments: list[str]) -> None:
     """B1b: Gain's ACCEPT fails with EMFILE, is armed again at once, and spins."""
     command = [sys.executable, "-c", FEW_FILES, *arguments]
@@ -132,9 +139,10 @@ def test_b1b_too_many_files_pauses_accepting_and_is_survived(arguments: list[str
         assert child.stdin is not None
         assert child.stdout is not None
         stack.callback(child.stdin.close)
-        address = ("127.0.0.1", int(child.stdout.readline()))
+        ports = itertools.cycle(int(port) for port in child.stdout.readline().split())
 
         def new_client() -> stdlib_socket.socket:
+            address = ("127.0.0.1", next(ports))
             client = stdlib_socket.create_connection(address, timeout=BOUND_S)
             return stack.enter_context(client)
 

@@ -63,7 +63,8 @@ class Acceptor:
     """Accepts from one listener, and hands each connection on.
 
     Attributes:
-      paused: nothing is armed: out of descriptors, or as many connections as are allowed.
+      paused: nothing is armed: as many connections as are allowed.
+      exhausted: nothing is armed for a while: out of descriptors.
     """
 
     reading = False
@@ -77,6 +78,7 @@ class Acceptor:
         self.assign = assign
         self.slot = -1
         self.paused = True
+        self.exhausted = False
         self._on_ring = False  # what is armed is an accept, with a place claimed, and no poll
         self._closed = False
         self._let_go = False  # of the listener
@@ -97,6 +99,7 @@ class Acceptor:
         """Wait for a connection, unless it does or must not."""
         if self._closed or self.slot >= 0:
             return
+        self.exhausted = False
         # First this, then the look: who makes room on another thread looks after that.
         self.paused = True
         if self.worker.may_accept():
@@ -230,10 +233,11 @@ class Acceptor:
             self.worker.logger.error(
                 "accepting on %s pauses: %s", self.listener.address, os.strerror(error)
             )
+        # Not `paused`: a place that others leave, or do not take, is no descriptor.
+        self.exhausted = True
         self._rest(RETRY_S)
 
     def _rest(self, seconds: float) -> None:
-        self.paused = True
         self.worker.set_timer_in((self, "retry"), seconds)
 
     def _timer_expired(self, _kind: Any) -> None:

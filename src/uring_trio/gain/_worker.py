@@ -274,10 +274,11 @@ class Worker(Turn):
             self.leave()
             if self._ending:
                 self.wake()
+            self._tell_of_descriptor()
             self._tell_of_room()
 
     def _tell_of_room(self) -> None:
-        """Accepting may go on, here and in the other workers, where it was paused."""
+        """Accepting may go on, here and in the other workers, where it was paused for room."""
         for worker in self.peers:
             if worker is self:
                 self.resume_accepting()
@@ -285,9 +286,22 @@ class Worker(Turn):
                 worker.post(worker.resume_accepting)
 
     def resume_accepting(self) -> None:
-        """There may be room, or a descriptor, again."""
+        """There may be room again."""
         for acceptor in self._acceptors:
             if acceptor.paused:
+                acceptor.arm()
+
+    def _tell_of_descriptor(self) -> None:
+        """One is free: accepting may go on where there was none."""
+        for worker in self.peers:
+            if worker is self:
+                self._retry_accepting()
+            elif any(acceptor.exhausted for acceptor in tuple(worker._acceptors)):
+                worker.post(worker._retry_accepting)
+
+    def _retry_accepting(self) -> None:
+        for acceptor in self._acceptors:
+            if acceptor.exhausted:
                 acceptor.arm()
 
     def is_accepting_paused(self) -> bool:
