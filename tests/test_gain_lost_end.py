@@ -109,3 +109,49 @@ async def test_end_of_file_behind_data_while_the_worker_is_busy(
     address = "tcp://127.0.0.1:0" if network == "tcp" else f"unix://{tmp_path}/s"
     await end_of(address, handler, first, b"x" * size, how)
     assert isinstance(handler.err, gain.EndOfStream)
+
+
+@pytest.mark.parametrize("size", [1, 5000, 50_000])
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_reset_behind_data_before_it_is_accepted(host: str, size: int) -> None:
+    """It waits in the kernel's queue, because the worker is held: nothing of it is lost."""
+    handler = Sink("hold")
+    handler.closed = trio.Event()
+    held: list[gain.Conn] = []
+    peers: list[gain.Address] = []
+
+    def on_accept(conn: gain.Conn) -> None:
+        peers.append(conn.remote_addr())
+        if not held:
+            held.append(conn)
+            handler.hold()
+
+    def on_close(conn: gain.Conn, err: BaseException | None) -> None:
+        if conn not in held:
+            handler.err = err
+            handler.closed.set()
+
+    handler.on_accept = on_accept  # type: ignore[method-assign]
+    handler.on_close = on_close  # type: ignore[method-assign]
+    name: list[object] = []
+
+    def clients(address: gain.Address) -> None:
+        family = socket.AF_INET if host[0] != "[" else socket.AF_INET6
+        with socket.socket(family) as first, socket.socket(family) as second:
+            first.connect(address)
+            assert handler.held.wait(LIMIT_S)
+            second.connect(address)
+            name.append(second.getsockname())
+            second.sendall(b"x" * size)
+            second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        handler.go_on.set()
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(gain.serve, f"tcp://{host}:0", handler)
+        with trio.fail_after(LIMIT_S):
+            await trio.to_thread.run_sync(clients, server.addresses()[0])
+            await handler.closed.wait()
+        server.async_shutdown()
+    assert handler.received == b"x" * size
+    assert isinstance(handler.err, ConnectionResetError)
+    assert peers[1:] == name

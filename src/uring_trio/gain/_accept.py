@@ -25,6 +25,9 @@ A poll may tell of a connection, and there is none: another worker was faster; o
 who shares a UNIX listener has shut it down, and then it tells so again, and again. So after
 many times in a row accepting rests for a moment.
 
+A connection that was reset in the queue is one: what came before the reset is there to be
+read, and the reset behind it. Only getpeername(2) does not know its peer any more.
+
 When the process has no descriptor left the kernel's accept fails at once, and would fail
 again at once: accepting pauses until a connection has closed, or a while has passed.
 """
@@ -34,6 +37,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 from uring_trio._kernel import EAGAIN
@@ -57,6 +61,31 @@ REST_S = 0.032  # then: 30 times a second cost nothing, and nobody notices the d
 ACCEPTS_MAX = 16  # in a turn
 ACCEPTS_SHARED = 2  # in a turn, where others accept too
 POLLIN = 0x1
+SO_PEERNAME = 28  # asm-generic/socket.h; Python does not name it
+
+
+def peer_of(sock: socket.socket) -> Any:
+    """The peer's address, as getpeername(2) gives it; also after a reset, as accept(2) does.
+
+    Raises:
+      OSError: the kernel does not know it.
+    """
+    try:
+        return sock.getpeername()
+    except OSError:
+        if sock.family == socket.AF_INET6:
+            # linux/in6.h, struct sockaddr_in6
+            raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERNAME, 28)
+            (port,) = struct.unpack_from("!H", raw, 2)
+            (flow,) = struct.unpack_from("!I", raw, 4)
+            (scope,) = struct.unpack_from("=I", raw, 24)
+            return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, scope
+        if sock.family == socket.AF_INET:
+            # linux/in.h, struct sockaddr_in
+            raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERNAME, 16)
+            (port,) = struct.unpack_from("!H", raw, 2)
+            return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
+        raise
 
 
 class Acceptor:
@@ -200,8 +229,8 @@ class Acceptor:
         sock = socket.socket(*self._kind, fileno=fd)
         network = self.listener.network
         try:
-            remote = Address.from_sockaddr(network, sock.getpeername())
-        except OSError:  # it was reset before it was accepted: nobody was told of it
+            remote = Address.from_sockaddr(network, peer_of(sock))
+        except OSError:  # nobody was told of it
             sock.close()
             worker.unclaim()
             return
