@@ -385,6 +385,15 @@ async def test_a_deadline_that_is_set_since_is_an_end(kind: str, tmp_path: Path)
         assert isinstance(await end_of(handler, 4 * TIMEOUT_S), gain.DeadlineExceeded)
 
 
+async def test_a_deadline_that_is_set_by_who_was_told_last_is_an_end(tmp_path: Path) -> None:
+    handler = Recorder(on_read=lambda conn, n: conn.set_read_deadline(4 * TIMEOUT_S))
+    async with connected(
+        "tcp", handler, tmp_path, read_buffer_limit=LIMIT, stuck_input_timeout=TIMEOUT_S
+    ) as (conn, client):
+        await fill(handler, conn, client)
+        assert isinstance(await end_of(handler, 4 * TIMEOUT_S), gain.DeadlineExceeded)
+
+
 async def test_a_deadline_from_before_is_none(tmp_path: Path) -> None:
     handler = Recorder(on_accept=lambda conn: conn.set_idle_timeout(60))
     async with connected(

@@ -251,6 +251,7 @@ class Conn(Connection):
         elif not seconds >= 0:
             raise InvalidDuration(f"{seconds!r} s is no time from now; give 0 or more, or None")
         else:
+            self._deadline_set = True
             self._when_mine(self._start_timer, kind, seconds)
             if self._stuck is not None:
                 self._stuck.deadline = True

@@ -45,6 +45,7 @@ class Connection(Closing):
     __slots__ = (
         "_announced",
         "_close_when_idle",
+        "_deadline_set",
         "_deferred",
         "_deferred_size",
         "_input_limit",
@@ -71,6 +72,7 @@ class Connection(Closing):
         self._input_limit: int = self.worker.config.read_buffer_limit
         self._stuck: Stuck | None = None
         self._warned_of_stuck = False
+        self._deadline_set = False  # since on_read was told last
 
     # ---- being looked at -----------------------------------------------------------------
 
@@ -185,6 +187,7 @@ class Connection(Closing):
             if callbacks.on_read is None:
                 self._drop(self._buffered())
                 return False
+            self._deadline_set = False
             if self._timed:
                 self._meet("read")
             self._silent = True
@@ -391,6 +394,7 @@ class Connection(Closing):
             else:
                 return
         self._stuck = Stuck(self._buffered(), self._out_size)
+        self._stuck.deadline = self._deadline_set and self._has_deadline()
         self._time_stuck()
         if not self._warned_of_stuck:
             self._warned_of_stuck = True
