@@ -281,6 +281,29 @@ async def test_detach_wakes_those_who_wait_with_EBADF(backend: str, name: str) -
     assert woken == [expected]
 
 
+@pytest.mark.ring_only  # on stock they sleep until the descriptor is readable
+async def test_a_closing_of_the_number_does_not_reach_who_was_told_of_a_detach() -> None:
+    """The number is another file's by then, before its receive has come back."""
+    results: list[Any] = []
+
+    async def receive() -> None:
+        try:
+            results.append(await a.recv(10))
+        except OSError as exc:
+            results.append(exc.errno)
+
+    a, b = trio.socket.socketpair()
+    with b, trio.socket.socket() as another:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await wait_all_tasks_blocked()
+            number = a.detach()
+            os.dup2(another.fileno(), number)
+            trio.lowlevel.notify_closing(number)
+            os.close(number)
+    assert results == [errno.EBADF]
+
+
 async def test_leaving_with_while_a_receive_is_in_flight() -> None:
     # Stock's __exit__ closes without notice. The peer sees the end at once all the same.
     async def receive(sock: SocketType) -> None:

@@ -378,7 +378,14 @@ class UringIOManager:
                 in_kernel |= poll.drop()
         for endpoint in endpoints:
             in_kernel |= self._end(endpoint, wake, detach=detach)
+            if detach:
+                self._forget_number(endpoint)
         self._let_go(wake, in_kernel)
+
+    def _forget_number(self, endpoint: Endpoint) -> None:
+        """Its number may be another file's from now on, whose closing is none of its business."""
+        references = self._endpoints.get(endpoint.fd, [])
+        self._endpoints[endpoint.fd] = [r for r in references if r() is not endpoint]
 
     def _end(self, endpoint: Endpoint, wake: list[Any], *, detach: bool = False) -> bool:
         in_kernel = False
