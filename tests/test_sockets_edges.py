@@ -328,6 +328,71 @@ async def test_accept_without_descriptors_left_loses_no_connection() -> None:
                 await listener_refuses(listener, errors)
 
 
+NOT_LISTENING = {
+    "tcp, connected": (stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM, errno.EINVAL),
+    "tcp, bound": (stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM, errno.EINVAL),
+    "udp": (stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM, errno.EOPNOTSUPP),
+    "unix, connected": (stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM, errno.EINVAL),
+    "unix, bound": (stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM, errno.EINVAL),
+    "packets, connected": (stdlib_socket.AF_UNIX, stdlib_socket.SOCK_SEQPACKET, errno.EINVAL),
+    "datagrams": (stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM, errno.EOPNOTSUPP),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_LISTENING)
+async def test_accept_where_nobody_listens_fails_at_once(kind: str) -> None:
+    family, type_, error = NOT_LISTENING[kind]
+    with contextlib.ExitStack() as stack:
+        if kind == "tcp, connected":
+            sock, other = await harness.tcp_pair()
+            stack.enter_context(other)
+        elif family == stdlib_socket.AF_UNIX and kind != "unix, bound":
+            sock, other = trio.socket.socketpair(family, type_)
+            stack.enter_context(other)
+        else:
+            sock = trio.socket.socket(family, type_)
+            name = ("127.0.0.1", 0) if family == stdlib_socket.AF_INET else b"\0" + os.urandom(8)
+            await sock.bind(name)
+        stack.enter_context(sock)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Errno") as caught, trio.fail_after(5):
+                await sock.accept()
+            assert caught.value.errno == error
+
+
+async def test_accept_as_soon_as_somebody_has_made_it_a_listener() -> None:
+    with trio.socket.socket() as sock:
+        await sock.bind(("127.0.0.1", 0))
+        with pytest.raises(OSError, match="Invalid argument"):
+            await sock.accept()
+        sock.listen()
+        with stdlib_socket.create_connection(sock.getsockname()) as client, trio.fail_after(5):
+            accepted, peer = await sock.accept()
+            accepted.close()
+            assert peer == client.getsockname()
+
+
+async def test_connect_that_another_program_has_begun() -> None:
+    """It is under way (EALREADY), and waited for."""
+    with (
+        stdlib_socket.create_server(("127.0.0.1", 0), backlog=0) as listener,
+        stdlib_socket.create_connection(listener.getsockname()),
+        trio.socket.socket() as sock,
+    ):
+        address = listener.getsockname()
+        assert sock._sock.connect_ex(address) == errno.EINPROGRESS  # type: ignore[attr-defined]
+
+        async def connect() -> None:
+            await sock.connect(address)
+            assert sock.getpeername() == address
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connect)
+                await wait_all_tasks_blocked(0.01)
+                listener.accept()[0].close()  # then the next handshake goes through
+
+
 async def listener_refuses(listener: SocketType, errors: list[int | None]) -> None:
     """With nothing to accept, a lack of descriptors is no reason to hang for ever."""
     with trio.move_on_after(0.01):

@@ -96,6 +96,13 @@ def _received_message_into(count: int, message: Message) -> tuple[int, Any, int,
     return count, _addresses.unpack_control(control), flags, _addresses.unpack(name)
 
 
+def _listens(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False  # closed: accept says so
+
+
 class UringSocket(stock_socket_type):  # type: ignore[misc]
     """A trio socket whose operations are completions while its run is on the ring.
 
@@ -344,6 +351,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         kind = self.accepted_kind
         if kind is None:  # the standard library makes an enum of each at every look
             sock = self._sock
+            if not _listens(sock):
+                # A poll of it would wait for data. Its error is there at once.
+                return await super().accept()
             kind = self.accepted_kind = (int(sock.family), int(sock.type), sock.proto)
         operation = Accept(endpoint.receiver, self._sock, kind)
         accepted, address = await _perform(endpoint.receiver.submit(operation))
@@ -368,7 +378,10 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 return
             message = Message()
             message.set_name(name)
-            await _perform(endpoint.sender.submit(Connect(endpoint.sender, message, 0)))
+            try:
+                await _perform(endpoint.sender.submit(Connect(endpoint.sender, message, 0)))
+            except BlockingIOError:  # EALREADY: somebody has begun to connect before us
+                await super().connect(address)  # waits for how that ends
         except trio.Cancelled:
             # The kernel goes on connecting: the socket is in no state that one could name.
             # What others have queued on its number must not reach the number's next owner.
