@@ -7,13 +7,19 @@ because it came before.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import socket
 import struct
+import termios
 import threading
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from uring_trio import gain
 
@@ -155,3 +161,153 @@ async def test_reset_behind_data_before_it_is_accepted(host: str, size: int) -> 
     assert handler.received == b"x" * size
     assert isinstance(handler.err, ConnectionResetError)
     assert peers[1:] == name
+
+
+# Beside a callback that runs as a task, and behind output that cannot be sent any more
+
+
+@pytest.mark.parametrize("size", [1, 5000, 50_000])
+@pytest.mark.parametrize("takes", ["before", "after", "later"])
+async def test_reset_behind_data_beside_an_async_on_read(takes: str, size: int) -> None:
+    """What came before the reset is there to be taken, and told of where that is due."""
+    taken = b""
+    told = 0
+    notes: list[object] = []
+    reached, go_on, closed = trio.Event(), trio.Event(), trio.Event()
+
+    class Handler(gain.EventHandler):
+        async def on_read(self, conn: gain.Conn, n: int) -> None:
+            nonlocal taken, told
+            told += n
+            first = not reached.is_set()
+            if takes == "before" or not first:
+                taken += conn.next(n)
+            if first:
+                reached.set()
+                await go_on.wait()
+                with pytest.raises(gain.ConnectionClosed):
+                    conn.write(b"nobody reads that")
+            if takes == "after" and first:
+                taken += conn.read()
+                with pytest.raises(gain.ConnectionClosed):
+                    conn.read()
+
+        def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+            notes.append(err)
+            closed.set()
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            partial(gain.serve, read_buffer_limit=1 << 20), "tcp://127.0.0.1:0", Handler()
+        )
+        with trio.fail_after(LIMIT_S), socket.socket() as client:
+            client.connect(server.addresses()[0])
+            client.sendall(b"go")
+            await reached.wait()
+            client.sendall(b"x" * size)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+            client.close()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not notes
+            go_on.set()
+            await closed.wait()
+        server.async_shutdown()
+    if takes == "later":
+        assert told == 2 + size
+    else:
+        assert taken == b"go" + b"x" * size
+    assert isinstance(notes[0], ConnectionResetError)
+
+
+async def test_reset_wakes_who_drains_in_an_async_on_read() -> None:
+    notes: list[object] = []
+    reached, closed = trio.Event(), trio.Event()
+
+    class Handler(gain.EventHandler):
+        async def on_read(self, conn: gain.Conn, n: int) -> None:
+            conn.write(bytes(64 << 20))
+            reached.set()
+            for _ in range(2):
+                try:
+                    await conn.drain()
+                except gain.ConnectionClosed:
+                    notes.append("drain")
+            notes.append(conn.next(n))
+
+        def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+            notes.append(isinstance(err, ConnectionError))
+            closed.set()
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(gain.serve, "tcp://127.0.0.1:0", Handler())
+        with trio.fail_after(LIMIT_S), socket.socket() as client:
+            client.connect(server.addresses()[0])
+            client.sendall(b"go")
+            await reached.wait()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+            client.close()
+            await closed.wait()
+        server.async_shutdown()
+    assert notes == ["drain", "drain", b"go", True]
+
+
+class Answering(Sink):
+    def on_read(self, conn: gain.Conn, n: int) -> None:
+        conn.write(b"answer")
+        super().on_read(conn, n)
+
+
+class AsyncAnswering(gain.EventHandler):
+    def __init__(self, plain: Answering) -> None:
+        self.plain = plain
+        self.on_close = plain.on_close  # type: ignore[method-assign]
+
+    async def on_read(self, conn: gain.Conn, n: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.plain.received += conn.next(n)
+        if not self.plain.held.is_set():
+            self.plain.hold()
+        else:
+            with contextlib.suppress(gain.ConnectionClosed):
+                conn.write(b"answer")
+
+
+def reset_behind(address: gain.Address, handler: Sink, data: bytes) -> None:
+    """Send *data* while the worker is held, and reset when the other side has all of it."""
+    with socket.socket() as sock:
+        sock.settimeout(LIMIT_S)
+        sock.connect(address)
+        sock.sendall(b"hold")
+        assert handler.held.wait(LIMIT_S)
+        sock.sendall(data)
+        while struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]:
+            time.sleep(0.001)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+    handler.go_on.set()
+
+
+@pytest.mark.parametrize("limit", [64 << 10, 1 << 20])
+@pytest.mark.parametrize("handler_is_async", [False, True])
+async def test_reset_behind_data_whose_answer_cannot_be_sent(
+    handler_is_async: bool, limit: int
+) -> None:
+    """A send finds out first, while there is still more to be received than one receive takes."""
+    size = 400_000
+    for _ in range(3):
+        answering = Answering("hold")
+        handler = AsyncAnswering(answering) if handler_is_async else answering
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(
+                partial(gain.serve, socket_recv_buffer_size=1 << 20, read_buffer_limit=limit),
+                "tcp://127.0.0.1:0",
+                handler,
+            )
+
+            with trio.fail_after(LIMIT_S):
+                await trio.to_thread.run_sync(
+                    reset_behind, server.addresses()[0], answering, bytes(size)
+                )
+                await answering.closed.wait()
+            server.async_shutdown()
+        assert len(answering.received) == 4 + size
+        assert isinstance(answering.err, OSError)

@@ -1,6 +1,13 @@
 """How a connection ends: flushed or cut off, and never with a byte of ours lost by accident.
 
 See `_states` for the way it takes.
+
+When the peer has gone, by a reset or because nothing can be sent to it any more, what it had
+sent before is still input: in this batch, behind the cqe that tells of the end; with the
+kernel, if it is more than one receive takes; in the buffer, beside a callback that runs as a
+task. So the connection stays open for it, and is aborted when nothing of it is left, or when
+it does not read. Nothing can be sent meanwhile: that callback can take input, and all else
+raises.
 """
 
 from __future__ import annotations
@@ -34,6 +41,7 @@ class Closing(Sending):
         "_fin_sent",
         "_nursery",
         "_reset",
+        "_rest",
         "_silent",
         "_sock",
     )
@@ -50,6 +58,8 @@ class Closing(Sending):
         self._eof_told = False  # on_eof was called, or the close that is in its place begun
         self._fin_sent = False
         self._reset = False
+        # Bytes that the peer had sent before it went, and that are not received yet.
+        self._rest: int | None = None
         self._silent = False  # on_read was called, and nothing was answered yet
         self._nursery = None
 
@@ -63,8 +73,15 @@ class Closing(Sending):
         if state is State.ENDING:
             self._end()
 
-    def _fail(self, exc: BaseException) -> None:
-        """End the connection because of *exc*; what was received before is announced first."""
+    def _fail(self, exc: BaseException, *, by_peer: bool = False) -> None:
+        """End the connection because of *exc*; what was received before is announced first.
+
+        Args:
+          exc: for ``on_close``.
+          by_peer: the kernel says so. What the peer had sent before is input like any other,
+            also what is still with the kernel, and what a callback that runs as a task has
+            not taken yet.
+        """
         if self._state >= State.ENDING:
             return
         if self._state is State.DISCARDING:
@@ -74,6 +91,12 @@ class Closing(Sending):
             self.worker.logger.info("TLS handshake with %s failed: %s", self._name(), exc)
         if self._err is None or isinstance(self._err, EndOfStream):
             self._err = exc
+            if by_peer and self._state is State.OPEN:
+                self._let_rest_come()
+        if by_peer and self._state is State.OPEN:
+            self._out.clear()
+            self._attend()  # it is aborted there, after what this batch may still bring
+            return
         announce = False
         if self._state is State.OPEN and isinstance(exc, OSError):
             announce = self._unannounced() > 0 or not self._accepted
@@ -81,11 +104,30 @@ class Closing(Sending):
             self._apply(Event.ABORT)
         self._attend()
 
+    def _let_rest_come(self) -> None:
+        """Nothing can be sent any more."""
+        if self._busy:
+            self._thread = 0  # but for taking input: see `Conn._refuse`
+        self._wake_drainers()
+
+    def _is_rest_due(self) -> bool:
+        """Whether input from before the end is still to be received, or taken."""
+        if self._busy and self._buffered():
+            return True
+        self._limit_input()  # the last on_read may have made room
+        if self._rest is None:
+            self._rest = self._queued()  # measured once: a UNIX peer may go on for ever
+        return self._rest > 0 and self._wants_input() and self._queued() > 0
+
+    def _abort_unless_rest(self) -> None:
+        if self._state is State.OPEN and not self._is_rest_due():
+            self._apply(Event.ABORT)
+
     def _peer_gone(self, res: int) -> None:
         """There will be no input any more."""
         if self._secure is not None and self._eof and not self._eof_told:
             return  # close_notify came before, and an unread ticket makes of a FIN a reset
-        self._fail(os_error(res))
+        self._fail(os_error(res), by_peer=True)
 
     def _begin_close(self) -> None:
         """No more reading and writing; what was written is sent first."""
@@ -227,6 +269,9 @@ class Closing(Sending):
         raise NotImplementedError
 
     def _name(self) -> str:
+        raise NotImplementedError
+
+    def _limit_input(self) -> None:
         raise NotImplementedError
 
     def _forget_deadlines(self) -> None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 
 KEEP_ALIVE_MAX_S = 32767  # MAX_TCP_KEEPIDLE of the kernel
+# What takes input: also once nothing else can be done any more.
+TAKING = ("next", "read", "peek", "read_into", "discard", "write_to")
 DEADLINES = ("read", "write", "idle")
 
 
@@ -423,6 +425,17 @@ class Conn(Connection):
         self._set_option(name, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._set_option(name, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, period)
         self._set_option(name, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, period)
+
+    def _may_take_rest(self) -> bool:
+        """Whether the peer has gone while a callback runs as a task, and left input."""
+        if self._err is None or self._in_thread or self._state is not State.OPEN:
+            return False
+        return self._buffered() > 0
+
+    def _refuse(self, name: str) -> None:
+        if name in TAKING and get_ident() == self._home and self._may_take_rest():
+            return
+        self._check(name)
 
     def _set_option(self, name: str, level: int, option: int, value: Any) -> None:
         self._check(name)

@@ -57,6 +57,7 @@ class Connection(Closing):
         "_warned_of_stuck",
     )
 
+    _home: int
     _user: int  # the thread that has it, while one has
     _tasks: list[tuple[Any, tuple[Any, ...], object]] | None
     _deferred: list[tuple[Callable[..., Any], tuple[Any, ...]]]
@@ -109,7 +110,8 @@ class Connection(Closing):
                 self._attend()
 
     def _is_cut_off(self) -> bool:
-        return self._state >= State.ENDING and self._out_size > self._low_water
+        ended = self._state >= State.ENDING or self._err is not None
+        return ended and self._out_size > self._low_water
 
     def _needs_settling(self) -> bool:
         """Whether the worker's own loops are not enough for it."""
@@ -144,6 +146,8 @@ class Connection(Closing):
                 self._limit_input()
             if self._large and not self._in_thread:
                 self._shrink()
+            if self._busy and self._err is not None and not self._in_thread:
+                self._abort_unless_rest()
             self._advance()
         finally:
             self._settling = False
@@ -193,7 +197,7 @@ class Connection(Closing):
             self._silent = True
             return self._call("on_read", callbacks.on_read, fresh)
         if self._err is not None:
-            self._apply(Event.ABORT)
+            self._abort_unless_rest()
         elif self._close_when_idle:
             if self._reset:
                 self._apply(Event.ABORT)
@@ -238,6 +242,8 @@ class Connection(Closing):
     def _callback_ended(self, name: str) -> None:
         """An async callback, or one in a thread, is over."""
         self._busy = False
+        if self._err is not None and self._state is State.OPEN:
+            self._thread = self._home  # there may be an on_read yet
         if name == "on_close":
             self.worker.forget(self)
             return
@@ -326,6 +332,8 @@ class Connection(Closing):
         worker.bytes_in += size
         data = worker.block.data(size)
         if self._secure is None and self._state is State.OPEN:
+            if self._rest is not None:
+                self._rest -= size
             self._take_large(data)
             self._limit_input()  # now: a callback that runs elsewhere leaves no later moment
             if self._idle_s is not None:
@@ -338,6 +346,8 @@ class Connection(Closing):
         """Input, as its own bytes."""
         if self._state > State.OPEN and not self._handshaking:
             return  # thrown away
+        if self._rest is not None:
+            self._rest -= len(data)
         if self._idle_s is not None:
             self._restart_idle()
         if not self._large and len(data) >= SMALLEST_BUFFER:

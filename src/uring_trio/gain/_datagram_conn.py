@@ -149,6 +149,9 @@ class DatagramConn(Conn):
         """The sender's address; from any thread, also after the end."""
         return Address.from_sockaddr("udp", self._peer)
 
+    def _may_take_rest(self) -> bool:
+        return False  # it is there as a whole
+
     def _name(self) -> str:
         return f"datagram from {self.remote_addr()!s}"
 

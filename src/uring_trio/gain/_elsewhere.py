@@ -70,7 +70,7 @@ class Elsewhere:
                 self._scopes.add(scope)
                 try:
                     # What it would be told of went with the connection.
-                    if name != "on_read" or conn._thread:
+                    if name != "on_read" or conn._thread or conn._may_take_rest():
                         await function(conn, *args)
                 finally:
                     self._scopes.discard(scope)

@@ -146,12 +146,12 @@ class Output(Input):
         if self._thread != get_ident():
             self._refuse("drain")
         while self._out_size > self._low_water:
+            if self._is_cut_off():
+                raise ConnectionClosed("drain: the connection ended with output unsent")
             if self._drained is None:
                 self._drained = trio.Event()
                 self._special = True
             await self._drained.wait()
-            if self._is_cut_off():
-                raise ConnectionClosed("drain: the connection ended with output unsent")
         await trio.lowlevel.checkpoint()
 
     # ---- for the worker ------------------------------------------------------------------

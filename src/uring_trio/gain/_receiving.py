@@ -213,13 +213,16 @@ class Receiving(Output):
         """Whether closing now would throw input away, and so answer with a reset."""
         if self._eof:
             return False
-        if self._buffered():
-            return True
+        return self._buffered() > 0 or self._queued() > 0
+
+    def _queued(self) -> int:
+        """Bytes of input that are with the kernel."""
         try:
             answer = fcntl.ioctl(self._fd, termios.FIONREAD, b"\0\0\0\0")
         except OSError:
-            return False
-        return bool(struct.unpack("i", answer)[0])
+            return 0
+        size: int = struct.unpack("i", answer)[0]
+        return size
 
 
 def ends(flags: int) -> bool:

@@ -129,7 +129,7 @@ class Sending(Receiving):
             # A peer may go, close_notify said, without waiting for ours. Many do.
             self._apply(Event.ABORT)
         elif self._secure is None or self._out_size or self._recv_slot < 0:
-            self._fail(os_error(res))
+            self._fail(os_error(res), by_peer=True)
         # Else it was a ticket or the like: there may be input, and then an end or an error.
 
     def _try_last(self, data: bytes) -> None:
@@ -158,7 +158,7 @@ class Sending(Receiving):
     def _apply(self, event: Event) -> None:
         raise NotImplementedError
 
-    def _fail(self, exc: BaseException) -> None:
+    def _fail(self, exc: BaseException, *, by_peer: bool = False) -> None:
         raise NotImplementedError
 
     def _begin_output(self) -> None:
