@@ -26,7 +26,7 @@ static const struct ut_config small_config = {
 static const uint8_t opcodes_required[] = {
     IORING_OP_POLL_ADD, IORING_OP_SENDMSG,      IORING_OP_RECVMSG, IORING_OP_ACCEPT,
     IORING_OP_CONNECT,  IORING_OP_ASYNC_CANCEL, IORING_OP_READ,    IORING_OP_WRITE,
-    IORING_OP_SEND,     IORING_OP_RECV,
+    IORING_OP_SEND,     IORING_OP_RECV,         IORING_OP_TIMEOUT,
 };
 
 static int read_opcodes(struct ut_engine *engine, struct ut_probe *out)

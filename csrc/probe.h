@@ -16,8 +16,8 @@ struct ut_probe {
 };
 
 /* Makes a ring of `config` (NULL: a small one; what a run gets can differ under a small
- * RLIMIT_MEMLOCK), receives over a socket pair into a provided buffer with
- * POLL_FIRST, cancels a second receive, and takes all down again. Sleeps for no more than
+ * RLIMIT_MEMLOCK), polls and then receives over a socket pair into a provided buffer,
+ * cancels a second receive, and takes all down again. Sleeps for no more than
  * `timeout_ns` in each of the two steps; -ETIME is a kernel that was looked at after
  * that, and had not answered. */
 void ut_probe_run(const struct ut_kernel *kernel, struct ut_config *config,

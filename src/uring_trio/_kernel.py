@@ -192,7 +192,7 @@ def probe_kernel(sizes: RingSizes | None = None) -> KernelProbe:
 def _read_probe(found: Any) -> KernelProbe:
     seen_to_work: tuple[str, ...] = ()
     if found.error == 0:
-        seen_to_work = ("BUFFER_RINGS", "POLL_FIRST", "CANCEL_BY_OPERATION")
+        seen_to_work = ("BUFFER_RINGS", "CANCEL_BY_OPERATION")
     return KernelProbe(
         error=-found.error,
         stage=_ffi.string(found.stage).decode(),
