@@ -539,7 +539,9 @@ static int enter(struct ut_engine *engine, unsigned to_submit, unsigned wait_nr,
                  int64_t timeout_ns)
 {
     engine->enters++;
-    return ut_ring_enter(&engine->ring, to_submit, wait_nr, timeout_ns);
+    int result = ut_ring_enter(&engine->ring, to_submit, wait_nr, timeout_ns);
+    engine->failed_enters += result < 0;
+    return result;
 }
 
 /* The kernel had no memory for a cqe, so an operation never ends: that must not be lost

@@ -65,7 +65,7 @@ struct ut_engine {
     bool accept_waits;  /* no IORING_ACCEPT_DONTWAIT here: before 6.10 */
     bool accept_does_not_wait; /* seen to work */
     int pending_error; /* -EBADR that came together with cqes: the next wait's answer */
-    uint64_t enters, cqes, stale_cqes;
+    uint64_t enters, failed_enters, cqes, stale_cqes;
     uint64_t operations[UT_OPCODES];
 };
 

@@ -9,6 +9,10 @@ import os
 import harness
 import pytest
 import sandbox
+import trio
+
+import uring_trio
+from uring_trio._kernel import EINTR
 
 pytestmark = pytest.mark.skipif(
     harness.ring_denied() is not None, reason=str(harness.ring_denied())
@@ -164,3 +168,29 @@ uring_trio.run(main)
 """
     done = sandbox.run_python("NONE", code)
     assert (done.stdout, done.stderr) == ("io_uring\n", "")
+
+
+def test_steps_of_operations_are_no_refusals() -> None:
+    """A wait is interrupted by them, too, and a peer may cause as many as it likes."""
+    steps = 250_000  # twice what may fail, in much less than 2 s
+
+    async def main() -> int:
+        ring = harness.io_manager().ring
+        real = ring.wait
+        left = steps
+
+        def wait(timeout_ns: int) -> int:
+            nonlocal left
+            if left and timeout_ns:
+                left -= 1
+                return EINTR
+            return int(real(timeout_ns))
+
+        ring.wait = wait
+        try:
+            await trio.sleep(1.5)  # one wait
+        finally:
+            ring.wait = real
+        return left
+
+    assert uring_trio.run(main, backend="io_uring") == 0

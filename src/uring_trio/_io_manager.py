@@ -69,9 +69,10 @@ LOOKS_MAX = 8
 # Truthy, and no record: something happened that needs no record to be told.
 NOTHING_TO_READ = 1 << 32
 
-# Interrupts of one wait, within so many seconds, that are no signals but a seccomp filter's
-# answer. A signal takes longer to be sent and handled, and one that Python handles in the
-# main thread comes as a cqe as well, by trio's wakeup.
+# Enters of one wait that answered with an error, within so many seconds, that are no signals
+# but a seccomp filter's answer. A signal takes longer to be sent and handled, and one that
+# Python handles in the main thread comes as a cqe as well, by trio's wakeup. (A wait is
+# interrupted without an error, too: by each step of an operation, as often as peers like.)
 INTERRUPTS_MAX, INTERRUPTS_S = 100_000, 2.0
 
 # Memory that the kernel may write to after its ring was closed: given up on purpose.
@@ -144,15 +145,17 @@ class UringIOManager:
             start = monotonic()
             end = start + timeout_ns / 1e9
             # Python runs signal handlers between these calls.
-            interrupts = 0
+            interrupts, failed = 0, math.inf  # as if none had failed: asked for when it matters
             while (answer := wait(timeout_ns)) == EINTR:
                 timeout_ns = max(0, math.ceil((end - monotonic()) * 1e9))
                 interrupts += 1
                 if interrupts == INTERRUPTS_MAX:
-                    if monotonic() - start < INTERRUPTS_S:
+                    refused = self.ring.failed_enters - failed >= INTERRUPTS_MAX
+                    if refused and monotonic() - start < INTERRUPTS_S:
                         self._error = self._lost(answer, "io_uring_enter")
                         break
                     interrupts, start = 0, monotonic()
+                    failed = self.ring.failed_enters
         if answer < 0 and answer != EINTR:
             self._error = self._lost(answer, "io_uring_enter")
         if answer <= 0 and (answer < 0 or self.contended or self.held or self._error is not None):

@@ -295,6 +295,11 @@ class Ring:
         """Connect to the message's name."""
         return int(_lib.ut_prep_connect(self._engine, fd, message.c))
 
+    @property
+    def failed_enters(self) -> int:
+        """How many enters have answered with an error so far, EINTR and ETIME included."""
+        return int(self._engine.failed_enters)
+
     def records(self, count: int) -> Iterator[tuple[int, int, int, int]]:
         """The batch's records: slot, result, flags, offset into the pool."""
         return _RECORD.iter_unpack(self._records[: count * _RECORD.size])
