@@ -210,9 +210,9 @@ def _wait_for_reset(sock: socket.socket) -> None:
 TRIALS: tuple[Callable[[Ring], None], ...] = (
     _try_end_before,
     _try_end_after,
+    _try_cancel,
     _try_reset_before,
     _try_reset_after,
-    _try_cancel,
 )
 
 
