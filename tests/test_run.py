@@ -331,6 +331,15 @@ class InterruptAt:
 def interrupt_everywhere(action: Callable[[], object]) -> int:
     """Interrupt *action* at each of its lines in turn, and check the books after each."""
     action()  # imports, and what else is kept
+    gc.collect()
+    gc.freeze()  # what is older need not be looked through after each line
+    try:
+        return interrupt_lines(action)
+    finally:
+        gc.unfreeze()
+
+
+def interrupt_lines(action: Callable[[], object]) -> int:
     line = 1
     while True:
         interrupt = InterruptAt(line)
