@@ -170,16 +170,21 @@ async def fd_stream_receive() -> AsyncIterator[Any]:
 async def fd_stream_send() -> AsyncIterator[Any]:
     far, near = os.pipe()
     size = 200_000  # a pipe takes 64 KiB
+    idle = threading.Event()  # the end of the pipe is nobody's to read from
+    idle.set()
     try:
         async with trio.lowlevel.FdStream(near) as stream:
 
             def read() -> None:
+                idle.clear()
                 left = size
-                while left:
-                    left -= len(os.read(far, left))
+                while left and (data := os.read(far, left)):
+                    left -= len(data)
+                idle.set()
 
             yield lambda: stream.send_all(bytes(size)), read
     finally:
+        idle.wait()  # what was sent last may lie in the pipe still
         os.close(far)
 
 
