@@ -15,6 +15,7 @@ import socket as stdlib_socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gain_tools
@@ -98,19 +99,37 @@ async def recv_into() -> AsyncIterator[Any]:
         yield receive, lambda: far.send(b"x")
 
 
+class Reader:
+    """Reads so many bytes, or to the end, in whatever thread calls it."""
+
+    def __init__(self, read: Callable[[int], bytes], size: int) -> None:
+        self.read = read
+        self.size = size
+        self.idle = threading.Event()
+        self.idle.set()
+
+    def __call__(self) -> None:
+        self.idle.clear()
+        left = self.size
+        while left and (data := self.read(left)):
+            left -= len(data)
+        self.idle.set()
+
+    def wait(self) -> None:
+        """Before its file is closed: what was sent last may lie there still."""
+        assert self.idle.wait(5)
+
+
 @contextlib.asynccontextmanager
 async def send_all() -> AsyncIterator[Any]:
     a, far = stdlib_socket.socketpair()
-    size = 500_000  # a UNIX socket takes 208 KiB
-    async with trio.SocketStream(trio.socket.from_stdlib_socket(a)) as stream:
-        with far:
-
-            def read() -> None:
-                left = size
-                while left:
-                    left -= len(far.recv(left))
-
-            yield lambda: stream.send_all(bytes(size)), read
+    reader = Reader(far.recv, 500_000)  # a UNIX socket takes 208 KiB
+    with far:
+        try:
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(a)) as stream:
+                yield lambda: stream.send_all(bytes(reader.size)), reader
+        finally:
+            reader.wait()
 
 
 @contextlib.asynccontextmanager
@@ -169,22 +188,12 @@ async def fd_stream_receive() -> AsyncIterator[Any]:
 @contextlib.asynccontextmanager
 async def fd_stream_send() -> AsyncIterator[Any]:
     far, near = os.pipe()
-    size = 200_000  # a pipe takes 64 KiB
-    idle = threading.Event()  # the end of the pipe is nobody's to read from
-    idle.set()
+    reader = Reader(partial(os.read, far), 200_000)  # a pipe takes 64 KiB
     try:
         async with trio.lowlevel.FdStream(near) as stream:
-
-            def read() -> None:
-                idle.clear()
-                left = size
-                while left and (data := os.read(far, left)):
-                    left -= len(data)
-                idle.set()
-
-            yield lambda: stream.send_all(bytes(size)), read
+            yield lambda: stream.send_all(bytes(reader.size)), reader
     finally:
-        idle.wait()  # what was sent last may lie in the pipe still
+        reader.wait()
         os.close(far)
 
 
