@@ -202,7 +202,9 @@ def run_in_namespace() -> None:
     with stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sH14x", b"lo", iff_up)
         fcntl.ioctl(any_socket, siocsifflags, request)
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", __file__]))
+    # A new program: what is imported already pytest could not rewrite.
+    pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    os.execv(sys.executable, pytest_here)
 
 
 @pytest.mark.skipif(NO_RAW_SOCKET is None, reason="raw sockets are permitted: the others were run")
