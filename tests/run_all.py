@@ -42,6 +42,8 @@ TEST_LIMIT_MAX_S = 90
 # How often a check is looked at, and how long a look at the machine takes (of one core).
 LOOK_S = 5.0
 LOOK_ROUNDS = 3
+# Of pytest, beside each other: as many as the machine has cores where limits were measured.
+PROCESSES = 2
 # For the stacks, from the signal that asks for them to the one that ends all.
 STACKS_S = 5.0
 
@@ -76,13 +78,17 @@ def checks(slowness: float = 1.0) -> list[Check]:
     limits = [f"--timeout={limit_s:.0f}", "-o", f"faulthandler_timeout={limit_s - 10:.0f}"]
     # Unbuffered: a dot that is not seen is no sign of life.
     pytest = [python, "-u", "-m", "pytest", "-q", *limits]
+    # A file's tests in one process, in their order: half of them wait, and not for the CPU.
+    side_by_side = ["-n", str(PROCESSES), "--dist", "loadfile"]
     unbuffered = [python, "-u"]
     return [
         Check("ruff check", [str(BIN / "ruff"), "check", "."], 60),
         Check("ruff format", [str(BIN / "ruff"), "format", "--check", "."], 60),
         Check("mypy", [str(BIN / "mypy")], 180, quiet=True),
         Check("C tests", ["make", "-C", "csrc/tests", "check"], 180, quiet=True),
-        Check("pytest", [*pytest, "-m", "not long", "--ignore=tests/ecosystem"], 600),
+        Check(
+            "pytest", [*pytest, *side_by_side, "-m", "not long", "--ignore=tests/ecosystem"], 600
+        ),
         Check("ecosystem", [*pytest, "-m", "not long", "tests/ecosystem"], 120),
         Check("trio's suite", [*unbuffered, "tests/trio_suite/run.py"], 420),
         Check("anyio's suite", [*unbuffered, "tests/anyio_suite/compare.py"], 330),

@@ -23,6 +23,10 @@ class Struck(Exception):
 def test_closing_waits_for_no_cqe_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     # trio unwinds nothing when its IO manager raises: its coroutines are collected.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    from uring_trio import _draining
+
+    # Who waits for what does not come waits until then.
+    monkeypatch.setattr(_draining, "CLOSE_TIMEOUT_S", 20.0)
     managers: list[Any] = []
 
     async def main() -> None:
@@ -51,5 +55,5 @@ def test_closing_waits_for_no_cqe_that_was_lost(monkeypatch: pytest.MonkeyPatch)
         harness.run_raw(harness.RING, main)
     gc.collect()  # the run was abandoned, and is closed when it is collected
     assert managers[0].closed
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 10
     assert not managers[0].leaked

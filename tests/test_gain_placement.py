@@ -97,4 +97,5 @@ def test_priority_that_is_refused_is_a_warning_and_the_server_runs() -> None:
         timeout=30,
     )
     assert process.stdout == "running\n" * 2, process.stderr
-    assert "process priority refused: worker 0 keeps 0: [Errno 13]" in process.stderr
+    kept = os.getpriority(os.PRIO_PROCESS, 0)  # make test may be run with another than 0
+    assert f"process priority refused: worker 0 keeps {kept}: [Errno 13]" in process.stderr
