@@ -335,8 +335,6 @@ async def test_something_of_the_connection_runs(what: str, peer_ends: bool, tmp_
         await stays_open(handler)
         go_on.set()
         thread_goes_on.set()
-        if what == "drain":
-            return  # nobody tells that a waiter has gone; what follows is for the others
         seconds = 0.1 if peer_ends else TIMEOUT_S
         assert isinstance(await end_of(handler, seconds), gain.StuckInput)
 

@@ -296,6 +296,9 @@ class Conn(Connection):
             self._forget_stuck()
             self._attend()
 
+    def _drain_given_up(self) -> None:
+        self._look_again()
+
     def _has_deadline(self) -> bool:
         timers = self.worker.timers
         return any((self, kind) in timers for kind in DEADLINES)

@@ -151,7 +151,14 @@ class Output(Input):
             if self._drained is None:
                 self._drained = trio.Event()
                 self._special = True
-            await self._drained.wait()
+            drained = self._drained
+            try:
+                await drained.wait()
+            except BaseException:
+                if drained is self._drained and not drained.statistics().tasks_waiting:
+                    self._drained = None
+                    self._drain_given_up()
+                raise
         await trio.lowlevel.checkpoint()
 
     # ---- for the worker ------------------------------------------------------------------
@@ -175,6 +182,10 @@ class Output(Input):
         drained, self._drained = self._drained, None
         if drained is not None:
             drained.set()
+
+    def _drain_given_up(self) -> None:
+        """Nobody waits for the output any more."""
+        raise NotImplementedError
 
     def _wake_worker(self) -> None:
         """There is something to send, and the worker sleeps."""
