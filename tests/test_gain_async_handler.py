@@ -27,6 +27,8 @@ from gain_tools import (
 )
 
 from uring_trio import gain
+from uring_trio.gain._input import Input
+from uring_trio.gain._states import State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -367,3 +369,46 @@ async def test_async_def_on_read_needs_no_thread() -> None:
         await client.send_all(b"hello")
         assert await read_exactly(client, 5) == b"hello"
     assert threads == {threading.get_ident()}
+
+
+def test_who_counts_the_input_does_not_mind_that_a_thread_takes_it() -> None:
+    """Statistics and deadlines ask on the worker's thread, between any two steps of the other."""
+
+    class Emptied(Input):
+        """Its buffer is taken away as soon as somebody has looked at it."""
+
+        __slots__ = ("looks",)
+        looks: int
+
+        @property
+        def _buffer(self) -> bytearray | None:  # type: ignore[override]
+            self.looks += 1
+            return bytearray(b"input") if self.looks == 1 else None
+
+    conn = Emptied()
+    conn.looks = 0
+    conn._lease_size = 0
+    assert conn._buffered() == 5
+
+
+async def test_a_thread_may_be_taking_input_when_its_connection_is_closed() -> None:
+    """What it has in hand stays there until it is done; then nothing is kept."""
+    hold = Hold()
+
+    recorder = Recorder(on_read=hold, on_accept=lambda conn: conn.set_idle_timeout(0.2))
+    async with (
+        serving(recorder, async_handler=True, read_buffer_limit=1000) as server,
+        await open_client(server) as client,
+    ):
+        await client.send_all(b"first")
+        assert await trio.to_thread.run_sync(hold.reached.wait, gain_tools.BOUND_S)
+        conn = recorder.conn
+        conn._buffer = bytearray(b"what it is taking")
+        await client.send_all(bytes(2000))  # so that the receive ends
+        await client.send_eof()  # and so does the watch: nothing is in flight any more
+        await until(lambda: conn._state is State.CLOSED)
+        assert conn._buffer == b"what it is taking"
+        hold.open.set()
+        await until(lambda: recorder.counts().close == 1)
+        assert conn._buffer is None
+        assert isinstance(recorder.errors()[0], gain.DeadlineExceeded)

@@ -220,7 +220,8 @@ class Closing(Sending):
 
     def _close_file(self) -> None:
         self._apply(Event.QUIET)
-        self._buffer = None
+        if not self._in_thread:  # else it may be in the middle of taking from it
+            self._buffer = None
         self._sending = None
         self._remember_addresses()
         self._sock.close()

@@ -242,7 +242,9 @@ class Connection(Closing):
     def _callback_ended(self, name: str) -> None:
         """An async callback, or one in a thread, is over."""
         self._busy = False
-        if self._err is not None and self._state is State.OPEN:
+        if self._state is State.CLOSED:
+            self._buffer = None  # a thread had it when the file was closed
+        elif self._err is not None and self._state is State.OPEN:
             self._thread = self._home  # there may be an on_read yet
         if name == "on_close":
             self.worker.forget(self)

@@ -153,9 +153,8 @@ class Input(Routed):
     # ---- for the worker ------------------------------------------------------------------
 
     def _buffered(self) -> int:
-        if self._buffer is None:
-            return self._lease_size
-        return self._lease_size + len(self._buffer)
+        buffer = self._buffer  # once: statistics ask while a thread has it, which may empty it
+        return self._lease_size if buffer is None else self._lease_size + len(buffer)
 
     def _check(self, name: str, *, alive: bool = True) -> None:
         """Raise unless this is the connection's thread and, with *alive*, it is open."""
