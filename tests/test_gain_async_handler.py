@@ -27,6 +27,8 @@ from gain_tools import (
 )
 
 from uring_trio import gain
+from uring_trio.gain import _worker
+from uring_trio.gain._capabilities import Capabilities
 from uring_trio.gain._input import Input
 from uring_trio.gain._states import State
 
@@ -412,3 +414,30 @@ async def test_a_thread_may_be_taking_input_when_its_connection_is_closed() -> N
         await until(lambda: recorder.counts().close == 1)
         assert conn._buffer is None
         assert isinstance(recorder.errors()[0], gain.DeadlineExceeded)
+
+
+@pytest.mark.parametrize("size", [1, 5000], ids=["small", "large"])
+@pytest.mark.parametrize("multishot", [True, False], ids=["multishot", "one-shot"])
+async def test_bytes_that_come_while_a_thread_runs_are_not_idle(
+    size: int, multishot: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not multishot:
+        monkeypatch.setattr(_worker, "capabilities", lambda: Capabilities(False))
+    hold = Hold()
+    recorder = Recorder(on_read=hold, on_accept=lambda conn: conn.set_idle_timeout(0.2))
+    async with (
+        serving(recorder, async_handler=True, read_buffer_limit=1 << 20) as server,
+        await open_client(server) as client,
+    ):
+        await client.send_all(bytes(size))
+        assert await trio.to_thread.run_sync(hold.reached.wait, gain_tools.BOUND_S)
+        for _ in range(12):
+            await trio.sleep(0.05)
+            await client.send_all(bytes(size))
+        assert recorder.conn._err is None
+        hold.open.set()
+        await until(lambda: sum(recorder.values("on_read")) == 13 * size)
+        started = trio.current_time()
+        await until(lambda: recorder.counts().close == 1)
+        assert trio.current_time() - started > 0.1
+    assert isinstance(recorder.errors()[0], gain.DeadlineExceeded)

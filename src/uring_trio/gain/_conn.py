@@ -280,9 +280,9 @@ class Conn(Connection):
         self._cancel_timer(kind)
 
     def _restart_idle(self) -> None:
-        assert self._idle_s is not None
-        if (self, "idle") in self.worker.timers:
-            self._start_timer("idle", self._idle_s)
+        seconds = self._idle_s  # once: a thread may set it
+        if seconds is not None and (self, "idle") in self.worker.timers:
+            self._start_timer("idle", seconds)
 
     def _forget_deadlines(self) -> None:
         if self._timed:

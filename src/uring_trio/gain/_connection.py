@@ -291,6 +291,16 @@ class Connection(Closing):
 
     def _defer(self, kind: str, res: int, flags: int, offset: int) -> None:
         """A thread has the connection: keep this until it is done."""
+        if res > 0 and kind != "watch":
+            self._restart_idle()  # the bytes go now, whenever they are told of
+        self._keep_back(kind, res, flags, offset)
+        # Not `_input_full` alone: a thread that takes input ends that for what it has itself.
+        room = self._deferred_size < self._input_limit
+        goes_on = kind == "recv" and (res > 0 or res == ECANCELED) and room
+        if goes_on and self._recv_slot < 0 and self._wants_input():
+            self._arm()  # it was one-shot, or gives way to a poll: input gathers all the same
+
+    def _keep_back(self, kind: str, res: int, flags: int, offset: int) -> None:
         if kind == "recv" and res > 0 and not flags & CQE_F_BUFFER:
             self._readable |= res
             return
