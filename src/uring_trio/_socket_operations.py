@@ -15,6 +15,8 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from outcome import Error
+
 from uring_trio import _addresses
 from uring_trio._kernel import EAGAIN, ECANCELED, ETIME
 from uring_trio._memory import Memory, Message, unpin
@@ -152,28 +154,56 @@ class SendMessage(MessageOperation):
         return direction.ring.sendmsg(direction.fileno(), self.message, self.flags)
 
 
+Kind = tuple[int, int, int]  # family, type and protocol of what a listener accepts
+
+
+def accept_now(listener: socket.socket, kind: Kind) -> tuple[socket.socket, Any] | None:
+    """accept4(2) of what is there: the new stdlib socket, and the peer's address.
+
+    One call of the standard library's: cheaper than an accept on the ring, which has memory
+    for the address and Python that reads it.
+
+    Returns:
+      None where there is nothing, where the call might block because another process has
+      switched O_NONBLOCK off, and for a closed listener.
+    """
+    listening = listener.fileno()
+    if listening < 0 or not fcntl.fcntl(listening, fcntl.F_GETFL) & os.O_NONBLOCK:
+        return None
+    try:
+        fd, address = listener._accept()  # type: ignore[attr-defined]
+    except BlockingIOError:
+        return None
+    return _own(fd, kind), address
+
+
+def _own(fd: int, kind: Kind) -> socket.socket:
+    """The object that owns an accepted descriptor from now on."""
+    try:
+        return socket.socket(*kind, fileno=fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 class Accept(Operation):
     """accept: the new stdlib socket, and the peer's address.
 
-    A poll tells that there is a connection, and it is then taken by accept4(2) at once:
-    one call of the standard library's, where an accept on the ring has memory for the
-    address and Python that reads it. Where that finds nothing (another process was
-    faster) or might block (another process has switched O_NONBLOCK off), the engine's
+    A poll tells that there is a connection, and it is then taken by accept4(2) at once.
+    Where that finds nothing (another process was faster) or might block, the engine's
     ladder takes over. Neither waits exclusively, so the wake-up of a connection that we
     do not take is nobody's loss.
     """
 
     __slots__ = ("kind", "listener", "message", "on_ring", "taken")
 
-    def __init__(
-        self, direction: Direction, listener: socket.socket, kind: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, direction: Direction, listener: socket.socket, kind: Kind) -> None:
         super().__init__(direction)
         self.listener = listener
-        self.kind = kind  # family, type and protocol of what is accepted
+        self.kind = kind
         self.on_ring = False
         self.message: Message | None = None
-        self.taken: tuple[int, Any] = (-1, None)  # descriptor, address
+        self.taken: tuple[socket.socket, Any] | Error | None = None
 
     def prepare(self) -> int:
         direction = self.direction
@@ -193,28 +223,23 @@ class Accept(Operation):
         super().complete(res, flags, offset)
 
     def _accept_now(self) -> int:
-        listener = self.listener
         try:
-            if not fcntl.fcntl(listener, fcntl.F_GETFL) & os.O_NONBLOCK:
-                return EAGAIN
-            self.taken = listener._accept()  # type: ignore[attr-defined]
+            self.taken = accept_now(self.listener, self.kind)
         except OSError as exc:
             return -(exc.errno or errno.EIO)
-        return 0
+        except MemoryError as exc:
+            self.taken = Error(exc)
+        return EAGAIN if self.taken is None else 0
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:
             return res
-        if self.on_ring:
-            assert self.message is not None
-            self.taken = res, _addresses.unpack(self.message.accepted_name())
-        fd, address = self.taken
-        try:
-            # Here and not in the task: from now on the object owns the fd.
-            return socket.socket(*self.kind, fileno=fd), address
-        except BaseException:
-            os.close(fd)
-            raise
+        if not self.on_ring:
+            return self.taken
+        # Here and not in the task: from now on the object owns the fd.
+        assert self.message is not None
+        address = _addresses.unpack(self.message.accepted_name())
+        return _own(res, self.kind), address
 
     def dispose(self, res: int) -> None:
         if self.on_ring and res >= 0:

@@ -50,6 +50,7 @@ from uring_trio._socket_operations import (
     ReceiveInto,
     ReceiveMessage,
     SendMessage,
+    accept_now,
 )
 from uring_trio._trio_private import manager_of, park, run_context, stock_socket_type
 
@@ -355,8 +356,19 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 # A poll of it would wait for data. Its error is there at once.
                 return await super().accept()
             kind = self.accepted_kind = (int(sock.family), int(sock.type), sock.proto)
-        operation = Accept(endpoint.receiver, self._sock, kind)
-        accepted, address = await _perform(endpoint.receiver.submit(operation))
+        receiver = endpoint.receiver
+        if receiver.current is None:
+            # In a burst the next one waits already: no request, no cqe. As on stock.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                taken = accept_now(self._sock, kind)
+            except OSError:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                raise
+            if taken is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return trio.socket.from_stdlib_socket(taken[0]), taken[1]
+        accepted, address = await _perform(receiver.submit(Accept(receiver, self._sock, kind)))
         return trio.socket.from_stdlib_socket(accepted), address
 
     @enable_ki_protection
