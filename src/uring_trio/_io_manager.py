@@ -343,12 +343,15 @@ class UringIOManager:
     def _parts_on(self, fd: int) -> Parts:
         """What this run has on a file, as any thread may ask: dicts and lists only read."""
         polls = []
+        endpoints = []
         for key in (fd * 2, fd * 2 + 1):
             poll = self.pollers.get(key)
             if poll is not None:
                 polls.append((poll, poll.task))
-        references = self._endpoints.get(fd, ())
-        endpoints = [endpoint for r in references if (endpoint := r()) is not None]
+        for reference in self._endpoints.get(fd, ()):
+            endpoint = reference()
+            if endpoint is not None:
+                endpoints.append(endpoint)
         return polls, endpoints
 
     def end_on(self, fd: int, *, detach: bool = False) -> None:

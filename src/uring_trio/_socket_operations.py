@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 POLLIN = 0x1  # poll(2)
 # Less than what a person notices, as in csrc/ladder.c.
 CONNECT_PAUSE_MIN_NS, CONNECT_PAUSE_MAX_NS = 1_000_000, 32_000_000
+# Polls of one accept, each followed by an attempt in vain. Lost races are news each time; a
+# readiness that stays while nothing can be taken is not, and the ladder sleeps over it.
+POLLS_IN_VAIN_MAX = 16
 SCM_PIDFD = 4  # SO_PASSPIDFD, since 6.5: the peer's pidfd
 
 
@@ -164,16 +167,16 @@ def accept_now(listener: socket.socket, kind: Kind) -> tuple[socket.socket, Any]
     for the address and Python that reads it.
 
     Returns:
-      None where there is nothing, where the call might block because another process has
-      switched O_NONBLOCK off, and for a closed listener.
+      None where the call might block because another process has switched O_NONBLOCK off,
+      and for a closed listener.
+
+    Raises:
+      BlockingIOError: there is nothing.
     """
     listening = listener.fileno()
     if listening < 0 or not fcntl.fcntl(listening, fcntl.F_GETFL) & os.O_NONBLOCK:
         return None
-    try:
-        fd, address = listener._accept()  # type: ignore[attr-defined]
-    except BlockingIOError:
-        return None
+    fd, address = listener._accept()  # type: ignore[attr-defined]
     return _own(fd, kind), address
 
 
@@ -190,17 +193,19 @@ class Accept(Operation):
     """accept: the new stdlib socket, and the peer's address.
 
     A poll tells that there is a connection, and it is then taken by accept4(2) at once.
-    Where that finds nothing (another process was faster) or might block, the engine's
-    ladder takes over. Neither waits exclusively, so the wake-up of a connection that we
-    do not take is nobody's loss.
+    Where that finds nothing, another process was faster, and there is another poll: four
+    idle workers are all woken for each burst, so that is no exception. Where it has found
+    nothing too often, or might block, the engine's ladder takes over. Neither waits
+    exclusively, so the wake-up of a connection that we do not take is nobody's loss.
     """
 
-    __slots__ = ("kind", "listener", "message", "on_ring", "taken")
+    __slots__ = ("in_vain", "kind", "listener", "message", "on_ring", "taken")
 
     def __init__(self, direction: Direction, listener: socket.socket, kind: Kind) -> None:
         super().__init__(direction)
         self.listener = listener
         self.kind = kind
+        self.in_vain = 0
         self.on_ring = False
         self.message: Message | None = None
         self.taken: tuple[socket.socket, Any] | Error | None = None
@@ -217,7 +222,8 @@ class Accept(Operation):
         if res >= 0 and not self.on_ring:
             res = self._accept_now() if self.is_waited_for() else ECANCELED
             if res == EAGAIN:
-                self.on_ring = True
+                self.in_vain += 1
+                self.on_ring = self.on_ring or self.in_vain >= POLLS_IN_VAIN_MAX
                 self.go_on()
                 return
         super().complete(res, flags, offset)
@@ -229,7 +235,8 @@ class Accept(Operation):
             return -(exc.errno or errno.EIO)
         except MemoryError as exc:
             self.taken = Error(exc)
-        return EAGAIN if self.taken is None else 0
+        self.on_ring = self.taken is None
+        return EAGAIN if self.on_ring else 0
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:

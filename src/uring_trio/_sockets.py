@@ -152,7 +152,10 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
 
     def setsockopt(self, /, *args: Any, **kwargs: Any) -> None:
         """Like `socket.socket.setsockopt`."""
-        super().setsockopt(*args, **kwargs)
+        if kwargs or len(args) != 3 or args[2] is None:
+            super().setsockopt(*args, **kwargs)
+        else:
+            self._sock.setsockopt(*args)  # twice for each connection: what trio's comes to
         if args[1:2] == LOW_WATER or kwargs:
             look_for_low_water()
 
@@ -362,6 +365,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             await trio.lowlevel.checkpoint_if_cancelled()
             try:
                 taken = accept_now(self._sock, kind)
+            except BlockingIOError:
+                taken = None
             except OSError:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 raise
