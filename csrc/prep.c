@@ -85,6 +85,12 @@ int ut_try_recv(int fd, void *memory, size_t size)
     return received < 0 ? -errno : (int)received;
 }
 
+int ut_try_poll(int fd, int events)
+{
+    struct pollfd file = {.fd = fd, .events = (short)events};
+    return poll(&file, 1, 0) < 0 ? -errno : file.revents;
+}
+
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
                       uint32_t size, int flags)
 {

@@ -34,6 +34,9 @@ int ut_try_send(int fd, const char *data, size_t size);
 /* Receives at once what is there: bytes, 0 at the end of the stream, or -errno. */
 int ut_try_recv(int fd, void *memory, size_t size);
 
+/* What of poll(2)'s events a file has now, or -errno. */
+int ut_try_poll(int fd, int events);
+
 /* The same as ut_prep_send from `data + offset`: what a short send has left. */
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
                       uint32_t size, int flags);

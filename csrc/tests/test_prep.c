@@ -1,6 +1,7 @@
 /* Sends from an offset, sends and receives at once, and when an enter waits for buffers. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -126,6 +127,23 @@ static void a_receive_finds_data_the_end_or_nothing(void)
     close_pair();
 }
 
+static void a_look_tells_what_is_so_now(void)
+{
+    char answer[4];
+    open_pair();
+    CHECK_EQ(ut_try_poll(pair[0], POLLIN), 0);
+    CHECK_EQ(ut_try_poll(pair[0], POLLOUT), POLLOUT);
+    CHECK_EQ(write(pair[1], "x", 1), 1);
+    CHECK_EQ(ut_try_poll(pair[0], POLLIN), POLLIN);
+    CHECK_EQ(ut_try_recv(pair[0], answer, sizeof answer), 1);
+    CHECK_EQ(ut_try_poll(pair[0], POLLIN), 0); /* whatever was told before */
+    close(pair[1]);
+    pair[1] = -1;
+    CHECK(ut_try_poll(pair[0], POLLIN) & POLLHUP); /* though nobody has asked for it */
+    CHECK_EQ(ut_try_poll(1 << 20, POLLIN), POLLNVAL);
+    close_pair();
+}
+
 /* ---- rounds of a wait, and buffers ---------------------------------------- */
 
 #define BUFFERS 64u
@@ -238,6 +256,7 @@ int main(void)
     RUN(what_does_not_fit_is_sent_in_part_and_then_refused);
     RUN(a_send_to_nobody_is_an_error_and_no_signal);
     RUN(a_receive_finds_data_the_end_or_nothing);
+    RUN(a_look_tells_what_is_so_now);
     RUN(rounds_stop_while_there_are_buffers_for_one_more);
     RUN(no_piece_is_lost_or_refused);
     RUN(a_wait_that_must_not_sleep_goes_on_as_well);

@@ -198,6 +198,11 @@ class UringIOManager:
 
     # ---- guest mode -------------------------------------------------------------------
 
+    @property
+    def in_guest_mode(self) -> bool:
+        """Whether the run is a guest of another loop; False before its first tick."""
+        return self._runner is not None and self._runner.is_guest
+
     def _open_helper(self) -> None:
         try:
             self._helper = Helper(self.ring)
@@ -225,7 +230,8 @@ class UringIOManager:
             self._error = exc
         return NOTHING_TO_READ
 
-    def _show_to_helper(self, fd: int) -> None:
+    def show_to_helper(self, fd: int) -> None:
+        """Guest mode: a poll of *fd*, which is no socket, was queued; see `_guest`."""
         if self._helper is None:
             self._open_helper()  # a task's first step comes before the first get_events
         if self._helper is not None:
@@ -235,6 +241,13 @@ class UringIOManager:
         """Guest mode: have the helper thread return."""
         if self._helper is not None:
             self._helper.wake()
+
+    def release_files(self) -> None:
+        """Have the kernel let go, now, of files whose polls or operations were cancelled."""
+        error = self.ring.flush()
+        if error < 0:
+            self._error = self._lost(error, "io_uring_enter")
+        self.force_wakeup()
 
     def after_abort(self) -> None:
         """A cancel was queued: nobody else submits it while a guest's helper sleeps."""
@@ -272,7 +285,7 @@ class UringIOManager:
             poll = Poll(self)
         poll.begin(fd, key, events)
         if not is_socket and run_context.runner.is_guest:
-            self._show_to_helper(fd)
+            self.show_to_helper(fd)
         return poll
 
     def _end_poll(self, poll: Poll, value: Any) -> None:
@@ -406,10 +419,7 @@ class UringIOManager:
 
     def _let_go(self, wake: list[tuple[Any, Exception]], in_kernel: bool) -> None:
         if in_kernel:
-            error = self.ring.flush()
-            if error < 0:
-                self._error = self._lost(error, "io_uring_enter")
-            self.force_wakeup()
+            self.release_files()
         current = getattr(run_context, "task", None)
         for task, exception in wake:
             if task is not current:

@@ -271,6 +271,7 @@ class Ring:
         self.try_send = lib.ut_try_send
         self.try_recv = lib.ut_try_recv
         self.try_accept = lib.ut_try_accept
+        self.try_poll = lib.ut_try_poll
         self.send_from = partial(lib.ut_prep_send_from, engine)
         self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
 
