@@ -376,12 +376,19 @@ static int32_t without_flag(struct ut_engine *engine, struct ut_op *op, int32_t 
     return is_file && res == -EOPNOTSUPP ? -EAGAIN : res;
 }
 
+/* Whether an attempt found nothing. A send to a socket that is still connecting says so in
+ * its own words (TCP_FASTOPEN_CONNECT): it is writable when it is connected. */
+static bool is_refusal(int32_t res)
+{
+    return res == -EAGAIN || res == -EINPROGRESS || res == -EALREADY;
+}
+
 static void take_attempt(struct ut_engine *engine, struct ut_op *op,
                          const struct io_uring_cqe *cqe)
 {
     bool canceling = op->state == UT_OP_CANCELING, again;
     int32_t res = without_flag(engine, op, cqe->res, &again);
-    if (!again && (cqe->res != -EAGAIN && cqe->res == res)) {
+    if (!again && !is_refusal(cqe->res) && cqe->res == res) {
         engine->woken = true;
         finish(engine, op, res, cqe->flags);
         return;
