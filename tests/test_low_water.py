@@ -187,6 +187,27 @@ async def test_inherited_from_the_listener() -> None:
                 assert ends.log == [b"as much as the mark", b"less"]
 
 
+@pytest.mark.parametrize("when", ["before the first receive", "through a trio socket"])
+async def test_of_a_socket_under_an_fd_stream(when: str) -> None:
+    near, far = await harness.tcp_pair()
+    peer = stdlib_socket.socket(fileno=far.detach())
+    copy = near.dup()
+    async with trio.lowlevel.FdStream(near.detach()) as stream:
+        with peer, copy:
+            if when == "before the first receive":
+                copy._sock.setsockopt(*MARKED)  # type: ignore[attr-defined]
+            for _ in range(2):
+                async with trio.open_nursery() as nursery:  # the next would poll first
+                    nursery.start_soon(stream.receive_some, 100)
+                    await wait_all_tasks_blocked()
+                    peer.send(b"as much as the mark")
+                copy.setsockopt(*MARKED)
+                peer.send(b"less")
+                await trio.lowlevel.checkpoint()
+                with trio.fail_after(5):
+                    assert await stream.receive_some(100) == b"less"
+
+
 @pytest.mark.parametrize("name", RECEIVES)
 def test_what_comes_later_as_on_stock(name: str) -> None:
     """TCP waits for the mark or the end, a UNIX socket for anything: the kernel's poll says."""

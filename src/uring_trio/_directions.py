@@ -48,8 +48,8 @@ LAST_GROUP = len(GROUP_SIZES) - 1
 SMALL_IN_A_ROW = 16
 
 
-def _try_at_once(recv: Callable[..., int], fd: int, group: int, size: int, _: int) -> int:
-    return recv(fd, group, size, 0)
+def _try_at_once(plain: Callable[..., int], fd: int, group: int, size: int, _: int) -> int:
+    return plain(fd, group, size, 0)
 
 
 def _raise(exception: Exception) -> NoReturn:
@@ -66,6 +66,7 @@ class Direction:
         "group",
         "has_low_water",
         "manager",
+        "plain_receive",
         "poll_first",
         "prep_receive",
         "prep_send",
@@ -89,8 +90,9 @@ class Direction:
         self.fileno = fileno
         self.reading = reading
         # Of a stream. The functions have the same form for sockets and for other files.
-        self.prep_receive: Any = manager.ring.recv if is_socket else manager.ring.read
-        # Of a socket that is read: its getsockopt, to ask it for its mark.
+        self.plain_receive: Any = manager.ring.recv if is_socket else manager.ring.read
+        self.prep_receive: Any = self.plain_receive
+        # Of a socket that is read, an FdStream's too: its getsockopt, to ask it for its mark.
         self.getsockopt: Callable[[int, int], int] | None = None
         self.has_low_water: bool | None = False  # None: it was not asked yet
         self.prep_send = manager.ring.send if is_socket else manager.ring.write
@@ -110,8 +112,8 @@ class Direction:
             self.prep_receive = self._look_and_prepare  # a cycle; see `Endpoint.__del__`
 
     def _look_and_prepare(self, fd: int, group: int, size: int, poll_first: int) -> int:
-        recv = self.ring.recv
-        self.prep_receive = partial(_try_at_once, recv) if self._sees_low_water() else recv
+        plain = self.plain_receive
+        self.prep_receive = partial(_try_at_once, plain) if self._sees_low_water() else plain
         return int(self.prep_receive(fd, group, size, poll_first))
 
     def _sees_low_water(self) -> bool:
@@ -301,8 +303,12 @@ class Endpoint:
         self.receiver = Direction(manager, fileno, reading=True, is_socket=is_socket)
         self.sender = Direction(manager, fileno, reading=False, is_socket=is_socket)
         if is_socket:
-            self.receiver.getsockopt = owner.getsockopt
-            self.receiver.look_for_low_water()
+            self.ask_for_low_water(owner.getsockopt)
+
+    def ask_for_low_water(self, getsockopt: Callable[[int, int], int]) -> None:
+        """It is a socket, whose options *getsockopt* tells."""
+        self.receiver.getsockopt = getsockopt
+        self.receiver.look_for_low_water()
 
     def is_in_use(self) -> bool:
         """Whether its file is open, as far as its owner knows, or has operations."""

@@ -257,6 +257,21 @@ def _is_byte_stream(fd: int) -> bool:
         sock.detach()
 
 
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False  # closed behind the stream's back; the operation says so
+
+
+def _getsockopt(holder: Any, level: int, option: int) -> int:
+    sock = socket.socket(fileno=held_fd(holder))
+    try:
+        return sock.getsockopt(level, option)
+    finally:
+        sock.detach()
+
+
 def _fd_endpoint(stream: Any) -> Endpoint | None:
     try:
         manager = manager_of(run_context.task)
@@ -282,6 +297,8 @@ def _fd_endpoint(stream: Any) -> Endpoint | None:
         manager.count_stock_call("not a byte stream")
         return None
     endpoint = manager.open_endpoint(holder, partial(held_fd, holder), is_socket=False)
+    if _is_socket(fd):
+        endpoint.ask_for_low_water(partial(_getsockopt, holder))
     stream._uring_endpoint = endpoint
     return endpoint
 
