@@ -301,6 +301,27 @@ async def test_one_task_at_a_time(ends: Ends) -> None:
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("warm", [False, True], ids=["first", "waited before"])
+@pytest.mark.parametrize("make", [fifo, pipe], ids=["fifo", "pipe"])
+async def test_the_wrong_end(make: Callable[[Path], Ends], tmp_path: Path, warm: bool) -> None:
+    """A poll of it would never be over: it is refused at once, as by read(2) and write(2)."""
+    ends = make(tmp_path)
+    reader, writer = ends.streams()
+    async with reader, writer:
+        if warm:
+            with trio.move_on_after(0.01):
+                await reader.receive_some()
+            fill(ends.writing)
+            with trio.move_on_after(0.01):
+                await writer.send_all(b"x")
+        with trio.fail_after(5):
+            with pytest.raises(trio.ClosedResourceError):
+                await reader.send_all(b"x")
+            with pytest.raises(trio.ClosedResourceError):
+                await writer.receive_some()
+    ends.close()
+
+
 async def test_cancelled_receive_takes_nothing(ends: Ends) -> None:
     reader, writer = ends.streams()
     async with reader, writer:

@@ -13,6 +13,7 @@ the reset. The next send finds EPIPE, and a reader beside it a clean end of file
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -308,6 +309,20 @@ def _require_open(fd: int) -> None:
         raise trio.ClosedResourceError("file was already closed")
 
 
+def _require_direction(fd: int, other: int) -> None:
+    """A poll of a FIFO that was opened for the *other* direction alone is never over.
+
+    Raises:
+      ClosedResourceError: as where read(2) or write(2) answers EBADF.
+    """
+    try:
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError as exc:  # closed behind the stream's back
+        _raise_fd_error(exc)
+    if mode == other:
+        raise trio.ClosedResourceError("file was already closed")
+
+
 def _raise_fd_error(exc: OSError) -> NoReturn:
     """Raise a file's error as FdStream shows it."""
     if exc.errno == errno.EBADF:
@@ -345,6 +360,7 @@ async def _read_when_ready(endpoint: Endpoint, size: int) -> bytes:
     manager.count_stock_call("cannot be tried")
     while True:
         _require_open(fileno())
+        _require_direction(fileno(), os.O_WRONLY)
         await manager.wait_readable(fileno())
         try:
             return os.read(fileno(), size)
@@ -402,6 +418,7 @@ async def _write_when_ready(endpoint: Endpoint, data: memoryview) -> int:
     manager.count_stock_call("cannot be tried")
     while True:
         _require_open(fileno())
+        _require_direction(fileno(), os.O_RDONLY)
         await manager.wait_writable(fileno())
         try:
             # What is writable has room for PIPE_BUF at least.
