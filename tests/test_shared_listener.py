@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import harness
 import pytest
 import trio
+import trio.testing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -241,3 +242,41 @@ def cpu_s(pid: int) -> float:
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.ring_only
+async def test_a_listener_that_was_seen_blocking_is_not_trusted_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """O_NONBLOCK may be switched off between a look at it and accept4(2)."""
+    with trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        fd = listener.fileno()
+
+        async def accept_one() -> None:
+            (await listener.accept())[0].close()
+
+        os.set_blocking(fd, True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept_one)
+            await trio.testing.wait_all_tasks_blocked()
+            socket.create_connection(listener.getsockname()).close()
+
+        looks: list[tuple[Any, ...]] = []
+
+        def a_moment_ago(*args: Any) -> int:
+            looks.append(args)
+            return os.O_NONBLOCK
+
+        monkeypatch.setattr("uring_trio._socket_operations.fcntl.fcntl", a_moment_ago)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept_one)
+            await trio.testing.wait_all_tasks_blocked()
+            with socket.create_connection(listener.getsockname()):
+                with socket.socket(fileno=os.dup(fd)) as rival:
+                    rival.accept()[0].close()
+                with trio.fail_after(5):
+                    await trio.testing.wait_all_tasks_blocked(0.01)  # the loop turns
+            socket.create_connection(listener.getsockname()).close()
+        assert not looks

@@ -299,7 +299,8 @@ class Endpoint:
         self.manager = manager
         self.owner = owner
         self.fd = fileno()
-        self.can_be_tried = True  # of a file that is no socket: see `_streams`
+        # By a call of the standard library's or on the ring: see `_streams`, `Accept`.
+        self.can_be_tried = True
         self.receiver = Direction(manager, fileno, reading=True, is_socket=is_socket)
         self.sender = Direction(manager, fileno, reading=False, is_socket=is_socket)
         if is_socket:

@@ -197,16 +197,23 @@ class Accept(Operation):
     idle workers are all woken for each burst, so that is no exception. Where it has found
     nothing too often, or might block, the engine's ladder takes over. Neither waits
     exclusively, so the wake-up of a connection that we do not take is nobody's loss.
+
+    Between the look at O_NONBLOCK and accept4(2) it may be switched off, and the connection
+    be taken by another. So a listener that was seen without it once is not trusted again:
+    all its accepts go by the ladder, whose attempts cannot block.
     """
 
-    __slots__ = ("in_vain", "kind", "listener", "message", "on_ring", "taken")
+    __slots__ = ("in_vain", "kind", "listener", "message", "might_block", "on_ring", "taken")
 
-    def __init__(self, direction: Direction, listener: socket.socket, kind: Kind) -> None:
+    def __init__(
+        self, direction: Direction, listener: socket.socket, kind: Kind, *, on_ring: bool
+    ) -> None:
         super().__init__(direction)
         self.listener = listener
         self.kind = kind
         self.in_vain = 0
-        self.on_ring = False
+        self.on_ring = on_ring
+        self.might_block = False  # accept4(2)
         self.message: Message | None = None
         self.taken: tuple[socket.socket, Any] | Error | None = None
 
@@ -235,8 +242,8 @@ class Accept(Operation):
             return -(exc.errno or errno.EIO)
         except MemoryError as exc:
             self.taken = Error(exc)
-        self.on_ring = self.taken is None
-        return EAGAIN if self.on_ring else 0
+        self.might_block = self.on_ring = self.taken is None
+        return EAGAIN if self.might_block else 0
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:

@@ -360,20 +360,25 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 return await super().accept()
             kind = self.accepted_kind = (int(sock.family), int(sock.type), sock.proto)
         receiver = endpoint.receiver
-        if receiver.current is None:
+        if endpoint.can_be_tried and receiver.current is None:
             # In a burst the next one waits already: no request, no cqe. As on stock.
             await trio.lowlevel.checkpoint_if_cancelled()
             try:
                 taken = accept_now(self._sock, kind)
             except BlockingIOError:
-                taken = None
+                pass
             except OSError:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 raise
-            if taken is not None:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return trio.socket.from_stdlib_socket(taken[0]), taken[1]
-        accepted, address = await _perform(receiver.submit(Accept(receiver, self._sock, kind)))
+            else:
+                if taken is not None:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    return trio.socket.from_stdlib_socket(taken[0]), taken[1]
+                endpoint.can_be_tried = False
+        operation = Accept(receiver, self._sock, kind, on_ring=not endpoint.can_be_tried)
+        accepted, address = await _perform(receiver.submit(operation))
+        if operation.might_block:
+            endpoint.can_be_tried = False
         return trio.socket.from_stdlib_socket(accepted), address
 
     @enable_ki_protection
