@@ -29,6 +29,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -103,10 +104,14 @@ static void free_op(struct ut_engine *engine, uint32_t slot)
     ut_op_free(&engine->ops, slot);
 }
 
+static void leave_line(struct ut_engine *engine, struct ut_op *op, bool sent, unsigned turns);
+
 /* Cancels an operation in flight that waits by the ladder; as ut_engine_cancel(). */
 static int cancel_laddered(struct ut_engine *engine, struct ut_op *op, uint32_t slot)
 {
     uint64_t token = op->sqe.user_data;
+    if (op->line != NULL)
+        leave_line(engine, op, false, 0);
     if (op->main == UT_REQUEST_QUEUED)
         op->main = UT_REQUEST_ABSENT;
     if (op->watch == UT_REQUEST_QUEUED)
@@ -137,6 +142,8 @@ int ut_engine_cancel(struct ut_engine *engine, uint32_t slot)
         free_op(engine, slot);
         return 0;
     case UT_OP_IN_FLIGHT:
+        if (op->is_clock)
+            return -ENOENT;
         if (op->wanted != 0)
             return cancel_laddered(engine, op, slot);
         ut_op_step(op, UT_OP_EV_CANCEL);
@@ -291,6 +298,8 @@ static void record(struct ut_engine *engine, struct ut_op *op, int32_t res, uint
 static void finish(struct ut_engine *engine, struct ut_op *op, int32_t res, uint32_t flags)
 {
     record(engine, op, res, flags);
+    if (op->line != NULL)
+        leave_line(engine, op, res >= 0, UT_LINE_TURNS_AFTER_ANSWER);
     if (op->watch == UT_REQUEST_SENT) {
         engine->lingering++;
         if (op->state != UT_OP_CANCELING)
@@ -330,12 +339,15 @@ static void advance(struct ut_engine *engine, struct ut_op *op, enum ut_step_eve
         }
         push(engine, token | UT_TOKEN_CANCEL);
     }
+    if (op->parked && ut_step_request(step) != UT_REQUEST_NONE)
+        ut_line_unpark(&engine->ops, op);
     bool begins = event == UT_STEP_EV_REFUSED || event == UT_STEP_EV_READY;
     if (begins && ut_step_request(step) == UT_REQUEST_TIMEOUT) {
         uint64_t pause_ns = ut_pause_begin(&op->pauses, engine->ring.kernel->now_ns());
         op->timeout = (struct ut_timespec){.tv_nsec = (int64_t)pause_ns};
     }
-    if (event == UT_STEP_EV_REFUSED || event == UT_STEP_EV_TIME)
+    if (event == UT_STEP_EV_REFUSED || event == UT_STEP_EV_LINED || event == UT_STEP_EV_TIME ||
+        event == UT_STEP_EV_TURN)
         if (ut_step_is_watched(step))
             op->sleep_ns = engine->ring.kernel->now_ns();
     /* Never armed because of its own cqe: it might end at once again, and again. */
@@ -350,6 +362,112 @@ static void advance(struct ut_engine *engine, struct ut_op *op, enum ut_step_eve
         push(engine, token);
     }
 }
+
+/* ---- lines; the theory is in line.c ---------------------------------------- */
+
+/* Has the line's clock run for its next pause, if it does not run. False if there is no
+ * memory for one. */
+static bool start_clock(struct ut_engine *engine, struct ut_line *line)
+{
+    if (line->clock == UT_NO_SLOT) {
+        uint32_t slot;
+        struct ut_op *fresh = reserve(engine) < 0 ? NULL : ut_op_new(&engine->ops, &slot);
+        if (fresh == NULL)
+            return false;
+        fresh->wanted = POLLOUT; /* (no poll is made: a pause is its only step) */
+        fresh->step = UT_STEP_PAUSE;
+        fresh->is_clock = true;
+        fresh->line = line;
+        engine->laddered++;
+        ut_op_step(fresh, UT_OP_EV_SUBMIT);
+        line->clock = slot;
+    }
+    struct ut_op *clock = ut_op_at(&engine->ops, line->clock);
+    if (clock->main == UT_REQUEST_ABSENT) {
+        uint64_t pause_ns = ut_line_pause(line, engine->ring.kernel->now_ns());
+        clock->timeout = (struct ut_timespec){.tv_nsec = (int64_t)pause_ns};
+        clock->main = UT_REQUEST_QUEUED;
+        push(engine, clock->sqe.user_data);
+    }
+    return true;
+}
+
+/* Gives up a line that nobody is a member of, once its clock has run out. */
+static void drop_if_empty(struct ut_engine *engine, struct ut_line *line)
+{
+    if (line->members > 0)
+        return;
+    if (line->clock != UT_NO_SLOT) {
+        if (ut_op_at(&engine->ops, line->clock)->main != UT_REQUEST_ABSENT)
+            return;
+        free_op(engine, line->clock);
+        line->clock = UT_NO_SLOT;
+    }
+    ut_line_drop(&engine->lines, line);
+}
+
+/* Gives the longest waiting ones their turn. */
+static void give_turns(struct ut_engine *engine, struct ut_line *line, unsigned turns)
+{
+    for (; turns > 0 && line->parked > 0; turns--)
+        advance(engine, ut_op_at(&engine->ops, line->first), UT_STEP_EV_TURN);
+}
+
+/* An operation's membership ends; others have a turn because of it. */
+static void leave_line(struct ut_engine *engine, struct ut_op *op, bool sent, unsigned turns)
+{
+    struct ut_line *line = op->line;
+    ut_line_leave(&engine->ops, op, sent);
+    give_turns(engine, line, turns);
+    drop_if_empty(engine, line);
+}
+
+/* Makes an operation that was refused a member of its receiver's line, and sees to it that
+ * the line's clock runs. False if it has to wait by itself. */
+static bool enter_line(struct ut_engine *engine, struct ut_op *op)
+{
+    if (op->line == NULL) {
+        struct ut_receiver receiver;
+        if (!ut_receiver_read(&op->sqe, &receiver))
+            return false;
+        if (ut_receiver_is_abstract(&receiver))
+            receiver.network = engine->ring.kernel->network_of(op->sqe.fd);
+        struct ut_line *line = ut_line_at(&engine->lines, &receiver);
+        if (line == NULL)
+            return false;
+        ut_line_enter(line, op);
+    }
+    if (start_clock(engine, op->line))
+        return true;
+    leave_line(engine, op, false, 0);
+    return false;
+}
+
+/* A line's pause is over. */
+static void take_clock(struct ut_engine *engine, struct ut_op *clock)
+{
+    struct ut_line *line = clock->line;
+    engine->stepped = true;
+    give_turns(engine, line, ut_line_turns(line));
+    /* Else whoever is parked next has it run: it begins anew if it has moved. */
+    if (line->parked > 0)
+        (void)start_clock(engine, line);
+    drop_if_empty(engine, line);
+}
+
+/* An attempt was refused. */
+static void take_refusal(struct ut_engine *engine, struct ut_op *op)
+{
+    bool may_line = ut_step_next(op->step, UT_STEP_EV_LINED) != UT_STEPS;
+    if (!may_line || !enter_line(engine, op)) {
+        advance(engine, op, UT_STEP_EV_REFUSED);
+        return;
+    }
+    advance(engine, op, UT_STEP_EV_LINED);
+    ut_line_park(&engine->ops, op, engine->ring.kernel->now_ns());
+}
+
+/* ---- steps ----------------------------------------------------------------- */
 
 /* The kernel refused the flag that keeps an attempt from waiting: what to do without it.
  * `again`: the attempt is to be made once more. Else the answer that is meant. */
@@ -403,7 +521,7 @@ static void take_attempt(struct ut_engine *engine, struct ut_op *op,
     } else if (cqe->res == -EOPNOTSUPP) {
         finish(engine, op, res, 0);
     } else {
-        advance(engine, op, UT_STEP_EV_REFUSED);
+        take_refusal(engine, op);
     }
 }
 
@@ -434,7 +552,9 @@ static void take_step(struct ut_engine *engine, struct ut_op *op, const struct i
         return;
     }
     engine->woken = true;
-    if (op->state == UT_OP_CANCELING)
+    if (op->is_clock)
+        take_clock(engine, op);
+    else if (op->state == UT_OP_CANCELING)
         finish(engine, op, -ECANCELED, 0);
     else if (request == UT_REQUEST_TIMEOUT)
         advance(engine, op, UT_STEP_EV_TIME);
@@ -463,8 +583,8 @@ static void take_watch(struct ut_engine *engine, struct ut_op *op, const struct 
         /* One that ended by itself, as with a full CQ, counts as told: then there is a pause
          * between one and the next, or a bit that stays set would make it a spin. */
         bool told = last || cqe->res & op->wanted;
-        bool echo = ut_step_request(op->step) == UT_REQUEST_TIMEOUT &&
-                    ut_pause_is_young(&op->pauses, engine->ring.kernel->now_ns());
+        bool pauses = op->parked || ut_step_request(op->step) == UT_REQUEST_TIMEOUT;
+        bool echo = pauses && ut_pause_is_young(&op->pauses, engine->ring.kernel->now_ns());
         advance(engine, op,
                 echo   ? UT_STEP_EV_ECHO
                 : !told               ? UT_STEP_EV_CHANGED

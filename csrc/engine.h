@@ -8,6 +8,7 @@
 #define UT_ENGINE_H
 
 #include "bufring.h"
+#include "line.h"
 #include "op.h"
 #include "ring.h"
 #include "spin.h"
@@ -52,7 +53,8 @@ struct ut_engine {
      * passed over. */
     uint64_t *queue;
     size_t queue_length, queue_capacity;
-    unsigned laddered; /* live operations that wait by the ladder */
+    unsigned laddered; /* live operations that wait by the ladder, clocks of lines as well */
+    struct ut_lines lines;
 
     struct ut_record *records;
     unsigned record_count, record_capacity;

@@ -119,6 +119,7 @@ int ut_engine_close(struct ut_engine *engine, int leak)
         ut_bufring_close(&engine->groups[group], kernel);
     if (engine->pool != NULL)
         kernel->unmap(engine->pool, engine->pool_size);
+    ut_lines_close(&engine->lines);
     ut_op_table_close(&engine->ops);
     free(engine->queue);
     free(engine->records);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -83,6 +84,17 @@ static uint64_t real_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71 /* 5.14; parisc and sparc have other numbers, and get no answer */
+#endif
+
+static uint64_t real_network_of(int fd)
+{
+    uint64_t cookie = 0;
+    socklen_t length = sizeof cookie;
+    return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) == 0 ? cookie : 0;
+}
+
 const struct ut_kernel ut_kernel_real = {
     .setup = real_setup,
     .enter = real_enter,
@@ -92,6 +104,7 @@ const struct ut_kernel ut_kernel_real = {
     .unmap = real_unmap,
     .close_fd = real_close,
     .now_ns = real_now_ns,
+    .network_of = real_network_of,
 };
 
 const struct ut_kernel *ut_kernel_get_real(void)

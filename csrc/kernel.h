@@ -28,6 +28,7 @@ struct ut_kernel {
     void (*unmap)(void *address, size_t size);
     void (*close_fd)(int fd);
     uint64_t (*now_ns)(void); /* CLOCK_MONOTONIC */
+    uint64_t (*network_of)(int fd); /* a socket's: another number for each; 0: unknown */
 };
 
 extern const struct ut_kernel ut_kernel_real;

@@ -46,6 +46,11 @@
  * waits to write.) Such an echo comes at once, and answering it would be a spin; what is
  * no echo is found by the look, or by the next change.
  *
+ * Where many are refused by one receiver they do not pause each for itself: a LINE has one
+ * clock for all of them, and gives turns (line.c). To the operation a turn is a pause's end.
+ *
+ *     TRY_TOLD -refused, and there is a line-> LINE -turn-> LOOK
+ *
  * What it costs. A wait is two requests, a poll and an attempt, where the kernel's own was
  * one, and one enter more for a batch of them. A send that can move only when no change
  * tells of it is up to 32 ms late. The file is named by its number at each attempt: a
@@ -58,29 +63,32 @@
 
 #define PAUSE_FIRST_NS 1000000u /* a millisecond: a tick of other programs' work */
 #define PAUSE_DOUBLINGS 5 /* 32 ms: less than 50 ms, what a person or a timeout notices */
+_Static_assert(PAUSE_FIRST_NS << PAUSE_DOUBLINGS == UT_PAUSE_LONGEST_NS, "as others know it");
 #define PAUSE_FORGOTTEN_NS 64000000u /* two of the longest: it has slept since */
 
 #define NO UT_STEPS
 
 /* clang-format off */
 static const uint8_t next_step[UT_STEPS][UT_STEP_EVENTS] = {
-    /*                          REFUSED                  READY                    TOLD                     NEWS                     CHANGED                  CHANGED_TOLD             CHANGED_NEWS             ECHO                     TIME */
-    [UT_STEP_TRY]             = {UT_STEP_POLL,            NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO},
-    [UT_STEP_POLL]            = {NO,                      UT_STEP_TRY_READY,       UT_STEP_TRY_READY,       UT_STEP_TRY_READY,       NO,                      NO,                      NO,                      NO,                      NO},
-    [UT_STEP_TRY_READY]       = {UT_STEP_WATCH,           NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO},
-    [UT_STEP_WATCH]           = {NO,                      NO,                      NO,                      NO,                      UT_STEP_TRY_CHANGED,     UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        NO,                      NO},
-    [UT_STEP_TRY_CHANGED]     = {UT_STEP_WATCH,           NO,                      NO,                      NO,                      UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       NO,                      NO},
-    [UT_STEP_TRY_NEWS]        = {UT_STEP_GLANCE,          NO,                      NO,                      NO,                      UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  NO,                      NO},
-    [UT_STEP_TRY_NEWS_AGAIN]  = {UT_STEP_GLANCE_AGAIN,    NO,                      NO,                      NO,                      UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  NO,                      NO},
-    [UT_STEP_TRY_TOLD]        = {UT_STEP_PAUSE,           NO,                      NO,                      NO,                      UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       NO,                      NO},
-    [UT_STEP_TRY_AGAIN]       = {UT_STEP_PAUSE_AGAIN,     NO,                      NO,                      NO,                      UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       NO,                      NO},
-    [UT_STEP_GLANCE]          = {NO,                      UT_STEP_WATCH,           UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    NO,                      NO},
-    [UT_STEP_GLANCE_AGAIN]    = {NO,                      UT_STEP_PAUSE_AGAIN,     UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    NO,                      NO},
-    [UT_STEP_PAUSE]           = {NO,                      NO,                      NO,                      NO,                      UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_AGAIN,     UT_STEP_LOOK},
-    [UT_STEP_PAUSE_AGAIN]     = {NO,                      NO,                      NO,                      NO,                      UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_AGAIN,     UT_STEP_LOOK_AGAIN},
-    [UT_STEP_PAUSE_CUT]       = {NO,                      NO,                      NO,                      NO,                      UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_TRY_TOLD},
-    [UT_STEP_LOOK]            = {NO,                      UT_STEP_WATCH,           UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      NO,                      NO},
-    [UT_STEP_LOOK_AGAIN]      = {NO,                      UT_STEP_TRY_CHANGED,     UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      NO,                      NO},
+    /*                          REFUSED                  LINED                    READY                    TOLD                     NEWS                     CHANGED                  CHANGED_TOLD             CHANGED_NEWS             ECHO                     TIME                     TURN */
+    [UT_STEP_TRY]             = {UT_STEP_POLL,            NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO},
+    [UT_STEP_POLL]            = {NO,                      NO,                      UT_STEP_TRY_READY,       UT_STEP_TRY_READY,       UT_STEP_TRY_READY,       NO,                      NO,                      NO,                      NO,                      NO,                      NO},
+    [UT_STEP_TRY_READY]       = {UT_STEP_WATCH,           NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO,                      NO},
+    [UT_STEP_WATCH]           = {NO,                      NO,                      NO,                      NO,                      NO,                      UT_STEP_TRY_CHANGED,     UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        NO,                      NO,                      NO},
+    [UT_STEP_TRY_CHANGED]     = {UT_STEP_WATCH,           NO,                      NO,                      NO,                      NO,                      UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       NO,                      NO,                      NO},
+    [UT_STEP_TRY_NEWS]        = {UT_STEP_GLANCE,          NO,                      NO,                      NO,                      NO,                      UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  NO,                      NO,                      NO},
+    [UT_STEP_TRY_NEWS_AGAIN]  = {UT_STEP_GLANCE_AGAIN,    NO,                      NO,                      NO,                      NO,                      UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  UT_STEP_TRY_NEWS_AGAIN,  NO,                      NO,                      NO},
+    [UT_STEP_TRY_TOLD]        = {UT_STEP_PAUSE,           UT_STEP_LINE,            NO,                      NO,                      NO,                      UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       NO,                      NO,                      NO},
+    [UT_STEP_TRY_AGAIN]       = {UT_STEP_PAUSE_AGAIN,     UT_STEP_LINE_AGAIN,      NO,                      NO,                      NO,                      UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       UT_STEP_TRY_AGAIN,       NO,                      NO,                      NO},
+    [UT_STEP_GLANCE]          = {NO,                      NO,                      UT_STEP_WATCH,           UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    NO,                      NO,                      NO},
+    [UT_STEP_GLANCE_AGAIN]    = {NO,                      NO,                      UT_STEP_PAUSE_AGAIN,     UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    UT_STEP_GLANCE_AGAIN,    NO,                      NO,                      NO},
+    [UT_STEP_PAUSE]           = {NO,                      NO,                      NO,                      NO,                      NO,                      UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_AGAIN,     UT_STEP_LOOK,            NO},
+    [UT_STEP_PAUSE_AGAIN]     = {NO,                      NO,                      NO,                      NO,                      NO,                      UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_AGAIN,     UT_STEP_LOOK_AGAIN,      NO},
+    [UT_STEP_PAUSE_CUT]       = {NO,                      NO,                      NO,                      NO,                      NO,                      UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_TRY_TOLD,        NO},
+    [UT_STEP_LOOK]            = {NO,                      NO,                      UT_STEP_WATCH,           UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      NO,                      NO,                      NO},
+    [UT_STEP_LOOK_AGAIN]      = {NO,                      NO,                      UT_STEP_TRY_CHANGED,     UT_STEP_TRY_TOLD,        UT_STEP_TRY_NEWS,        UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      UT_STEP_LOOK_AGAIN,      NO,                      NO,                      NO},
+    [UT_STEP_LINE]            = {NO,                      NO,                      NO,                      NO,                      NO,                      UT_STEP_TRY_TOLD,        UT_STEP_TRY_TOLD,        UT_STEP_TRY_TOLD,        UT_STEP_LINE_AGAIN,      NO,                      UT_STEP_LOOK},
+    [UT_STEP_LINE_AGAIN]      = {NO,                      NO,                      NO,                      NO,                      NO,                      UT_STEP_TRY_TOLD,        UT_STEP_TRY_TOLD,        UT_STEP_TRY_TOLD,        UT_STEP_LINE_AGAIN,      NO,                      UT_STEP_LOOK_AGAIN},
 };
 
 static const uint8_t requests[UT_STEPS] = {
@@ -100,6 +108,8 @@ static const uint8_t requests[UT_STEPS] = {
     [UT_STEP_PAUSE_CUT]       = UT_REQUEST_TIMEOUT,
     [UT_STEP_LOOK]            = UT_REQUEST_POLL,
     [UT_STEP_LOOK_AGAIN]      = UT_REQUEST_POLL,
+    [UT_STEP_LINE]            = UT_REQUEST_NONE,
+    [UT_STEP_LINE_AGAIN]      = UT_REQUEST_NONE,
 };
 /* clang-format on */
 

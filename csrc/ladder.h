@@ -24,19 +24,23 @@ enum ut_step {
     UT_STEP_PAUSE_CUT,   /* the timeout is being cancelled, because of a change */
     UT_STEP_LOOK,        /* a one-shot poll beside the watch: is it still ready? */
     UT_STEP_LOOK_AGAIN,  /* the same, and a change has come since it was asked */
+    UT_STEP_LINE,        /* the watch alone: others try as well, and it waits for its turn */
+    UT_STEP_LINE_AGAIN,  /* the same, and there has been a change */
     UT_STEPS,
 };
 
 enum ut_step_event {
     UT_STEP_EV_REFUSED, /* the attempt answered -EAGAIN */
+    UT_STEP_EV_LINED,   /* the same, and there is a line for that (line.c) */
     UT_STEP_EV_READY,   /* the one-shot poll is over, without the wanted bit */
     UT_STEP_EV_TOLD,    /* the same, with it */
     UT_STEP_EV_NEWS,    /* the same, and not at once */
     UT_STEP_EV_CHANGED, /* a cqe of the watch, without the wanted bit */
     UT_STEP_EV_CHANGED_TOLD, /* the same, with it */
     UT_STEP_EV_CHANGED_NEWS, /* the same, and not at once */
-    UT_STEP_EV_ECHO, /* a cqe of the watch while a pause is young */
+    UT_STEP_EV_ECHO, /* a cqe of the watch while a pause, or its place in a line, is young */
     UT_STEP_EV_TIME, /* the timeout is over, or cancelled */
+    UT_STEP_EV_TURN, /* its line lets it try */
     UT_STEP_EVENTS,
 };
 
@@ -68,6 +72,8 @@ struct ut_pauses {
     uint64_t end_ns, half_ns; /* of the last one */
     uint8_t length;           /* of the next one, as a power of two in ms */
 };
+
+#define UT_PAUSE_LONGEST_NS 32000000u
 
 /* Begins the next pause; how long it is. */
 uint64_t ut_pause_begin(struct ut_pauses *pauses, uint64_t now_ns);

@@ -96,6 +96,8 @@ struct ut_op *ut_op_new(struct ut_op_table *table, uint32_t *slot)
     op->wanted = 0;
     op->waited = false;
     op->main = op->watch = UT_REQUEST_ABSENT;
+    op->line = NULL;
+    op->parked = op->is_clock = false;
     memset(&op->sqe, 0, sizeof op->sqe);
     op->sqe.user_data = (uint64_t)op->generation << 32 | *slot;
     return op;

@@ -33,6 +33,8 @@ enum ut_request_state {
     UT_REQUEST_SENT,
 };
 
+struct ut_line;
+
 struct ut_op {
     struct io_uring_sqe sqe; /* of the operation, and of each attempt of it */
     uint32_t generation;     /* 30 bits; another for each use of the slot */
@@ -47,6 +49,11 @@ struct ut_op {
     struct ut_pauses pauses;
     uint64_t sleep_ns; /* when it began to wait after the last refusal, or pause */
     struct ut_timespec timeout; /* of a timeout, until it is submitted */
+    /* Of one that waits for a receiver, like others (see line.c): */
+    struct ut_line *line; /* or whose clock this is */
+    uint32_t line_next, line_previous; /* those behind and before it; UT_NO_SLOT */
+    bool parked;   /* until it has a turn */
+    bool is_clock; /* nobody's operation: the timeout of a line */
 };
 
 /* user_data = generation << 32 | slot. Bit 63 marks a cqe that answers an async

@@ -277,6 +277,11 @@ static uint64_t fake_now_ns(void)
     return fake.now_ns;
 }
 
+static uint64_t fake_network_of(int fd)
+{
+    return 1 + (fd >= FAKE_FD_ELSEWHERE);
+}
+
 const struct ut_kernel ut_kernel_fake = {
     .setup = fake_setup,
     .enter = fake_enter_ring,
@@ -286,6 +291,7 @@ const struct ut_kernel ut_kernel_fake = {
     .unmap = fake_unmap,
     .close_fd = fake_close,
     .now_ns = fake_now_ns,
+    .network_of = fake_network_of,
 };
 
 /* ---- between tests -------------------------------------------------------- */

@@ -27,6 +27,7 @@
 #define FAKE_OVERFLOW_MAX 65536
 #define FAKE_PLANS_MAX 8192
 #define FAKE_ENTERS_MAX 64
+#define FAKE_FD_ELSEWHERE 10000 /* sockets from here on are of another network */
 
 extern const struct ut_kernel ut_kernel_fake;
 

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/un.h>
 
 #include "engine_tools.h"
 
@@ -49,6 +50,17 @@ static unsigned draw(unsigned below)
     return (unsigned)(state >> 33) % below;
 }
 
+/* A message to one of a few UNIX sockets, so that lines come and go. */
+static struct ut_message *message_to_a_receiver(void)
+{
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    struct ut_message *message = ut_message_new(1, 0, 0);
+    ut_message_set_vector(message, 0, "x", 1);
+    snprintf(name.sun_path, sizeof name.sun_path, "%clog%u", draw(2) ? '/' : 0, draw(2));
+    ut_message_set_name(message, (char *)&name, sizeof(sa_family_t) + 5);
+    return message;
+}
+
 static int prep_one(unsigned kind, struct model_op *op)
 {
     switch (kind) {
@@ -79,6 +91,11 @@ static int prep_one(unsigned kind, struct model_op *op)
     case 8:
         op->is_plain = op->is_timeout = true;
         return ut_prep_timeout(engine, draw(5000));
+    case 9:
+    case 10:
+    case 11:
+        op->memory = (char *)message_to_a_receiver();
+        return ut_prep_sendmsg(engine, op->fd, (struct ut_message *)op->memory, 0);
     default:
         op->is_plain = true;
         return ut_prep_poll(engine, op->fd, POLLIN, (int)draw(2));
@@ -89,7 +106,7 @@ static void prep(void)
 {
     struct model_op op = {
         .live = true, .fd = (int)draw(FILES), .size = 1 + draw(SIZE_MAX_OF_OPERATION)};
-    int slot = prep_one(draw(10), &op);
+    int slot = prep_one(draw(13), &op);
     CHECK(slot >= 0 && slot < SLOTS_MAX);
     CHECK(!ops[slot].live && !ops[slot].in_batch);
     op.token = ut_op_at(&engine->ops, (uint32_t)slot)->sqe.user_data;
@@ -253,8 +270,8 @@ static void drain(void)
             wait(-1);
         check_counts();
     }
-    for (unsigned waits = 0; tools_wait(engine, MS).answer != 0; waits++)
-        CHECK(waits < 1000); /* cqes of cancels, and strays */
+    for (unsigned waits = 0; tools_wait(engine, 40 * MS).answer != 0; waits++)
+        CHECK(waits < 1000); /* cqes of cancels, strays, and clocks that run out */
     fake.random = 0;
     tools_close(engine);
     CHECK_EQ(fake.faults, 0);

@@ -22,9 +22,10 @@
 static const char *const step_names[] = {
     "TRY",      "POLL",      "TRY_READY", "WATCH",        "TRY_CHANGED", "TRY_NEWS",
     "TRY_NEWS_AGAIN", "TRY_TOLD", "TRY_AGAIN", "GLANCE", "GLANCE_AGAIN", "PAUSE",
-    "PAUSE_AGAIN", "PAUSE_CUT", "LOOK", "LOOK_AGAIN"};
-static const char *const event_names[] = {"REFUSED",      "READY",        "TOLD", "NEWS", "CHANGED",
-                                          "CHANGED_TOLD", "CHANGED_NEWS", "ECHO", "TIME"};
+    "PAUSE_AGAIN", "PAUSE_CUT", "LOOK", "LOOK_AGAIN", "LINE", "LINE_AGAIN"};
+static const char *const event_names[] = {"REFUSED", "LINED",        "READY",        "TOLD", "NEWS",
+                                          "CHANGED", "CHANGED_TOLD", "CHANGED_NEWS", "ECHO",
+                                          "TIME",    "TURN"};
 
 #define ANY_CHANGE UT_STEP_EVENTS /* CHANGED, CHANGED_TOLD, CHANGED_NEWS */
 
@@ -82,6 +83,15 @@ static const struct {
     {UT_STEP_PAUSE_CUT, ANY_CHANGE, UT_STEP_PAUSE_CUT},
     {UT_STEP_PAUSE_CUT, UT_STEP_EV_ECHO, UT_STEP_PAUSE_CUT},
     {UT_STEP_PAUSE_CUT, UT_STEP_EV_TIME, UT_STEP_TRY_TOLD},
+    /* In a line somebody else's clock runs. */
+    {UT_STEP_TRY_TOLD, UT_STEP_EV_LINED, UT_STEP_LINE},
+    {UT_STEP_TRY_AGAIN, UT_STEP_EV_LINED, UT_STEP_LINE_AGAIN},
+    {UT_STEP_LINE, UT_STEP_EV_TURN, UT_STEP_LOOK},
+    {UT_STEP_LINE_AGAIN, UT_STEP_EV_TURN, UT_STEP_LOOK_AGAIN},
+    {UT_STEP_LINE, UT_STEP_EV_ECHO, UT_STEP_LINE_AGAIN},
+    {UT_STEP_LINE_AGAIN, UT_STEP_EV_ECHO, UT_STEP_LINE_AGAIN},
+    {UT_STEP_LINE, ANY_CHANGE, UT_STEP_TRY_TOLD},
+    {UT_STEP_LINE_AGAIN, ANY_CHANGE, UT_STEP_TRY_TOLD},
 };
 
 static bool is_change(enum ut_step_event event)
@@ -125,8 +135,10 @@ static void each_step_has_its_request(void)
         enum ut_step_request expected = strncmp(step_names[step], "TRY", 3) == 0 ? UT_REQUEST_ATTEMPT
                                         : strncmp(step_names[step], "PAUSE", 5) == 0
                                             ? UT_REQUEST_TIMEOUT
-                                        : step == UT_STEP_WATCH ? UT_REQUEST_NONE
-                                                                : UT_REQUEST_POLL;
+                                        : step == UT_STEP_WATCH ||
+                                                strncmp(step_names[step], "LINE", 4) == 0
+                                            ? UT_REQUEST_NONE
+                                            : UT_REQUEST_POLL;
         CHECK_EQ(ut_step_request(step), expected);
         /* Once there is a watch it stays. */
         CHECK_EQ(ut_step_is_watched(step),
@@ -569,6 +581,7 @@ static void a_cancelled_refusal_with_a_buffer_puts_it_back(void)
 static unsigned reached[UT_STEPS][3]; /* by cancels: the step, and where its request was */
 static struct fake_plan case_plan;
 static unsigned case_waits;
+static bool case_is_send; /* to a receiver: it stands in a line where the others pause */
 static enum { FREE, STUCK_IN_QUEUE, STUCK_IN_SQ, STUCK } case_is_stuck;
 
 /* Comes to a state after some waits, cancels, and holds the engine to its word. */
@@ -576,10 +589,14 @@ static void one_cancel(void)
 {
     set_up(2, 32);
     fake_plan_next(case_plan);
-    fake_wake_later(3 * MS, 5, POLLIN); /* for what is gone by then */
-    fake_wake_later(9 * MS / 2, 5, POLLIN);
+    fake_wake_later(3 * MS, 5, POLLIN | POLLOUT); /* for what is gone by then */
+    fake_wake_later(9 * MS / 2, 5, POLLIN | POLLOUT);
     fake_wake_later(6 * MS, 5, POLLERR);
-    int slot = ut_prep_recv(engine, 5, 0, 100, case_plan.more > 0);
+    static const struct sockaddr_un receiver = {.sun_family = AF_UNIX, .sun_path = "/log"};
+    struct ut_message *message = ut_message_new(1, 0, 0);
+    ut_message_set_name(message, (const char *)&receiver, sizeof receiver);
+    int slot = case_is_send ? ut_prep_sendmsg(engine, 5, message, 0)
+                            : ut_prep_recv(engine, 5, 0, 100, case_plan.more > 0);
     struct ut_op *op = op_of(slot);
     uint64_t token = op->sqe.user_data;
     unsigned ended = 0;
@@ -630,7 +647,7 @@ static void one_cancel(void)
                 given = fake_result_of(token);
                 CHECK_EQ(engine->records[i].res,
                          given == FAKE_NO_RESULT ? -ECANCELED : given);
-                if (given > 0)
+                if (given > 0 && !case_is_send)
                     CHECK(tools_data_is(engine, &engine->records[i], 5));
             }
         }
@@ -643,6 +660,7 @@ static void one_cancel(void)
     run_for(100 * MS);
     CHECK_EQ(engine->lingering, 0);
     tools_close(engine);
+    ut_message_free(message);
 }
 
 static void a_cancel_at_every_step_and_in_every_order(void)
@@ -661,11 +679,12 @@ static void a_cancel_at_every_step_and_in_every_order(void)
         {.res = 10, .delay_ns = FAKE_NEVER, .echo = POLLIN, .sticky = POLLERR},
     };
     static const int32_t answers[] = {0, -ENOENT, -EALREADY};
-    for (unsigned p = 0; p < sizeof plans / sizeof *plans; p++) {
+    for (unsigned p = 0; p < 2 * sizeof plans / sizeof *plans; p++) {
+        case_is_send = p % 2;
         for (unsigned order = 0; order < 24; order++) {
             for (case_is_stuck = FREE; case_is_stuck < STUCK; case_is_stuck++) {
                 for (case_waits = 0; case_waits < 24; case_waits++) {
-                    case_plan = plans[p];
+                    case_plan = plans[p / 2];
                     case_plan.cancel_answer = answers[order % 3];
                     case_plan.target_first = order / 3 % 2;
                     case_plan.cancel_gap_ns = order / 6 % 2 ? 0 : MS;
