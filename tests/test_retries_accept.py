@@ -6,6 +6,7 @@ to a UNIX listener with a full backlog waits for room, which no poll of its sock
 
 from __future__ import annotations
 
+import contextlib
 import socket as stdlib_socket
 import subprocess
 import sys
@@ -201,6 +202,51 @@ async def test_connect_waits_for_room_in_the_backlog(kind: str, tmp_path: Path) 
                 with server:
                     assert await trio.to_thread.run_sync(server.recv, 10) == b"hello"
                     server.send(b"served")
+
+
+@pytest.mark.ring_only  # as above
+async def test_many_connects_wait_for_one_backlog(tmp_path: Path) -> None:
+    clients = 400
+    listener = listener_of("unix", tmp_path, backlog=1)
+    wakes = tools.Wakes()
+    connected = 0
+
+    async def client(scope: trio.CancelScope) -> None:
+        nonlocal connected
+        with scope, trio.socket.socket(listener.family, listener.type) as sock:
+            await sock.connect(listener.getsockname())
+            wakes.woken()
+            connected += 1
+
+    with listener:
+        async with trio.open_nursery() as nursery:
+            scopes = [trio.CancelScope() for _ in range(clients)]
+            for scope in scopes:
+                nursery.start_soon(client, scope)
+            await tools.settle()
+            await trio.sleep(0.5)  # the pauses are at their longest
+            await tools.nothing_moves(1.0)
+            assert connected == 2  # the backlog, and one
+            wakes.delays_s.clear()
+            for done in range(2, 9):
+                wakes.possible()
+                accept_blocking(listener).close()
+                await tools.until_over(lambda: connected, done)
+                await trio.sleep(0.05)
+                assert connected == done + 1
+            wakes.check()
+            for scope in scopes[100:]:
+                scope.cancel()
+            with trio.fail_after(tools.BOUND_S):
+                while nursery.child_tasks:
+                    with contextlib.suppress(BlockingIOError):
+                        accept_at_once(listener).close()
+                    await trio.sleep(0.001)
+
+
+def accept_at_once(listener: stdlib_socket.socket) -> Any:
+    listener.setblocking(False)
+    return listener.accept()[0]
 
 
 def accept_blocking(listener: stdlib_socket.socket) -> Any:
