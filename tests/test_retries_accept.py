@@ -227,21 +227,62 @@ async def test_many_connects_wait_for_one_backlog(tmp_path: Path) -> None:
             await trio.sleep(0.5)  # the pauses are at their longest
             await tools.nothing_moves(1.0)
             assert connected == 2  # the backlog, and one
-            wakes.delays_s.clear()
-            for done in range(2, 9):
-                wakes.possible()
-                accept_blocking(listener).close()
-                await tools.until_over(lambda: connected, done)
-                await trio.sleep(0.05)
-                assert connected == done + 1
-            wakes.check()
-            for scope in scopes[100:]:
-                scope.cancel()
+
+            async def let_in(count: int) -> None:
+                wakes.delays_s.clear()
+                for done in range(connected, connected + count):
+                    wakes.possible()
+                    accept_blocking(listener).close()
+                    await tools.until_over(lambda: connected, done)
+                    await trio.sleep(0.05)
+                    assert connected == done + 1
+                wakes.check()
+
+            await let_in(7)
+            # The first, whose clock is that of all; many at once; and some in no order.
+            for gone in (scopes[:20], scopes[100:], scopes[20:100:7]):
+                for scope in gone:
+                    scope.cancel()
+                await trio.sleep(0.1)
+                await let_in(3)
             with trio.fail_after(tools.BOUND_S):
                 while nursery.child_tasks:
                     with contextlib.suppress(BlockingIOError):
                         accept_at_once(listener).close()
                     await trio.sleep(0.001)
+
+
+@pytest.mark.ring_only  # as above
+@pytest.mark.parametrize("form", ["text", "bytes", "path", "abstract"])
+async def test_connects_that_wait_are_closed_or_find_nobody(form: str, tmp_path: Path) -> None:
+    path = f"\0uring-trio-{tmp_path.name}" if form == "abstract" else str(tmp_path / "backlog")
+    address: Any = {"bytes": path.encode(), "path": tmp_path / "backlog"}.get(form, path)
+    outcomes: list[Any] = []
+
+    async def client(sock: SocketType) -> None:
+        try:
+            await sock.connect(address)
+            outcomes.append("connected")
+        except (trio.ClosedResourceError, ConnectionRefusedError) as exc:
+            outcomes.append(type(exc).__name__)
+
+    listener = stdlib_socket.socket(stdlib_socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(0)
+    with listener, contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(trio.socket.socket(stdlib_socket.AF_UNIX)) for _ in range(12)]
+        async with trio.open_nursery() as nursery:
+            for sock in socks:
+                nursery.start_soon(client, sock)
+                await trio.testing.wait_all_tasks_blocked()
+            assert outcomes == ["connected"]
+            for sock in socks[1:4]:  # the first of them has the clock of all
+                sock.close()
+            await trio.testing.wait_all_tasks_blocked()
+            assert outcomes[1:] == ["ClosedResourceError"] * 3
+            listener.close()
+            await tools.until_over(lambda: len(outcomes), 11)
+    assert outcomes[4:] == ["ConnectionRefusedError"] * 8
 
 
 def accept_at_once(listener: stdlib_socket.socket) -> Any:

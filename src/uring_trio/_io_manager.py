@@ -96,7 +96,7 @@ class UringIOManager:
         self._spare_poll: Poll | None = None
         self.contended: list[tuple[Direction, Operation]] = []
         self.held: deque[Operation] = deque()  # until a buffer comes home
-        self.connecting: dict[Any, int] = {}  # by address: to UNIX listeners that are full
+        self.full_listeners: dict[Any, Any] = {}  # by name: see `_socket_operations.FullListener`
         self.tick = 0  # waits so far: an operation of this tick is not submitted yet
         self.stock_calls: dict[str, int] = {}
         self.deliver: Callable[..., None] = deliver  # see `_operations.Routed`

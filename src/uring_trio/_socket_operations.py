@@ -9,12 +9,12 @@ size that was asked for, and taken over from there.
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import fcntl
 import os
-import random
 import socket
-import time
+import sys
 from typing import TYPE_CHECKING, Any
 
 from outcome import Error
@@ -35,11 +35,12 @@ CONNECT_PAUSE_MIN_NS, CONNECT_PAUSE_MAX_NS = 1_000_000, 32_000_000
 # Polls of one accept, each followed by an attempt in vain. Lost races are news each time; a
 # readiness that stays while nothing can be taken is not, and the ladder sleeps over it.
 POLLS_IN_VAIN_MAX = 16
-CONNECT_SPACING_NS = 2_000_000  # a try's share of time, where many wait for one listener
-CONNECT_TOGETHER_NS = 16_000_000  # and how often some of those try
+# Tries in vain of a tick. More than one: what refuses one may let another in after all.
+CONNECT_TURNS = 2
+# Of those that are not the clock: an hour, since a request has to be something.
+CONNECT_PARKED_NS = 3600 * 1_000_000_000
 SCM_PIDFD = 4  # SO_PASSPIDFD, since 6.5: the peer's pidfd
-
-_any_time = random.Random()  # not the one that users may have seeded
+SO_NETNS_COOKIE = 71
 
 
 class ReceiveBytes(Operation):
@@ -281,60 +282,129 @@ class Connect(MessageOperation):
         return direction.ring.connect(direction.fileno(), self.message)
 
 
+class FullListener:
+    """The connects that the full queue of one UNIX listener has refused.
+
+    The queue is full for all alike, so they have one clock, the timeout of one of them, and
+    take turns: a pause of 1, 2, 4 ... 32 ms, and then those that have waited longest try. Who
+    has its answer leaves, and the next has its turn at once, so room for many is filled in one
+    tick. What it costs is a listener's 31 ticks a second, however many wait for it.
+    """
+
+    __slots__ = ("clock", "listeners", "members", "name", "pause_ns")
+
+    def __init__(self, listeners: dict[Any, FullListener], name: Any) -> None:
+        self.listeners = listeners
+        self.name = name
+        self.members: dict[ConnectLocal, None] = {}  # by their turns
+        self.clock: ConnectLocal | None = None
+        self.pause_ns = CONNECT_PAUSE_MIN_NS
+
+    def join(self, operation: ConnectLocal) -> None:
+        """Stand at the end."""
+        self.members[operation] = None
+        if self.clock is None:
+            self.clock = operation
+
+    def leave(self, operation: ConnectLocal) -> None:
+        """It has its answer, or nobody waits for it any more."""
+        del self.members[operation]
+        if not self.members:
+            del self.listeners[self.name]
+        elif self.clock is operation:
+            self.clock = next(filter(ConnectLocal.wants_turn, self.members), None)
+            if self.clock is not None:
+                self.clock.end_pause()
+
+    def give_turns(self) -> None:
+        """A pause is over."""
+        self.pause_ns = min(2 * self.pause_ns, CONNECT_PAUSE_MAX_NS)
+        in_vain = 0
+        for operation in list(filter(ConnectLocal.wants_turn, self.members)):
+            if operation.try_now():
+                self.pause_ns = CONNECT_PAUSE_MIN_NS
+                continue
+            self.members[operation] = self.members.pop(operation)
+            in_vain += 1
+            if in_vain == CONNECT_TURNS:
+                break
+
+
 class ConnectLocal(Operation):
     """connect of a UNIX socket, after it was refused with EAGAIN: 0.
 
     The listener's queue is full, and the kernel has no way to tell when it is not: the
     connecting socket is writable all the while. (IORING_OP_CONNECT takes that for ready,
     128 times, and blocks a kernel thread then; stock trio takes it for connected.) So it is
-    tried again after pauses of 1, 2, 4 ... 32 ms.
-
-    Many that wait for one listener pause longer, so that all of them together try as often as
-    16 would: 500 times a second, some of them every 16 ms.
+    tried again after pauses, which those that wait for one listener share. On the ring it is
+    a timeout: the clock of all, or one that only its end cuts short.
     """
 
-    __slots__ = ("address", "counted", "owner", "pause_ns")
+    __slots__ = ("address", "answer", "line", "owner")
 
     def __init__(self, direction: Direction, owner: socket.socket, address: Any) -> None:
         super().__init__(direction)
         self.owner = owner
         self.address = address
-        self.pause_ns = CONNECT_PAUSE_MIN_NS
-        self.counted = True
-        connecting = direction.manager.connecting
-        connecting[address] = connecting.get(address, 0) + 1
+        self.line: FullListener | None = None
+        self.answer: int | None = None
 
     def prepare(self) -> int:
-        direction = self.direction
-        pause_ns = self.pause_ns
-        share_ns = direction.manager.connecting[self.address] * CONNECT_SPACING_NS
-        if share_ns > CONNECT_PAUSE_MAX_NS:
-            # Those that began together would go on together, with a long silence between. But
-            # a try in company costs a fifth of one for which the loop turns.
-            pause_ns = max(pause_ns, int(share_ns * _any_time.uniform(0.5, 1.5)))
-            pause_ns += -(time.monotonic_ns() + pause_ns) % CONNECT_TOGETHER_NS
-        return int(direction.ring.timeout(pause_ns))
+        line = self.line
+        if line is None:
+            listeners = self.direction.manager.full_listeners
+            name = self._listener_name()
+            line = self.line = listeners.get(name) or FullListener(listeners, name)
+            listeners[name] = line
+            line.join(self)
+        pause_ns = line.pause_ns if line.clock is self else CONNECT_PARKED_NS
+        return int(self.direction.ring.timeout(pause_ns))
 
     def release(self) -> None:
-        if self.counted:
-            self.counted = False
-            connecting = self.direction.manager.connecting
-            connecting[self.address] -= 1
-            if not connecting[self.address]:
-                del connecting[self.address]
+        line, self.line = self.line, None
+        if line is not None:
+            line.leave(self)
 
-    def complete(self, res: int, flags: int, offset: int) -> None:
-        if res == ETIME:
-            res = self._connect_now() if self.is_waited_for() else ECANCELED
-            if res == EAGAIN:
-                self.pause_ns = min(2 * self.pause_ns, CONNECT_PAUSE_MAX_NS)
-                self.go_on()
-                return
-        super().complete(res, flags, offset)
+    def wants_turn(self) -> bool:
+        """Whether it has no answer yet, and somebody waits for it."""
+        return self.answer is None and self.is_waited_for()
 
-    def _connect_now(self) -> int:
+    def end_pause(self) -> None:
+        """Have its timeout be over now."""
+        if self.direction.ring.cancel(self.slot) == 0:  # it was not even submitted
+            self.complete(ETIME, 0, 0)
+
+    def try_now(self) -> bool:
+        """Whether it has its answer."""
         try:
             self.owner.connect(self.address)
+            answer = 0
         except OSError as exc:
-            return -(exc.errno or errno.EIO)
-        return 0
+            answer = -(exc.errno or errno.EIO)
+        if answer == EAGAIN:
+            return False
+        self.answer = answer
+        if self.line is not None and self.line.clock is not self:
+            self.end_pause()
+        return True
+
+    def complete(self, res: int, flags: int, offset: int) -> None:
+        if self.wants_turn():
+            assert self.line is not None
+            if self.line.clock is self:
+                self.line.give_turns()
+            if self.answer is None:
+                self.go_on()
+                return
+        super().complete(ECANCELED if self.answer is None else self.answer, flags, offset)
+
+    def _listener_name(self) -> tuple[bytes, int]:
+        """What two sockets have in common that are refused by one listener."""
+        name = os.fsencode(self.address)
+        if not name.startswith(b"\0"):
+            return name, 0
+        # An abstract name is one of the socket's network.
+        with contextlib.suppress(OSError):  # before 5.12
+            cookie = self.owner.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+            return name, int.from_bytes(cookie, sys.byteorder)
+        return name, 0
