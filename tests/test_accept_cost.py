@@ -67,26 +67,6 @@ async def test_one_that_comes_later_costs_a_poll() -> None:
 
 
 @pytest.mark.ring_only  # stock has no requests
-async def test_a_lost_race_costs_a_poll() -> None:
-    races = 5
-    with await listening() as listener:
-        taker = stdlib_socket.socket(fileno=listener.dup().detach())
-        taker.setblocking(False)
-        before = requests()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(accept_one, listener)
-            for _ in range(races):
-                await trio.testing.wait_all_tasks_blocked()
-                with connect(listener):
-                    taker.accept()[0].close()
-            await trio.testing.wait_all_tasks_blocked()
-            with connect(listener):
-                pass
-        taker.close()
-        assert since(before) == {"poll_add": races + 1}
-
-
-@pytest.mark.ring_only  # stock has no requests
 async def test_sending_on_what_was_accepted_costs_one_request() -> None:
     with await listening() as listener:
         clients = [connect(listener) for _ in range(BURST)]

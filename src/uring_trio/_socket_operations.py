@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 POLLIN = 0x1  # poll(2)
 # Less than what a person notices, as in csrc/ladder.c.
 CONNECT_PAUSE_MIN_NS, CONNECT_PAUSE_MAX_NS = 1_000_000, 32_000_000
-# Polls of one accept, each followed by an attempt in vain. Lost races are news each time; a
-# readiness that stays while nothing can be taken is not, and the ladder sleeps over it.
-POLLS_IN_VAIN_MAX = 16
 # Tries in vain of a tick. More than one: what refuses one may let another in after all.
 CONNECT_TURNS = 2
 # Of those that are not the clock: an hour, since a request has to be something.
@@ -200,17 +197,17 @@ class Accept(Operation):
     """accept: the new stdlib socket, and the peer's address.
 
     A poll tells that there is a connection, and it is then taken by accept4(2) at once.
-    Where that finds nothing, another process was faster, and there is another poll: four
-    idle workers are all woken for each burst, so that is no exception. Where it has found
-    nothing too often, or might block, the engine's ladder takes over. Neither waits
-    exclusively, so the wake-up of a connection that we do not take is nobody's loss.
+    Where that finds nothing (another process was faster) or might block (another process
+    has switched O_NONBLOCK off), the engine's ladder takes over, whose watch stays armed
+    while others win. Neither waits exclusively, so the wake-up of a connection that we do
+    not take is nobody's loss.
 
     Between the look at O_NONBLOCK and accept4(2) it may be switched off, and the connection
     be taken by another. So a listener that was seen without it once is not trusted again:
     all its accepts go by the ladder, whose attempts cannot block.
     """
 
-    __slots__ = ("in_vain", "kind", "listener", "message", "might_block", "on_ring", "taken")
+    __slots__ = ("kind", "listener", "message", "might_block", "on_ring", "taken")
 
     def __init__(
         self, direction: Direction, listener: socket.socket, kind: Kind, *, on_ring: bool
@@ -218,7 +215,6 @@ class Accept(Operation):
         super().__init__(direction)
         self.listener = listener
         self.kind = kind
-        self.in_vain = 0
         self.on_ring = on_ring
         self.might_block = False  # accept4(2)
         self.message: Message | None = None
@@ -236,8 +232,7 @@ class Accept(Operation):
         if res >= 0 and not self.on_ring:
             res = self._accept_now() if self.is_waited_for() else ECANCELED
             if res == EAGAIN:
-                self.in_vain += 1
-                self.on_ring = self.on_ring or self.in_vain >= POLLS_IN_VAIN_MAX
+                self.on_ring = True
                 self.go_on()
                 return
         super().complete(res, flags, offset)
@@ -249,7 +244,7 @@ class Accept(Operation):
             return -(exc.errno or errno.EIO)
         except MemoryError as exc:
             self.taken = Error(exc)
-        self.might_block = self.on_ring = self.taken is None
+        self.might_block = self.taken is None
         return EAGAIN if self.might_block else 0
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
