@@ -12,6 +12,7 @@ import gc
 import os
 import socket as stdlib_socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import machine_speed
@@ -125,6 +126,15 @@ def open_fds() -> dict[int, str]:
         with contextlib.suppress(FileNotFoundError):
             fds[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return fds
+
+
+def running_time() -> float:
+    """A clock, in seconds, that stands still while this thread waits in line for a CPU.
+
+    For bounds of how late something is: what other work takes of the machine is not late.
+    """
+    in_line_ns = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    return time.monotonic() - in_line_ns / 1e9
 
 
 @contextlib.contextmanager

@@ -315,6 +315,17 @@ async def forever(pairs):
         for a, b in pairs:
             nursery.start_soon(echo_rounds, a, b, 10**9)
 
+def calm(stop, thread):
+    # Whatever else arrives, the storm must be over before the next round.
+    while thread.is_alive():
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            stop.set()
+            thread.join()
+        except KeyboardInterrupt:  # a late one, that came before SIG_IGN
+            pass
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 rounds = set()
 fds = len(harness.open_fds())
 for i in range({runs}):
@@ -323,18 +334,13 @@ for i in range({runs}):
     with contextlib.ExitStack() as stack:
         pairs = [stack.enter_context(connected()) for _ in range(8)]
         try:
-            try:
-                thread.start()
-                assert interrupted({backend!r}, forever, pairs)
-                rounds.add(i)
-            finally:
-                # Whatever else arrives, the storm must be over before the next round.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                stop.set()
-                thread.join()
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            thread.start()
+            assert interrupted({backend!r}, forever, pairs)
+            rounds.add(i)
+            calm(stop, thread)
         except KeyboardInterrupt:  # a late one, between the run and SIG_IGN
             rounds.add(i)
+        calm(stop, thread)
 run_echo({backend!r}, 20)
 print("interrupted", len(rounds), "leaked", max(0, len(harness.open_fds()) - fds))
 """
