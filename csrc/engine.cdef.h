@@ -54,6 +54,7 @@ int ut_prep_send(struct ut_engine *, int fd, const char *data, uint32_t size, in
 int ut_try_send(int fd, const char *data, size_t size);
 int ut_try_recv(int fd, void *memory, size_t size);
 int ut_try_poll(int fd, int events);
+uint64_t ut_network_of(const struct ut_engine *, int fd);
 int ut_prep_send_from(struct ut_engine *, int fd, const char *data, size_t offset,
                       uint32_t size, int flags);
 int ut_prep_read(struct ut_engine *, int fd, unsigned group, uint32_t size, int poll_first);

@@ -91,6 +91,11 @@ int ut_try_poll(int fd, int events)
     return poll(&file, 1, 0) < 0 ? -errno : file.revents;
 }
 
+uint64_t ut_network_of(const struct ut_engine *engine, int fd)
+{
+    return engine->ring.kernel->network_of(fd);
+}
+
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
                       uint32_t size, int flags)
 {

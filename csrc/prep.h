@@ -37,6 +37,9 @@ int ut_try_recv(int fd, void *memory, size_t size);
 /* What of poll(2)'s events a file has now, or -errno. */
 int ut_try_poll(int fd, int events);
 
+/* A number of the network that a socket belongs to; 0 where the kernel does not tell. */
+uint64_t ut_network_of(const struct ut_engine *engine, int fd);
+
 /* The same as ut_prep_send from `data + offset`: what a short send has left. */
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
                       uint32_t size, int flags);

@@ -11,7 +11,7 @@ import contextlib
 import os
 import select
 import socket as stdlib_socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import harness
 import pytest
@@ -20,7 +20,7 @@ from trio.lowlevel import wait_readable, wait_writable
 from trio.testing import wait_all_tasks_blocked
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     # The file that is waited for, and its other end.
     Ends = tuple[int, int]
@@ -65,31 +65,24 @@ def tcp() -> Ends:
     return b.detach(), a.detach()
 
 
-CASES: list[tuple[Callable[[], Ends], Callable[[int], Awaitable[None]]]] = [
-    (reader, wait_readable),
-    (unix, wait_readable),
-    (tcp, wait_readable),
-]
-cases = pytest.mark.parametrize(
-    ("ends", "wait"), CASES, ids=[f"{ends.__name__}" for ends, _ in CASES]
-)
+by_file = pytest.mark.parametrize("ends", [reader, unix, tcp])
 
 
-@cases
-async def test_after_a_deadline(ends: Any, wait: Any) -> None:
+@by_file
+async def test_after_a_deadline(ends: Callable[[], Ends]) -> None:
     near, far = ends()
     with trio.move_on_after(0.01):
-        await wait(near)
+        await wait_readable(near)
     os.close(near)
     assert sees_end(far)
     os.close(far)
 
 
-@cases
-async def test_right_after_somebody_has_cancelled_it(ends: Any, wait: Any) -> None:
+@by_file
+async def test_right_after_somebody_has_cancelled_it(ends: Callable[[], Ends]) -> None:
     near, far = ends()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait, near)
+        nursery.start_soon(wait_readable, near)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
         os.close(near)  # nobody waits any more

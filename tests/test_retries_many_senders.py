@@ -24,7 +24,7 @@ import trio
 import uring_trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.differential
@@ -55,14 +55,6 @@ def full_receiver(address: Any) -> Iterator[stdlib_socket.socket]:
         yield receiver
 
 
-def drain(receiver: stdlib_socket.socket) -> list[bytes]:
-    messages = []
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            messages.append(receiver.recv(1000))
-    return messages
-
-
 class Senders:
     """Tasks that send a message each, with a socket of their own."""
 
@@ -79,6 +71,17 @@ class Senders:
         for number in range(self.count):
             nursery.start_soon(self._send, number)
 
+    @contextlib.asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """All of them wait now, and are over in the end."""
+        async with trio.open_nursery() as nursery:
+            self.start(nursery)
+            await tools.until(lambda: len(self.sockets) == self.count)
+            await tools.settle()
+            assert not self.sent
+            assert not self.errors
+            yield
+
     async def _send(self, number: int) -> None:
         message = b"%d" % number
         with trio.socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM) as sock:
@@ -92,12 +95,6 @@ class Senders:
                     self.sent.append(number)
                     self.on_sent()
 
-    async def all_wait(self) -> None:
-        await tools.until(lambda: len(self.sockets) == self.count)
-        await tools.settle()
-        assert not self.sent
-        assert not self.errors
-
     def over(self) -> int:
         stopped = sum(scope.cancelled_caught for scope in self.scopes)
         return len(self.sent) + len(self.errors) + stopped
@@ -108,10 +105,10 @@ class Senders:
         with trio.fail_after(tools.BOUND_S):
             while self.over() < self.count:
                 for receiver in receivers:
-                    messages += drain(receiver)
+                    messages += harness.drain_messages(receiver)
                 await trio.sleep(0.001)
         for receiver in receivers:
-            messages += drain(receiver)
+            messages += harness.drain_messages(receiver)
         return [message for message in messages if message != b"fill"]
 
     def expected(self) -> collections.Counter[bytes]:
@@ -121,9 +118,7 @@ class Senders:
 async def test_they_cost_little_and_all_get_through(tmp_path: Path) -> None:
     senders = Senders(str(tmp_path / "log"), SENDERS_MAX)
     with full_receiver(senders.address) as receiver:
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             await trio.sleep(0.2)  # the pauses are at their longest
             await tools.nothing_moves(COST_WINDOW_S)
             messages = await senders.finish(receiver)
@@ -138,9 +133,7 @@ async def test_one_goes_on_as_soon_as_there_is_room_for_one(count: int, tmp_path
     senders.on_sent = wakes.woken
     drained = min(count, 9)
     with full_receiver(senders.address) as receiver:
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             for done in range(drained):
                 await trio.sleep(0.12)
                 assert len(senders.sent) == done
@@ -160,9 +153,7 @@ async def test_whoever_leaves_holds_up_nobody(how: str, seed: int, tmp_path: Pat
     leaving = random_.sample(range(SENDERS), SENDERS * 3 // 4)
     messages: list[bytes] = []
     with full_receiver(senders.address) as receiver:
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             for position, number in enumerate(leaving):
                 if how == "cancel":
                     senders.scopes[number].cancel()
@@ -171,7 +162,7 @@ async def test_whoever_leaves_holds_up_nobody(how: str, seed: int, tmp_path: Pat
                 if position % 5 == 0:
                     await trio.sleep(random_.choice([0, 0.001, 0.01, 0.04]))
                 if position % 20 == 0:
-                    messages += drain(receiver)
+                    messages += harness.drain_messages(receiver)
             messages += await senders.finish(receiver)
     messages = [message for message in messages if message != b"fill"]
     assert collections.Counter(messages) == senders.expected()
@@ -184,9 +175,7 @@ async def test_whoever_leaves_holds_up_nobody(how: str, seed: int, tmp_path: Pat
 async def test_the_first_ones_leave_and_the_rest_wait_on(tmp_path: Path) -> None:
     senders = Senders(str(tmp_path / "log"), 40)
     with full_receiver(senders.address) as receiver:
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             for number in range(39):
                 senders.scopes[number].cancel()
                 await trio.sleep(0.003)
@@ -214,9 +203,7 @@ while (message := receiver.recv(1000)) != b"end":
     async with process.stdin, process.stdout:
         assert await process.stdout.receive_some() == b"bound\n"
         fill(senders.address)
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             await tools.nothing_moves(tools.SHORT_WINDOW_S)
             await process.stdin.send_all(b"go\n")
         with trio.socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM) as last:
@@ -231,11 +218,7 @@ async def test_who_waits_for_another_receiver_has_no_part_in_it(tmp_path: Path) 
     one = Senders(str(tmp_path / "one"), 30)
     two = Senders(str(tmp_path / "two"), 30)
     with full_receiver(one.address) as first, full_receiver(two.address) as second:
-        async with trio.open_nursery() as nursery:
-            one.start(nursery)
-            two.start(nursery)
-            await one.all_wait()
-            await two.all_wait()
+        async with one.waiting(), two.waiting():
             assert collections.Counter(await two.finish(second)) == two.expected()
             await tools.nothing_moves(tools.SHORT_WINDOW_S)
             assert not one.sent
@@ -245,9 +228,7 @@ async def test_who_waits_for_another_receiver_has_no_part_in_it(tmp_path: Path) 
 async def test_abstract_names() -> None:
     senders = Senders(b"\0uring-trio many senders", 40)
     with full_receiver(senders.address) as receiver:
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             await tools.nothing_moves(tools.SHORT_WINDOW_S)
             assert collections.Counter(await senders.finish(receiver)) == senders.expected()
 
@@ -263,9 +244,7 @@ async def test_a_relative_path_is_that_of_each_try(
         monkeypatch.chdir(tmp_path / "a")
         stack.enter_context(full_receiver("log"))
         senders = Senders("log", 40)
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             monkeypatch.chdir(tmp_path / "b")
             assert collections.Counter(await senders.finish(free)) == senders.expected()
     assert len(senders.sent) == 40
@@ -274,9 +253,7 @@ async def test_a_relative_path_is_that_of_each_try(
 async def test_a_receiver_that_goes_away_ends_all_waits(tmp_path: Path) -> None:
     senders = Senders(str(tmp_path / "log"), SENDERS)
     with full_receiver(senders.address) as receiver:
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             receiver.close()
     assert len(senders.errors) == SENDERS
     for exc in senders.errors.values():
@@ -288,9 +265,7 @@ async def test_another_receiver_in_its_place(tmp_path: Path) -> None:
     senders = Senders(str(path), SENDERS)
     with full_receiver(senders.address), datagram_socket() as other:
         other.bind(str(tmp_path / "next"))
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             (tmp_path / "next").rename(path)
             assert collections.Counter(await senders.finish(other)) == senders.expected()
     assert len(senders.sent) == SENDERS
@@ -299,9 +274,7 @@ async def test_another_receiver_in_its_place(tmp_path: Path) -> None:
 async def test_who_may_not_send_any_more_is_told(tmp_path: Path) -> None:
     senders = Senders(str(tmp_path / "log"), 30)
     with full_receiver(senders.address) as receiver:
-        async with trio.open_nursery() as nursery:
-            senders.start(nursery)
-            await senders.all_wait()
+        async with senders.waiting():
             await trio.sleep(0.12)
             for number in (0, 17, 29):
                 senders.sockets[number].shutdown(stdlib_socket.SHUT_WR)
@@ -338,7 +311,7 @@ async def test_who_has_filled_his_own_buffer_waits_for_that(tmp_path: Path) -> N
                 await tools.nothing_moves()
                 with trio.fail_after(tools.BOUND_S):
                     while sent < 8:
-                        drain(receiver)
+                        harness.drain_messages(receiver)
                         await trio.sleep(0.001)
 
 
@@ -364,8 +337,8 @@ async def test_two_threads_each_have_their_own(backend: str, tmp_path: Path) -> 
             await trio.sleep(0.1)
             with trio.fail_after(tools.BOUND_S):
                 while len(results) < 2:
-                    messages += drain(receiver)
+                    messages += harness.drain_messages(receiver)
                     await trio.sleep(0.001)
-        messages += drain(receiver)
+        messages += harness.drain_messages(receiver)
     counted = collections.Counter(message for message in messages if message != b"fill")
     assert counted == collections.Counter({b"%d" % number: 2 for number in range(40)})

@@ -45,6 +45,22 @@ struct tools_batch tools_wait_through(struct ut_engine *engine, int64_t timeout_
     }
 }
 
+unsigned tools_run_for(struct ut_engine *engine, uint64_t ns, void (*look)(void))
+{
+    uint64_t end_ns = fake.now_ns + ns;
+    unsigned records = 0;
+    while (fake.now_ns < end_ns) {
+        struct tools_batch batch = tools_wait(engine, (int64_t)(end_ns - fake.now_ns));
+        CHECK(batch.answer >= 0 || batch.answer == -EINTR);
+        if (batch.answer == 0)
+            CHECK(fake.now_ns >= end_ns); /* 0 means that the time is over */
+        records += batch.records;
+        if (look != NULL)
+            look();
+    }
+    return records;
+}
+
 const struct ut_record *tools_record(const struct ut_engine *engine, int slot)
 {
     for (unsigned i = 0; i < engine->record_count; i++)

@@ -25,6 +25,10 @@ struct tools_batch tools_wait(struct ut_engine *engine, int64_t timeout_ns);
 /* wait() until something comes, as Python calls it: again after -EINTR. */
 struct tools_batch tools_wait_through(struct ut_engine *engine, int64_t timeout_ns);
 
+/* Waits as Python does until `ns` have passed, and calls `look`, if there is one, after each;
+ * how many records came. */
+unsigned tools_run_for(struct ut_engine *engine, uint64_t ns, void (*look)(void));
+
 /* The first record of `slot` in the last batch, or NULL. */
 const struct ut_record *tools_record(const struct ut_engine *engine, int slot);
 

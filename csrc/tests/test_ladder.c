@@ -217,19 +217,9 @@ static struct ut_op *op_of(int slot)
     return ut_op_at(&engine->ops, (uint32_t)slot);
 }
 
-/* Waits as Python does until `ns` have passed; records that came. */
 static unsigned run_for(uint64_t ns)
 {
-    uint64_t end_ns = fake.now_ns + ns;
-    unsigned records = 0;
-    while (fake.now_ns < end_ns) {
-        struct tools_batch batch = tools_wait(engine, (int64_t)(end_ns - fake.now_ns));
-        CHECK(batch.answer >= 0 || batch.answer == -EINTR);
-        if (batch.answer == 0)
-            CHECK(fake.now_ns >= end_ns); /* 0 means that the time is over */
-        records += batch.records;
-    }
-    return records;
+    return tools_run_for(engine, ns, NULL);
 }
 
 static bool rests(int slot, enum ut_step step)

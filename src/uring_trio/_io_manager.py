@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from uring_trio._directions import Direction
     from uring_trio._kernel import RingSizes
+    from uring_trio._socket_operations import FullListener, ListenerName
 
 # Of one file: polls, each with the task it had when that was asked, and endpoints.
 Parts = tuple[list[tuple[Poll, Any]], list[Endpoint]]
@@ -96,7 +97,7 @@ class UringIOManager:
         self._spare_poll: Poll | None = None
         self.contended: list[tuple[Direction, Operation]] = []
         self.held: deque[Operation] = deque()  # until a buffer comes home
-        self.full_listeners: dict[Any, Any] = {}  # by name: see `_socket_operations.FullListener`
+        self.full_listeners: dict[ListenerName, FullListener] = {}
         self.tick = 0  # waits so far: an operation of this tick is not submitted yet
         self.stock_calls: dict[str, int] = {}
         self.deliver: Callable[..., None] = deliver  # see `_operations.Routed`
@@ -198,11 +199,6 @@ class UringIOManager:
         self.wake = make_waker(runner)
 
     # ---- guest mode -------------------------------------------------------------------
-
-    @property
-    def in_guest_mode(self) -> bool:
-        """Whether the run is a guest of another loop; False before its first tick."""
-        return self._runner is not None and self._runner.is_guest
 
     def _open_helper(self) -> None:
         try:
@@ -357,15 +353,12 @@ class UringIOManager:
     def _parts_on(self, fd: int) -> Parts:
         """What this run has on a file, as any thread may ask: dicts and lists only read."""
         polls = []
-        endpoints = []
         for key in (fd * 2, fd * 2 + 1):
             poll = self.pollers.get(key)
             if poll is not None:
                 polls.append((poll, poll.task))
-        for reference in self._endpoints.get(fd, ()):
-            endpoint = reference()
-            if endpoint is not None:
-                endpoints.append(endpoint)
+        references = self._endpoints.get(fd, ())
+        endpoints = [endpoint for r in references if (endpoint := r()) is not None]
         return polls, endpoints
 
     def end_on(self, fd: int, *, detach: bool = False) -> None:

@@ -272,6 +272,7 @@ class Ring:
         self.try_recv = lib.ut_try_recv
         self.try_accept = lib.ut_try_accept
         self.try_poll = lib.ut_try_poll
+        self.network_of = partial(lib.ut_network_of, engine)
         self.send_from = partial(lib.ut_prep_send_from, engine)
         self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
 

@@ -40,12 +40,11 @@ ALL_READY = 0x1 | 0x4 | 0x40 | 0x100
 
 INT_MAX = 0x7FFFFFFF
 
-GOES_ON = 1 << 31  # no result of a cqe
-
 # What has no type of its own, and whose readiness stays, however often it is looked at.
 STEADY = (
     *("anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:[signalfd]"),
     *("anon_inode:[eventpoll]", "anon_inode:inotify", "anon_inode:[fanotify]"),
+    "anon_inode:[io_uring]",
 )
 
 
@@ -162,15 +161,14 @@ class Poll:
         if self.task is None:
             return  # an orphan; a multishot one was cancelled when it was left
         if res >= 0:
-            if not res & (self.events | POLLERR | POLLHUP):
-                # POLL_ADD always reports POLLRDHUP: a peer that has half-closed completes a
-                # wait for POLLOUT at once, while nothing can be written. Asked again one-shot
-                # it would spin; a multishot poll reports only what changes.
-                res = self._go_on(multishot=True)
-            elif not manager.ring.try_poll(self.fd, self.events) and stays_ready(self.fd):
-                res = self._go_on(multishot=False)
-            if res == GOES_ON:
-                return
+            # POLL_ADD always reports POLLRDHUP: a peer that has half-closed completes a wait
+            # for POLLOUT at once, while nothing can be written. Asked again one-shot it would
+            # spin; a multishot poll reports only what changes.
+            half_closed = not res & (self.events | POLLERR | POLLHUP)
+            if half_closed or self._was_too_early():
+                res = self._go_on(multishot=half_closed)
+                if res >= 0:
+                    return
         del manager.pollers[self.key]
         task, self.task = self.task, None
         if self.drop():
@@ -182,14 +180,18 @@ class Poll:
         else:
             manager.wake(task, Error(os_error(res)))
 
+    def _was_too_early(self) -> bool:
+        """Whether what it was told of is over, and will be told again."""
+        return not self.manager.ring.try_poll(self.fd, self.events) and stays_ready(self.fd)
+
     def _go_on(self, *, multishot: bool) -> int:
-        """Wait on, after it was told in vain: `GOES_ON`, or the errno of why it cannot."""
+        """Wait on, after it was told in vain: its slot, or the errno of why it cannot."""
         manager = self.manager
         if self.slot < 0:
-            slot = manager.ring.poll(self.fd, self.events, multishot)
+            slot: int = manager.ring.poll(self.fd, self.events, multishot)
             if slot < 0:
-                return int(slot)
+                return slot
             self.slot = manager.start(self, slot)
-            if manager.in_guest_mode:
+            if run_context.runner.is_guest:
                 manager.show_to_helper(self.fd)
-        return GOES_ON
+        return self.slot

@@ -9,15 +9,11 @@ size that was asked for, and taken over from there.
 from __future__ import annotations
 
 import array
-import contextlib
 import errno
 import fcntl
 import os
 import socket
-import sys
 from typing import TYPE_CHECKING, Any
-
-from outcome import Error
 
 from uring_trio import _addresses
 from uring_trio._kernel import EAGAIN, ECANCELED, ETIME
@@ -37,7 +33,6 @@ CONNECT_TURNS = 2
 # Of those that are not the clock: an hour, since a request has to be something.
 CONNECT_PARKED_NS = 3600 * 1_000_000_000
 SCM_PIDFD = 4  # SO_PASSPIDFD, since 6.5: the peer's pidfd
-SO_NETNS_COOKIE = 71
 
 
 class ReceiveBytes(Operation):
@@ -164,8 +159,8 @@ class SendMessage(MessageOperation):
 Kind = tuple[int, int, int]  # family, type and protocol of what a listener accepts
 
 
-def accept_now(listener: socket.socket, kind: Kind) -> tuple[socket.socket, Any] | None:
-    """accept4(2) of what is there: the new stdlib socket, and the peer's address.
+def accept_now(listener: socket.socket) -> tuple[int, Any] | None:
+    """accept4(2) of what is there: the new descriptor, and the peer's address.
 
     One call of the standard library's: cheaper than an accept on the ring, which has memory
     for the address and Python that reads it.
@@ -180,11 +175,11 @@ def accept_now(listener: socket.socket, kind: Kind) -> tuple[socket.socket, Any]
     listening = listener.fileno()
     if listening < 0 or not fcntl.fcntl(listening, fcntl.F_GETFL) & os.O_NONBLOCK:
         return None
-    fd, address = listener._accept()  # type: ignore[attr-defined]
-    return _own(fd, kind), address
+    taken: tuple[int, Any] = listener._accept()  # type: ignore[attr-defined]
+    return taken
 
 
-def _own(fd: int, kind: Kind) -> socket.socket:
+def own(fd: int, kind: Kind) -> socket.socket:
     """The object that owns an accepted descriptor from now on."""
     try:
         return socket.socket(*kind, fileno=fd)
@@ -218,7 +213,7 @@ class Accept(Operation):
         self.on_ring = on_ring
         self.might_block = False  # accept4(2)
         self.message: Message | None = None
-        self.taken: tuple[socket.socket, Any] | Error | None = None
+        self.taken: tuple[int, Any] | None = None
 
     def prepare(self) -> int:
         direction = self.direction
@@ -239,23 +234,22 @@ class Accept(Operation):
 
     def _accept_now(self) -> int:
         try:
-            self.taken = accept_now(self.listener, self.kind)
+            self.taken = accept_now(self.listener)
         except OSError as exc:
             return -(exc.errno or errno.EIO)
-        except MemoryError as exc:
-            self.taken = Error(exc)
         self.might_block = self.taken is None
         return EAGAIN if self.might_block else 0
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:
             return res
-        if not self.on_ring:
-            return self.taken
+        if self.on_ring:
+            assert self.message is not None
+            self.taken = res, _addresses.unpack(self.message.accepted_name())
+        assert self.taken is not None
+        fd, address = self.taken
         # Here and not in the task: from now on the object owns the fd.
-        assert self.message is not None
-        address = _addresses.unpack(self.message.accepted_name())
-        return _own(res, self.kind), address
+        return own(fd, self.kind), address
 
     def dispose(self, res: int) -> None:
         if self.on_ring and res >= 0:
@@ -277,6 +271,9 @@ class Connect(MessageOperation):
         return direction.ring.connect(direction.fileno(), self.message)
 
 
+ListenerName = tuple[bytes, int]  # its path or abstract name, and the network of the latter
+
+
 class FullListener:
     """The connects that the full queue of one UNIX listener has refused.
 
@@ -288,7 +285,7 @@ class FullListener:
 
     __slots__ = ("clock", "listeners", "members", "name", "pause_ns")
 
-    def __init__(self, listeners: dict[Any, FullListener], name: Any) -> None:
+    def __init__(self, listeners: dict[ListenerName, FullListener], name: ListenerName) -> None:
         self.listeners = listeners
         self.name = name
         self.members: dict[ConnectLocal, None] = {}  # by their turns
@@ -393,13 +390,10 @@ class ConnectLocal(Operation):
                 return
         super().complete(ECANCELED if self.answer is None else self.answer, flags, offset)
 
-    def _listener_name(self) -> tuple[bytes, int]:
+    def _listener_name(self) -> ListenerName:
         """What two sockets have in common that are refused by one listener."""
         name = os.fsencode(self.address)
         if not name.startswith(b"\0"):
             return name, 0
         # An abstract name is one of the socket's network.
-        with contextlib.suppress(OSError):  # before 5.12
-            cookie = self.owner.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
-            return name, int.from_bytes(cookie, sys.byteorder)
-        return name, 0
+        return name, int(self.direction.ring.network_of(self.direction.fileno()))

@@ -51,6 +51,7 @@ from uring_trio._socket_operations import (
     ReceiveMessage,
     SendMessage,
     accept_now,
+    own,
 )
 from uring_trio._trio_private import manager_of, park, run_context, stock_socket_type
 
@@ -152,10 +153,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
 
     def setsockopt(self, /, *args: Any, **kwargs: Any) -> None:
         """Like `socket.socket.setsockopt`."""
-        if kwargs or len(args) != 3 or args[2] is None:
-            super().setsockopt(*args, **kwargs)
-        else:
-            self._sock.setsockopt(*args)  # twice for each connection: what trio's comes to
+        super().setsockopt(*args, **kwargs)
         if args[1:2] == LOW_WATER or kwargs:
             look_for_low_water()
 
@@ -364,7 +362,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             # In a burst the next one waits already: no request, no cqe. As on stock.
             await trio.lowlevel.checkpoint_if_cancelled()
             try:
-                taken = accept_now(self._sock, kind)
+                taken = accept_now(self._sock)
             except BlockingIOError:
                 pass
             except OSError:
@@ -372,8 +370,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 raise
             else:
                 if taken is not None:
+                    accepted = own(taken[0], kind)
                     await trio.lowlevel.cancel_shielded_checkpoint()
-                    return trio.socket.from_stdlib_socket(taken[0]), taken[1]
+                    return trio.socket.from_stdlib_socket(accepted), taken[1]
                 endpoint.can_be_tried = False
         operation = Accept(receiver, self._sock, kind, on_ring=not endpoint.can_be_tried)
         accepted, address = await _perform(receiver.submit(operation))

@@ -12,12 +12,14 @@ the reset. The next send finds EPIPE, and a reader beside it a clean end of file
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import select
 import socket
 import stat
+from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -44,7 +46,7 @@ from uring_trio._trio_private import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from uring_trio._directions import Direction, Endpoint
 
@@ -244,33 +246,37 @@ STREAM_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 PACKETS_FIT = os.sysconf("SC_PAGE_SIZE") <= GROUP_SIZES[0]
 
 
-def _is_byte_stream(fd: int) -> bool:
-    """Whether reading a part leaves the rest for the next read. It does not change."""
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISFIFO(mode):
-        return PACKETS_FIT
-    if not stat.S_ISSOCK(mode):
-        return False
+class Bytes(Enum):
+    """What is known to be a stream of bytes: reading a part leaves the rest for the next read."""
+
+    PIPE = auto()
+    SOCKET = auto()
+
+
+@contextlib.contextmanager
+def _as_socket(fd: int) -> Iterator[socket.socket]:
     sock = socket.socket(fileno=fd)
     try:
-        return sock.type == socket.SOCK_STREAM and sock.family in STREAM_FAMILIES
+        yield sock
     finally:
         sock.detach()
 
 
-def _is_socket(fd: int) -> bool:
-    try:
-        return stat.S_ISSOCK(os.fstat(fd).st_mode)
-    except OSError:
-        return False  # closed behind the stream's back; the operation says so
+def _byte_stream(fd: int) -> Bytes | None:
+    """Which kind of stream of bytes a file is, if it is one. It does not change."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode):
+        return Bytes.PIPE if PACKETS_FIT else None
+    if stat.S_ISSOCK(mode):
+        with _as_socket(fd) as sock:
+            if sock.type == socket.SOCK_STREAM and sock.family in STREAM_FAMILIES:
+                return Bytes.SOCKET
+    return None
 
 
 def _getsockopt(holder: Any, level: int, option: int) -> int:
-    sock = socket.socket(fileno=held_fd(holder))
-    try:
+    with _as_socket(held_fd(holder)) as sock:
         return sock.getsockopt(level, option)
-    finally:
-        sock.detach()
 
 
 def _fd_endpoint(stream: Any) -> Endpoint | None:
@@ -288,17 +294,18 @@ def _fd_endpoint(stream: Any) -> Endpoint | None:
     if fd < 0:
         manager.count_stock_call("closed")
         return None
-    known: bool | None = getattr(stream, "_uring_is_byte_stream", None)
-    if known is None:
+    try:
+        kind: Bytes | None = stream._uring_bytes
+    except AttributeError:
         try:
-            known = stream._uring_is_byte_stream = _is_byte_stream(fd)
+            kind = stream._uring_bytes = _byte_stream(fd)
         except OSError:
-            known = False  # closed behind the stream's back; read(2) says so
-    if not known:
+            kind = None  # closed behind the stream's back; read(2) says so
+    if kind is None:
         manager.count_stock_call("not a byte stream")
         return None
     endpoint = manager.open_endpoint(holder, partial(held_fd, holder), is_socket=False)
-    if _is_socket(fd):
+    if kind is Bytes.SOCKET:
         endpoint.ask_for_low_water(partial(_getsockopt, holder))
     stream._uring_endpoint = endpoint
     return endpoint
