@@ -11,7 +11,7 @@ busy for a second since, and another process has taken it. epoll looks when it i
 we, once more, before a task is woken: who wakes for nothing may block in its read. Where the
 look finds nothing the poll begins anew. Not so where the look itself may have taken the news
 away, as that at a perf event does: only files whose readiness stays until somebody reads or
-writes are known not to (`stays_ready`). It costs a poll(2) for each wait, about 0.3 us.
+writes are known not to (`stays_ready`). It costs a poll(2) for each wait, 0.7 us on Linux 6.18.
 """
 
 from __future__ import annotations
