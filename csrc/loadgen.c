@@ -260,7 +260,7 @@ static int serve_until(struct load *load, uint64_t until_ns)
             return 0;
         int timeout_ms = (int)((until_ns - now + NS_PER_MS - 1) / NS_PER_MS);
         int count = epoll_wait(load->epoll_fd, events, EVENTS_PER_WAIT, timeout_ms);
-        if (count < 0)
+        if (count < 0 && errno != EINTR) /* a signal, or work of a ring that this thread had */
             return -errno;
         for (int i = 0; i < count; i++)
             handle_events(load, events[i].data.ptr, events[i].events);
@@ -268,6 +268,16 @@ static int serve_until(struct load *load, uint64_t until_ns)
 }
 
 /* Setting up. */
+
+/* As connect(2), which an interrupted one is waited for by calling it again (Linux). */
+static int connect_through(int fd, const struct sockaddr_in *address, uint64_t deadline_ns)
+{
+    int result;
+    do
+        result = connect(fd, (const struct sockaddr *)address, sizeof *address);
+    while (result != 0 && errno == EINTR && monotonic_ns() < deadline_ns);
+    return result;
+}
 
 static int connect_one(const struct load *load, uint64_t deadline_ns, int *out_fd)
 {
@@ -287,7 +297,7 @@ static int connect_one(const struct load *load, uint64_t deadline_ns, int *out_f
     int one = 1;
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) != 0 ||
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0 ||
-        connect(fd, (struct sockaddr *)&address, sizeof(address)) != 0 ||
+        connect_through(fd, &address, deadline_ns) != 0 ||
         fcntl(fd, F_SETFL, O_NONBLOCK) != 0) {
         int error = errno == EINPROGRESS ? ETIMEDOUT : errno;
         close(fd);

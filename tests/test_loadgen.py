@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import signal
 import socket
 import threading
 import time
@@ -32,6 +33,13 @@ GRACE_S = 2.0
 
 def echo(conn: socket.socket) -> None:
     while data := conn.recv(65536):
+        conn.sendall(data)
+
+
+def late_echo(conn: socket.socket) -> None:
+    """So that the load sleeps in between."""
+    while data := conn.recv(1 << 16):
+        time.sleep(0.005)
         conn.sendall(data)
 
 
@@ -84,6 +92,22 @@ def test_messages_come_back_whole_and_are_counted(connections: int, message_byte
     assert report.messages > 0
     assert report.bytes == report.messages * message_bytes
     assert report.messages_per_second > 0
+
+
+def test_signals_are_no_errors_of_the_load() -> None:
+    handled: list[int] = []
+    previous = signal.signal(signal.SIGALRM, lambda number, _: handled.append(number))
+    try:
+        with server(late_echo) as port:
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+            report = load(port, connections=2)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert handled  # Python calls it when the load is over
+    assert report.errors == 0
+    assert report.messages > 0
 
 
 def test_times_are_in_order_and_the_window_is_as_long_as_asked() -> None:
