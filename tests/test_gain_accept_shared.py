@@ -273,8 +273,8 @@ class TestOnTheRing:
                 supervisor = server._session.supervisor
                 real = acceptor.complete
 
-                def shut_down_then_complete(res: int, flags: int, offset: int) -> None:
-                    real(res, flags, offset)
+                def shut_down_then_complete(slot: int, res: int, flags: int, offset: int) -> None:
+                    real(slot, res, flags, offset)
                     # Before the turn in which it would accept.
                     supervisor._stop(1)
                     worker.begin_shutdown(1)

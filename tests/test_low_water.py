@@ -259,7 +259,7 @@ async def test_without_a_mark_the_socket_is_asked_once(backend: str) -> None:
         ends = Ends(a, peer)
         await ends.warm_up()
         receiver = a.endpoint.receiver  # type: ignore[attr-defined]
-        assert receiver.prep_receive is receiver.ring.recv
+        assert receiver.prep_receive is receiver.slots.ring.recv
         assert receiver.has_low_water is False
         a.setsockopt(*MARKED)
         assert receiver.has_low_water is None

@@ -1,7 +1,8 @@
 """The end of a run: the kernel finishes with everything, or is given up.
 
 Memory that an operation works on may be freed only after its last cqe. So what is queued is
-dropped, what is in flight is cancelled, and the ring is drained until nothing is left.
+withdrawn, what is in flight is cancelled, and the ring is drained until nothing is left.
+Whoever stands at a slot is told so as `_slots.Occupant` has it, and nobody is woken.
 """
 
 from __future__ import annotations
@@ -11,41 +12,44 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from uring_trio._kernel import CQE_F_MORE, EINTR, RECORDS_MASK
-from uring_trio._operations import Operation, Routed
 
 if TYPE_CHECKING:
-    from uring_trio._io_manager import UringIOManager
+    from uring_trio._slots import Slots
 
 # How long closing waits for operations that were cancelled. They take microseconds; one
 # that does not end (a broken driver) must not hang the interpreter's exit.
 CLOSE_TIMEOUT_S = 1.0
 
 
-def drain(manager: UringIOManager, answer: int) -> bool:
-    """End every operation and poll of a manager; nobody is woken.
+def drain(slots: Slots, answer: int) -> bool:
+    """End whatever stands at the slots of a run.
 
     Args:
-      manager: the manager, which is closed already for those who ask it.
+      slots: closed already for those who ask.
       answer: that of the last wait, if its batch was not processed; else 0.
 
     Returns:
       Whether the kernel has finished with everything, within the bound.
     """
-    ops, ring = manager.ops, manager.ring
-    _cancel_all(manager)
+    table, ring = slots.table, slots.ring
+    for each in slots.occupants():  # first all: one that is released may turn to the next
+        each.lose()
+    for slot, occupant in enumerate(table):
+        if occupant is not None and slots.withdraw(slot):
+            occupant.release()
     end = monotonic() + CLOSE_TIMEOUT_S
     while True:
         if answer > 0:
-            for slot, res, flags, offset in ring.records(answer & RECORDS_MASK):
-                if isinstance(ops[slot], Routed):
-                    if not flags & CQE_F_MORE:
-                        ops[slot] = None
-                elif ops[slot] is not None:
-                    ops[slot].complete(res, flags, offset)
+            for slot, res, flags, _ in ring.records(answer & RECORDS_MASK):
+                occupant = table[slot]
+                if occupant is not None and not flags & CQE_F_MORE:
+                    table[slot] = None
+                    occupant.dispose(res)
+                    occupant.release()
         # The kernel's count too, and not ours alone: a signal handler that raises as the
         # wait returns takes with it what the wait has answered.
         in_flight = ring.statistics()[0]["in_flight"]
-        if not in_flight or all(operation is None for operation in ops):
+        if not in_flight or not slots.occupants():
             break
         left_ns = math.ceil((end - monotonic()) * 1e9)
         if left_ns <= 0:
@@ -53,20 +57,6 @@ def drain(manager: UringIOManager, answer: int) -> bool:
         answer = ring.wait(left_ns)
         if answer < 0 and answer != EINTR:
             return False
-    for operation in ops:
-        if isinstance(operation, Operation):
-            operation.release()
+    for each in slots.occupants():
+        each.release()
     return True
-
-
-def _cancel_all(manager: UringIOManager) -> None:
-    manager.held.clear()
-    for slot, operation in enumerate(manager.ops):
-        if operation is not None:
-            operation.task = None
-            if isinstance(operation, Operation):
-                operation.direction.waiting = ()
-            if manager.ring.cancel(slot) == 0:
-                manager.ops[slot] = None
-                if isinstance(operation, Operation):
-                    operation.release()

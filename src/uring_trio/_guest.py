@@ -121,6 +121,10 @@ class Helper:
         self.prepared = found == LOOK_NOTHING or self._starved
         return self.prepared
 
+    def forget_preparation(self) -> None:
+        """On the host, which is awake: nobody may sleep until it has prepared for that again."""
+        self.prepared = False
+
     def show(self, fd: int, *, reads: bool, writes: bool) -> None:
         """On the host: tasks wait for *fd*, which is no socket; see the theory above."""
         events = select.EPOLLONESHOT | reads * select.EPOLLIN | writes * select.EPOLLOUT

@@ -296,7 +296,7 @@ def _make_ring(manager: UringIOManager) -> None:
 
 def _close_if_made(manager: Any) -> None:
     """Close a manager that trio did not get; one whose ring was never made has nothing."""
-    if hasattr(manager, "ring"):
+    if hasattr(manager, "slots"):
         manager.close()
 
 
@@ -305,7 +305,7 @@ def _add_user(manager: UringIOManager) -> None:
     user = object()
     # trio closes nothing if it fails before the run exists; then the manager is collected.
     alive = weakref.ref(manager, lambda _: _remove_user(user))
-    manager.on_close = lambda: _remove_user(user)
+    manager.when_closed(lambda: _remove_user(user))
     with _lock:
         _users[user] = alive
         _settle()
@@ -332,16 +332,13 @@ def _announce(manager: Any, choice: Choice, failure: Failure | None) -> None:
 
 def _note_statistics_at_close(manager: UringIOManager, run: Run) -> None:
     alive = weakref.ref(manager)
-    on_close = manager.on_close
 
     def closed() -> None:
         closing = alive()
         if closing is not None:
             run.statistics = closing.statistics()
-        if on_close is not None:
-            on_close()
 
-    manager.on_close = closed
+    manager.when_closed(closed)
 
 
 def _settle() -> None:

@@ -11,7 +11,10 @@ Until then its slot and its memory are taken, whatever becomes of the task:
   user's own memory keeps its task asleep, because the kernel may still write there.
 - ``-ENOBUFS`` of a receive into a provided buffer is back-pressure: more were ready than
   there are buffers. Nothing was read; the operation is *held*: without a slot, but still the
-  current one of its direction, and armed again as buffers come home.
+  current one of its line, and armed again as buffers come home.
+
+A stream's plain send and receive are completed in a fast way beside the plain one:
+`deliver`, at the end.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import trio
 from outcome import Error
 
 from uring_trio._kernel import (
+    CQE_F_MORE,
     CQE_F_SOCK_NONEMPTY,
     ECANCELED,
     EINTR,
@@ -35,10 +39,10 @@ from uring_trio._memory import unpin
 from uring_trio._trio_private import WaitTaskRescheduled, run_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable
 
-    from uring_trio._directions import Direction
-    from uring_trio._io_manager import UringIOManager
+    from uring_trio._lines import Line, Receiver, Sender
+    from uring_trio._slots import Record, Slots
 
 Abort = trio.lowlevel.Abort
 
@@ -71,12 +75,12 @@ def raise_error(error: Any) -> NoReturn:
 
 
 class Operation:
-    """An operation of one direction, from a task's call to its last cqe."""
+    """An operation of one line, from a task's call to its last cqe."""
 
-    __slots__ = ("direction", "raise_cancel", "slot", "task", "tick", "trap")
+    __slots__ = ("line", "raise_cancel", "slot", "task", "tick", "trap")
 
-    def __init__(self, direction: Direction) -> None:
-        self.direction = direction
+    def __init__(self, line: Line) -> None:
+        self.line = line
         self.task: Any = run_context.task
         self.slot = -1
         self.tick = -1
@@ -84,10 +88,7 @@ class Operation:
         self.raise_cancel: Callable[[], Any] | None = None
         self.trap = WaitTaskRescheduled(self.abort)
 
-    @property
-    def reading(self) -> bool:
-        """Whether its task counts as one that waits to read."""
-        return self.direction.reading
+    # ---- what kinds of it differ in ------------------------------------------------------
 
     @property
     def on_user_memory(self) -> bool:
@@ -108,69 +109,52 @@ class Operation:
     def release(self) -> None:
         """Let go of memory; the kernel has."""
 
-    def retire(self) -> None:
-        """It will not be used again: let go of memory, and of the cycle through the trap."""
-        self.release()
-        self.trap = None
-
     def group(self) -> int:
         """Which buffers it takes one of; -1 for none."""
         return -1
 
-    def raise_if_cut_off(self) -> None:
-        """In the task, after a short count: raise what its end was asked for with, if it was.
+    # ---- its beginning -------------------------------------------------------------------
 
-        An operation that ended well may be in use again by now; one that did not is retired.
+    def use_again(self) -> None:
+        """It has ended well, and begins anew for the task that is running."""
+        self.task = run_context.task
+
+    def start(self) -> None:
+        """Have the kernel do it, as soon as the next enter.
+
+        Raises:
+          OSError, RuntimeError: it cannot be had; the operation is retired.
         """
-        if self.trap is None and self.raise_cancel is not None:
-            self.raise_cancel()
+        slot = self.prepare()
+        slots = self.line.slots
+        if slot < 0:
+            self.retire()
+            raise slots.ring.error(slot)
+        self.slot = slots.enter(self, slot)
+        self.tick = slots.tick
 
-    def is_waited_for(self) -> bool:
-        """Whether a task sleeps on it, and nobody has asked for its end."""
-        return self.task is not None and self.raise_cancel is None
+    def go_on(self) -> None:
+        """Its request is over, and another one follows: prepare that."""
+        slot = self.prepare()
+        if slot < 0:
+            Operation.complete(self, -1, slot, 0, 0)
+            return
+        slots = self.line.slots
+        self.slot = slots.enter(self, slot)
+        self.tick = slots.tick
 
-    def drop(self) -> bool:
-        """End it where the kernel has no part in it; False if the kernel has."""
-        direction = self.direction
-        manager = direction.manager
-        if self is not direction.current:
-            direction.waiting.remove(self)  # type: ignore[union-attr]
-        elif self.slot < 0:
-            manager.held.remove(self)
-            direction.current = None
-        elif manager.ring.cancel(self.slot) == 0:
-            manager.ops[self.slot] = None
-            self.slot = -1
-            direction.current = None
-        else:
-            return False
-        self.task = None
-        self.retire()
-        return True
+    # ---- its end -------------------------------------------------------------------------
 
-    def abort(self, raise_cancel: Callable[[], Any]) -> Any:
-        """trio's abort function."""
-        direction = self.direction
-        manager = direction.manager
-        if manager.closed:
-            return Abort.SUCCEEDED
-        if self.task is None:
-            # An instrument cancels while a closing is about to wake this task, too.
-            return Abort.FAILED
-        if self.drop():
-            direction.advance()
-            return Abort.SUCCEEDED
-        self.raise_cancel = raise_cancel
-        manager.after_abort()
-        return Abort.FAILED
+    @property
+    def reading(self) -> bool:
+        """Whether its task counts as one that waits to read."""
+        return self.line.reading
 
-    def complete(self, res: int, flags: int, offset: int) -> None:
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
         """Take the last cqe; there is only one."""
-        direction = self.direction
-        manager = direction.manager
-        manager.ops[self.slot] = None
+        line = self.line
         self.slot = -1
-        task, self.task = self.task, None
+        task = self.take_task()
         value: Any
         if task is None:
             self.dispose(res)
@@ -179,7 +163,7 @@ class Operation:
             # other: a sendmsg with more control data than the kernel takes.)
             if self.raise_cancel is None:
                 self.task = task
-                manager.held.append(self)
+                line.hold_current()
                 return
             value = ECANCELED
         else:
@@ -188,25 +172,65 @@ class Operation:
             except (OSError, MemoryError) as exc:
                 value = Error(exc)
         self.retire()
-        direction.current = None
-        if direction.waiting:
-            direction.advance()
+        line.end_current()
         if task is not None:
-            manager.wake(task, value)
+            line.slots.wake(task, value)
 
-    def go_on(self) -> None:
-        """Its request is over, and another one follows: prepare that."""
-        manager = self.direction.manager
-        manager.ops[self.slot] = None
-        slot = self.prepare()
-        if slot < 0:
-            Operation.complete(self, slot, 0, 0)
-            return
-        self.slot = manager.start(self, slot)
-        self.tick = manager.tick
+    def retire(self) -> None:
+        """It will not be used again: let go of memory, and of the cycle through the trap."""
+        self.release()
+        self.trap = None
+
+    def take_task(self) -> Any:
+        """The task, which is the caller's to wake from now on; None if it has none."""
+        task, self.task = self.task, None
+        return task
+
+    def lose(self) -> None:
+        """The run is over: nobody is told of anything any more, nor of those behind it."""
+        self.task = None
+        self.line.lose()
+
+    # ---- cut off -------------------------------------------------------------------------
+
+    def is_waited_for(self) -> bool:
+        """Whether a task sleeps on it, and nobody has asked for its end."""
+        return self.task is not None and self.raise_cancel is None
+
+    def drop(self) -> bool:
+        """End it where the kernel has no part in it; False if the kernel has."""
+        if not self.line.remove(self):
+            return False
+        self.slot = -1
+        self.task = None
+        self.retire()
+        return True
+
+    def ask_for_end(self, raise_cancel: Callable[[], Any]) -> None:
+        """Its last cqe decides; if it was cut off its task raises what this raises."""
+        if self.raise_cancel is None:
+            self.raise_cancel = raise_cancel
+
+    def abort(self, raise_cancel: Callable[[], Any]) -> Any:
+        """trio's abort function."""
+        line = self.line
+        slots = line.slots
+        if slots.closed:
+            return Abort.SUCCEEDED
+        if self.task is None:
+            # An instrument cancels while a closing is about to wake this task, too.
+            return Abort.FAILED
+        if self.drop():
+            line.advance()
+            return Abort.SUCCEEDED
+        self.raise_cancel = raise_cancel
+        slots.submit_for_helper()
+        return Abort.FAILED
+
+    # ---- in the task ---------------------------------------------------------------------
 
     def unwrap(self, value: Any) -> Any:
-        """In the task: what `park` gave, or the exception that it means."""
+        """What `park` gave, or the exception that it means."""
         if type(value) is Error:
             raise_error(value)
         if type(value) is int and value < 0:
@@ -218,24 +242,13 @@ class Operation:
             raise os_error(value)
         return value
 
+    def raise_if_cut_off(self) -> None:
+        """After a short count: raise what its end was asked for with, if it was.
 
-class Routed:
-    """Owns operations whose cqes go to a loop of its own, and not to a task each.
-
-    For the callback servers, whose workers serve many files by themselves. The loop puts a
-    function in the manager's `deliver` that tells its own operations from the others.
-
-    Attributes:
-      worker: the loop.
-      task: None, always: nobody sleeps on one.
-    """
-
-    __slots__ = ("task", "worker")
-
-    task: None
-    worker: Any
-
-    reading = False
+        An operation that ended well may be in use again by now; one that did not is retired.
+        """
+        if self.trap is None and self.raise_cancel is not None:
+            self.raise_cancel()
 
 
 class Receive(Operation):
@@ -243,25 +256,32 @@ class Receive(Operation):
 
     __slots__ = ("size",)
 
-    size: int
+    line: Receiver
+
+    def __init__(self, line: Receiver, size: int) -> None:
+        super().__init__(line)
+        self.size = size
+
+    def receive_again(self, size: int) -> None:
+        """Begin anew, for another size."""
+        self.use_again()
+        self.size = size
 
     def prepare(self) -> int:
-        direction = self.direction
-        group = self.group()
-        fd = direction.fileno()
-        return int(direction.prep_receive(fd, group, self.size, direction.poll_first))
+        line = self.line
+        return int(line.prep_receive(line.fileno(), self.group(), self.size, line.poll_first))
 
     def group(self) -> int:
         """Of buffers: as large as the stream's messages, no larger than what was asked for."""
-        return self.direction.group if self.size > SMALLEST_BUFFER else 0
+        return self.line.group if self.size > SMALLEST_BUFFER else 0
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:
             return res
-        direction = self.direction
-        direction.poll_first = flags & HAD_TO_WAIT == RECORD_WAITED
-        direction.fit_buffers(res)
-        return direction.manager.pool[offset : offset + res] if res else b""
+        line = self.line
+        line.note_wait(flags)
+        line.fit_buffers(res)
+        return line.slots.pool[offset : offset + res] if res else b""
 
 
 class Send(Operation):
@@ -269,18 +289,28 @@ class Send(Operation):
 
     __slots__ = ("flags", "pinned")
 
-    pinned: Any
-    flags: int
+    line: Sender
+
+    def __init__(self, line: Sender, pinned: Any, flags: int) -> None:
+        super().__init__(line)
+        self.pinned = pinned
+        self.flags = flags
+
+    def send_again(self, pinned: Any, flags: int) -> None:
+        """Begin anew, with other memory."""
+        self.use_again()
+        self.pinned = pinned
+        self.flags = flags
 
     @property
     def on_user_memory(self) -> bool:
         return type(self.pinned) is not bytes
 
     def prepare(self) -> int:
-        direction = self.direction
+        line = self.line
         pinned = self.pinned
         size = min(len(pinned), TRANSFER_MAX)
-        return int(direction.prep_send(direction.fileno(), pinned, size, self.flags))
+        return int(line.prep_send(line.fileno(), pinned, size, self.flags))
 
     def release(self) -> None:
         pinned, self.pinned = self.pinned, b""
@@ -288,36 +318,38 @@ class Send(Operation):
             unpin(pinned)
 
 
-def deliver(manager: UringIOManager, records: Iterator[tuple[int, int, int, int]]) -> None:
-    """Complete the operations of a batch.
+def deliver(slots: Slots, records: Iterable[Record]) -> None:
+    """Tell the occupants of a batch: the fast way of `Slots.deliver`.
 
     For a stream's send or receive that went well, and that nobody stands behind or has
     cancelled, this says once more, flat, what `Operation.complete` does: a third of a
     microsecond less for each, and the operation object is used again.
     """
-    ops = manager.ops
-    wake = manager.wake
-    pool = manager.pool
+    table = slots.table
+    wake = slots.wake
+    pool = slots.pool
     for slot, res, flags, offset in records:
-        operation = ops[slot]
+        operation: Any = table[slot]
         kind = type(operation)
         if (kind is not Receive or res <= 0) and (kind is not Send or res < 0):
-            operation.complete(res, flags, offset)
+            if not flags & CQE_F_MORE:
+                table[slot] = None
+            operation.complete(slot, res, flags, offset)
             continue
-        direction = operation.direction
+        table[slot] = None
+        line = operation.line
         task = operation.task
-        if task is None or direction.waiting or operation.raise_cancel is not None:
-            operation.complete(res, flags, offset)
+        if task is None or line.waiting or operation.raise_cancel is not None:
+            operation.complete(slot, res, flags, offset)
             continue
-        ops[slot] = None
         operation.slot = -1
         operation.task = None
-        direction.current = None
-        direction.spare = operation
+        line.current = None
+        line.spare = operation
         if kind is Receive:
-            direction.poll_first = flags & HAD_TO_WAIT == RECORD_WAITED
-            if direction.group or res >= SMALLEST_BUFFER:
-                direction.fit_buffers(res)
+            line.poll_first = flags & HAD_TO_WAIT == RECORD_WAITED
+            if line.group or res >= SMALLEST_BUFFER:
+                line.fit_buffers(res)
             wake(task, pool[offset : offset + res])
         else:
             if type(operation.pinned) is not bytes:

@@ -1,6 +1,6 @@
 """Readiness on the ring: what ``wait_readable`` and ``wait_writable`` sleep on.
 
-A poll is no operation of a direction: trio lets its task go at once when it is cancelled or
+A poll is no operation of a line: trio lets its task go at once when it is cancelled or
 its file is closed, and the kernel's part becomes an orphan whose cqe is expected and ignored.
 The orphan must not keep the file open: nobody waits, so a program may close it without a word,
 and go on with no turn of the loop in between. So the kernel is told at once, by an enter, as
@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import socket
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,11 @@ import trio
 from outcome import Error
 
 from uring_trio._kernel import CQE_F_MORE, ECANCELED
-from uring_trio._operations import CLOSED, Abort, os_error
+from uring_trio._operations import BUSY, CLOSED, Abort, os_error, raise_error
 from uring_trio._trio_private import WaitTaskRescheduled, run_context
 
 if TYPE_CHECKING:
-    from uring_trio._io_manager import UringIOManager
+    from uring_trio._slots import Slots
 
 # poll(2)
 POLLIN, POLLOUT, POLLERR, POLLHUP = 0x1, 0x4, 0x8, 0x10
@@ -103,60 +104,70 @@ def stays_ready(fd: int) -> bool:
 class Poll:
     """`wait_readable` or `wait_writable` of one task."""
 
-    __slots__ = ("events", "fd", "key", "manager", "slot", "task", "trap")
+    __slots__ = ("events", "fd", "key", "polls", "slot", "task", "trap")
 
     fd: int
     key: int
     events: int
 
-    def __init__(self, manager: UringIOManager) -> None:
-        self.manager = manager
+    def __init__(self, polls: Polls) -> None:
+        self.polls = polls
         self.task: Any = None
         self.slot = -1
         self.trap = WaitTaskRescheduled(self.abort)
 
     def begin(self, fd: int, key: int, events: int) -> None:
         """Have the kernel watch *fd* for the task that is running."""
-        manager = self.manager
-        self.slot = manager.start(self, manager.ring.poll(fd, events, 0))
+        polls = self.polls
+        slots = polls.slots
+        self.slot = slots.enter(self, slots.ring.poll(fd, events, 0))
         self.fd = fd
         self.key = key
         self.events = events
         self.task = run_context.task
-        manager.pollers[key] = self
+        polls.by_key[key] = self
 
     @property
     def reading(self) -> bool:
         """Whether it counts as a task that waits to read."""
         return self.events == POLLIN
 
+    def leave(self) -> Any:
+        """Its wait is over: the task, which is the caller's to wake."""
+        self.polls.by_key.pop(self.key, None)
+        task, self.task = self.task, None
+        return task
+
     def abort(self, _raise_cancel: Any) -> Any:
         """trio's abort function. The kernel's poll is orphaned, as epoll's would be."""
-        manager = self.manager
-        if not manager.closed:
+        slots = self.polls.slots
+        if not slots.closed:
             if self.task is None:
                 return Abort.FAILED  # as in Operation.abort
-            manager.pollers.pop(self.key, None)
-            self.task = None
+            self.leave()
             if self.drop():
-                manager.release_files()
+                slots.release_files()
         return Abort.SUCCEEDED
 
     def drop(self) -> bool:
         """End the kernel's part; True if it is still in the kernel."""
         if self.slot < 0:
             return False
-        if self.manager.ring.cancel(self.slot) != 0:
+        if not self.polls.slots.withdraw(self.slot):
             return True
-        self.manager.ops[self.slot] = None
         self.slot = -1
         return False
 
-    def complete(self, res: int, flags: int, _offset: int) -> None:
+    def unwrap(self, value: Any) -> None:
+        """In the task: raise what its wait has ended with, if it is an error."""
+        if value is not None:
+            self.trap = None  # its frame is about to be held by a traceback
+            raise_error(value)
+
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
         """Take a cqe."""
-        manager = self.manager
+        slots = self.polls.slots
         if not flags & CQE_F_MORE:
-            manager.ops[self.slot] = None
             self.slot = -1
         if self.task is None:
             return  # an orphan; a multishot one was cancelled when it was left
@@ -169,29 +180,97 @@ class Poll:
                 res = self._go_on(multishot=half_closed)
                 if res >= 0:
                     return
-        del manager.pollers[self.key]
-        task, self.task = self.task, None
+        task = self.leave()
         if self.drop():
-            manager.release_files()
+            slots.release_files()
         if res >= 0:
-            manager.wake(task, None)
+            slots.wake(task, None)
         elif res == ECANCELED:
-            manager.wake(task, Error(trio.ClosedResourceError(CLOSED)))
+            slots.wake(task, Error(trio.ClosedResourceError(CLOSED)))
         else:
-            manager.wake(task, Error(os_error(res)))
+            slots.wake(task, Error(os_error(res)))
 
     def _was_too_early(self) -> bool:
         """Whether what it was told of is over, and will be told again."""
-        return not self.manager.ring.try_poll(self.fd, self.events) and stays_ready(self.fd)
+        ring = self.polls.slots.ring
+        return not ring.try_poll(self.fd, self.events) and stays_ready(self.fd)
 
     def _go_on(self, *, multishot: bool) -> int:
         """Wait on, after it was told in vain: its slot, or the errno of why it cannot."""
-        manager = self.manager
+        slots = self.polls.slots
         if self.slot < 0:
-            slot: int = manager.ring.poll(self.fd, self.events, multishot)
+            slot: int = slots.ring.poll(self.fd, self.events, multishot)
             if slot < 0:
                 return slot
-            self.slot = manager.start(self, slot)
-            if run_context.runner.is_guest:
-                manager.show_to_helper(self.fd)
+            self.slot = slots.enter(self, slot)
+            self.polls.show_to_helper(self.fd)
         return self.slot
+
+    # ---- the end of the run --------------------------------------------------------------
+
+    def lose(self) -> None:
+        """Nobody is to be told."""
+        self.task = None
+
+    def dispose(self, res: int) -> None:
+        """It brings nothing."""
+
+    def release(self) -> None:
+        """It has no memory."""
+
+
+class Polls:
+    """Those of one run: at most one for each file and direction.
+
+    Attributes:
+      by_key: those that are waited for, by fd * 2 + whether it is for writing.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.by_key: dict[int, Poll] = {}
+        self._spare: Poll | None = None
+
+    def begin(self, fd: Any, events: int) -> Poll:
+        """Begin to wait for POLLIN or POLLOUT of *fd*."""
+        # trio's own wakeup is a socket, and waited for again with each call from a thread:
+        # what is known to be pollable is not looked at, and a poll is used again.
+        is_socket = type(fd) is socket.socket
+        if not isinstance(fd, int):
+            fd = fd.fileno()
+        if not isinstance(fd, int):
+            fd = require_pollable(fd)
+        key = fd * 2 + (events == POLLOUT)
+        if key in self.by_key:
+            raise trio.BusyResourceError(BUSY)
+        if not is_socket or fd < 0:
+            require_pollable(fd)
+        poll, self._spare = self._spare, None
+        if poll is None:
+            poll = Poll(self)
+        poll.begin(fd, key, events)
+        if not is_socket:
+            self.show_to_helper(fd)
+        return poll
+
+    def end(self, poll: Poll, value: Any) -> None:
+        """In the task, which has slept on it: *value* is what it was woken with."""
+        poll.unwrap(value)
+        if poll.slot < 0 and not self.slots.closed:
+            self._spare = poll
+
+    def show_to_helper(self, fd: int) -> None:
+        """In guest mode the helper sees some kinds of files with its own eyes; see `_guest`."""
+        if run_context.runner.is_guest:
+            keys = self.by_key
+            self.slots.show_to_helper(fd, reads=fd * 2 in keys, writes=fd * 2 + 1 in keys)
+
+    def on(self, fd: int) -> list[tuple[Poll, Any]]:
+        """Those of a file, with the task that each has; from any thread."""
+        found = (self.by_key.get(key) for key in (fd * 2, fd * 2 + 1))
+        return [(poll, poll.task) for poll in found if poll is not None]
+
+    def forget(self) -> None:
+        """The ring is closed: nobody waits."""
+        self.by_key.clear()
+        self._spare = None

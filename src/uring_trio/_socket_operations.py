@@ -23,7 +23,7 @@ from uring_trio._operations import Operation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uring_trio._directions import Direction
+    from uring_trio._lines import Line, Receiver
 
 POLLIN = 0x1  # poll(2)
 # Less than what a person notices, as in csrc/ladder.c.
@@ -40,16 +40,18 @@ class ReceiveBytes(Operation):
 
     __slots__ = ("flags", "memory", "size")
 
-    def __init__(self, direction: Direction, size: int, flags: int) -> None:
-        super().__init__(direction)
+    line: Receiver
+
+    def __init__(self, line: Receiver, size: int, flags: int) -> None:
+        super().__init__(line)
         self.size = size
         self.flags = flags
         self.memory = Memory(size)
 
     def prepare(self) -> int:
-        direction = self.direction
-        return direction.ring.recv_into(
-            direction.fileno(), self.memory, self.size, self.flags, direction.polls_first()
+        line = self.line
+        return line.slots.ring.recv_into(
+            line.fileno(), self.memory, self.size, self.flags, line.polls_first()
         )
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
@@ -67,8 +69,10 @@ class ReceiveInto(Operation):
 
     __slots__ = ("flags", "pinned", "size")
 
-    def __init__(self, direction: Direction, pinned: Any, size: int, flags: int) -> None:
-        super().__init__(direction)
+    line: Receiver
+
+    def __init__(self, line: Receiver, pinned: Any, size: int, flags: int) -> None:
+        super().__init__(line)
         self.pinned = pinned
         self.size = size
         self.flags = flags
@@ -78,9 +82,9 @@ class ReceiveInto(Operation):
         return True
 
     def prepare(self) -> int:
-        direction = self.direction
-        return direction.ring.recv_into(
-            direction.fileno(), self.pinned, self.size, self.flags, direction.polls_first()
+        line = self.line
+        return line.slots.ring.recv_into(
+            line.fileno(), self.pinned, self.size, self.flags, line.polls_first()
         )
 
     def release(self) -> None:
@@ -97,14 +101,14 @@ class MessageOperation(Operation):
 
     def __init__(
         self,
-        direction: Direction,
+        line: Line,
         message: Message,
         flags: int,
         convert: Callable[[int, Message], Any] | None = None,
         *,
         on_user_memory: bool = False,
     ) -> None:
-        super().__init__(direction)
+        super().__init__(line)
         self.message = message
         self.flags = flags
         self.convert = convert
@@ -128,11 +132,11 @@ class ReceiveMessage(MessageOperation):
 
     __slots__ = ()
 
+    line: Receiver
+
     def prepare(self) -> int:
-        direction = self.direction
-        return direction.ring.recvmsg(
-            direction.fileno(), self.message, self.flags, direction.polls_first()
-        )
+        line = self.line
+        return line.slots.ring.recvmsg(line.fileno(), self.message, self.flags, line.polls_first())
 
     def dispose(self, res: int) -> None:
         if res < 0:
@@ -152,8 +156,8 @@ class SendMessage(MessageOperation):
     __slots__ = ()
 
     def prepare(self) -> int:
-        direction = self.direction
-        return direction.ring.sendmsg(direction.fileno(), self.message, self.flags)
+        line = self.line
+        return line.slots.ring.sendmsg(line.fileno(), self.message, self.flags)
 
 
 Kind = tuple[int, int, int]  # family, type and protocol of what a listener accepts
@@ -204,10 +208,8 @@ class Accept(Operation):
 
     __slots__ = ("kind", "listener", "message", "might_block", "on_ring", "taken")
 
-    def __init__(
-        self, direction: Direction, listener: socket.socket, kind: Kind, *, on_ring: bool
-    ) -> None:
-        super().__init__(direction)
+    def __init__(self, line: Line, listener: socket.socket, kind: Kind, *, on_ring: bool) -> None:
+        super().__init__(line)
         self.listener = listener
         self.kind = kind
         self.on_ring = on_ring
@@ -216,21 +218,21 @@ class Accept(Operation):
         self.taken: tuple[int, Any] | None = None
 
     def prepare(self) -> int:
-        direction = self.direction
+        line = self.line
         if not self.on_ring:
-            return int(direction.ring.poll(direction.fileno(), POLLIN, 0))
+            return int(line.slots.ring.poll(line.fileno(), POLLIN, 0))
         if self.message is None:
             self.message = Message()
-        return direction.ring.accept(direction.fileno(), self.message, socket.SOCK_CLOEXEC, 1)
+        return line.slots.ring.accept(line.fileno(), self.message, socket.SOCK_CLOEXEC, 1)
 
-    def complete(self, res: int, flags: int, offset: int) -> None:
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
         if res >= 0 and not self.on_ring:
             res = self._accept_now() if self.is_waited_for() else ECANCELED
             if res == EAGAIN:
                 self.on_ring = True
                 self.go_on()
                 return
-        super().complete(res, flags, offset)
+        super().complete(slot, res, flags, offset)
 
     def _accept_now(self) -> int:
         try:
@@ -267,8 +269,8 @@ class Connect(MessageOperation):
     __slots__ = ()
 
     def prepare(self) -> int:
-        direction = self.direction
-        return direction.ring.connect(direction.fileno(), self.message)
+        line = self.line
+        return line.slots.ring.connect(line.fileno(), self.message)
 
 
 ListenerName = tuple[bytes, int]  # its path or abstract name, and the network of the latter
@@ -332,30 +334,30 @@ class ConnectLocal(Operation):
     a timeout: the clock of all, or one that only its end cuts short.
     """
 
-    __slots__ = ("address", "answer", "line", "owner")
+    __slots__ = ("address", "answer", "full", "owner")
 
-    def __init__(self, direction: Direction, owner: socket.socket, address: Any) -> None:
-        super().__init__(direction)
+    def __init__(self, line: Line, owner: socket.socket, address: Any) -> None:
+        super().__init__(line)
         self.owner = owner
         self.address = address
-        self.line: FullListener | None = None
+        self.full: FullListener | None = None
         self.answer: int | None = None
 
     def prepare(self) -> int:
-        line = self.line
-        if line is None:
-            listeners = self.direction.manager.full_listeners
+        full = self.full
+        if full is None:
+            listeners = self.line.backlog.full_listeners
             name = self._listener_name()
-            line = self.line = listeners.get(name) or FullListener(listeners, name)
-            listeners[name] = line
-            line.join(self)
-        pause_ns = line.pause_ns if line.clock is self else CONNECT_PARKED_NS
-        return int(self.direction.ring.timeout(pause_ns))
+            full = self.full = listeners.get(name) or FullListener(listeners, name)
+            listeners[name] = full
+            full.join(self)
+        pause_ns = full.pause_ns if full.clock is self else CONNECT_PARKED_NS
+        return int(self.line.slots.ring.timeout(pause_ns))
 
     def release(self) -> None:
-        line, self.line = self.line, None
-        if line is not None:
-            line.leave(self)
+        full, self.full = self.full, None
+        if full is not None:
+            full.leave(self)
 
     def wants_turn(self) -> bool:
         """Whether it has no answer yet, and somebody waits for it."""
@@ -363,8 +365,8 @@ class ConnectLocal(Operation):
 
     def end_pause(self) -> None:
         """Have its timeout be over now."""
-        if self.direction.ring.cancel(self.slot) == 0:  # it was not even submitted
-            self.complete(ETIME, 0, 0)
+        if self.line.slots.withdraw(self.slot):  # it was not even submitted
+            self.complete(self.slot, ETIME, 0, 0)
 
     def try_now(self) -> bool:
         """Whether it has its answer."""
@@ -376,19 +378,20 @@ class ConnectLocal(Operation):
         if answer == EAGAIN:
             return False
         self.answer = answer
-        if self.line is not None and self.line.clock is not self:
+        if self.full is not None and self.full.clock is not self:
             self.end_pause()
         return True
 
-    def complete(self, res: int, flags: int, offset: int) -> None:
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
         if self.wants_turn():
-            assert self.line is not None
-            if self.line.clock is self:
-                self.line.give_turns()
+            assert self.full is not None
+            if self.full.clock is self:
+                self.full.give_turns()
             if self.answer is None:
                 self.go_on()
                 return
-        super().complete(ECANCELED if self.answer is None else self.answer, flags, offset)
+        res = ECANCELED if self.answer is None else self.answer
+        super().complete(slot, res, flags, offset)
 
     def _listener_name(self) -> ListenerName:
         """What two sockets have in common that are refused by one listener."""
@@ -396,4 +399,4 @@ class ConnectLocal(Operation):
         if not name.startswith(b"\0"):
             return name, 0
         # An abstract name is one of the socket's network.
-        return name, int(self.direction.ring.network_of(self.direction.fileno()))
+        return name, int(self.line.slots.ring.network_of(self.line.fileno()))

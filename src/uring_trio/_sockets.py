@@ -58,7 +58,7 @@ from uring_trio._trio_private import manager_of, park, run_context, stock_socket
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from uring_trio._directions import Endpoint
+    from uring_trio._endpoints import Endpoint
     from uring_trio._operations import Operation
 
 TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
@@ -373,11 +373,11 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                     accepted = own(taken[0], kind)
                     await trio.lowlevel.cancel_shielded_checkpoint()
                     return trio.socket.from_stdlib_socket(accepted), taken[1]
-                endpoint.can_be_tried = False
+                endpoint.try_no_more()
         operation = Accept(receiver, self._sock, kind, on_ring=not endpoint.can_be_tried)
         accepted, address = await _perform(receiver.submit(operation))
         if operation.might_block:
-            endpoint.can_be_tried = False
+            endpoint.try_no_more()
         return trio.socket.from_stdlib_socket(accepted), address
 
     @enable_ki_protection

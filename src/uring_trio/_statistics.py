@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from uring_trio._kernel import Ring
+    from uring_trio._slots import Occupant
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,18 @@ class IOStatistics:
 
 
 def take_statistics(
-    operations: Iterable[Any], ring: Ring, *, batch_is_out: bool, stock_calls: dict[str, int]
+    occupants: Iterable[Occupant], ring: Ring, *, batch_is_out: bool, stock_calls: dict[str, int]
 ) -> IOStatistics:
     """The counters as they stand.
 
     Args:
-      operations: polls and operations that have not ended.
+      occupants: whoever stands at a slot of it, or is held.
       ring: what they run on.
       batch_is_out: whether records, and buffers with them, wait to be processed. The engine
         takes a batch's buffers back with the next wait, and counts them as leased until then.
       stock_calls: by reason.
     """
-    reading = [operation.reading for operation in operations if operation.task is not None]
+    reading = [occupant.reading for occupant in occupants if occupant.task is not None]
     counters, by_opcode = ring.statistics()
     return IOStatistics(
         backend="io_uring",

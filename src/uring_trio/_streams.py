@@ -48,7 +48,8 @@ from uring_trio._trio_private import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from uring_trio._directions import Direction, Endpoint
+    from uring_trio._endpoints import Endpoint
+    from uring_trio._lines import Sender
 
 # What receive_some() without a size asks for: as much as our largest buffer takes. (Stock
 # asks for 64 KiB; "a reasonable default" is all that trio promises.)
@@ -102,31 +103,29 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
             return await _socket_receive_some(self, max_bytes)  # it may have no memory for it
         max_bytes = RECEIVE_SIZE
     try:
-        direction = endpoint.receiver
-        operation: Receive = direction.spare
-        if direction.current is not None:
-            operation = direction.receive(max_bytes)
+        receiver = endpoint.receiver
+        operation: Receive = receiver.spare
+        if receiver.current is not None:
+            operation = receiver.receive(max_bytes)
         else:
+            # `Receiver.receive`, flat.
             if operation is None:
-                operation = Receive(direction)
-            # Direction.start() and Receive.prepare(), flat.
-            manager = direction.manager
-            group = direction.group if max_bytes > SMALLEST_BUFFER else 0
-            slot = direction.prep_receive(
-                direction.fileno(), group, max_bytes, direction.poll_first
-            )
+                operation = Receive(receiver, max_bytes)
+            slots = receiver.slots
+            group = receiver.group if max_bytes > SMALLEST_BUFFER else 0
+            slot = receiver.prep_receive(receiver.fileno(), group, max_bytes, receiver.poll_first)
             if slot < 0:
-                raise manager.ring.error(slot)
-            direction.spare = None
-            direction.current = operation
+                raise slots.ring.error(slot)
+            receiver.spare = None
+            receiver.current = operation
             operation.task = task
             operation.size = max_bytes
             operation.slot = slot
-            operation.tick = manager.tick
+            operation.tick = slots.tick
             try:
-                manager.ops[slot] = operation
+                slots.table[slot] = operation
             except IndexError:
-                manager.start(operation, slot)
+                slots.enter(operation, slot)
         value = await park(operation.trap)
         if type(value) is bytes:
             return value
@@ -155,37 +154,37 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
             return
     guard = hold_send_guard(self)
     try:
-        direction = endpoint.sender
+        sender = endpoint.sender
         if (
-            direction.current is not None
+            sender.current is not None
             or type(data) is not bytes
             or not 0 < len(data) <= TRANSFER_MAX
         ):
-            await _send_buffer(sock, direction, data)
+            await _send_buffer(sock, sender, data)
             return
-        operation: Send = direction.spare or Send(direction)
-        # Direction.start() and Send.prepare(), flat.
-        manager = direction.manager
-        slot = direction.prep_send(direction.fileno(), data, len(data), SEND_ALL_FLAGS)
+        # `Sender.send`, flat.
+        operation: Send = sender.spare or Send(sender, data, SEND_ALL_FLAGS)
+        slots = sender.slots
+        slot = sender.prep_send(sender.fileno(), data, len(data), SEND_ALL_FLAGS)
         if slot < 0:
-            raise manager.ring.error(slot)
-        direction.spare = None
-        direction.current = operation
+            raise slots.ring.error(slot)
+        sender.spare = None
+        sender.current = operation
         operation.task = task
         operation.pinned = data
         operation.flags = SEND_ALL_FLAGS
         operation.slot = slot
-        operation.tick = manager.tick
+        operation.tick = slots.tick
         try:
-            manager.ops[slot] = operation
+            slots.table[slot] = operation
         except IndexError:
-            manager.start(operation, slot)
+            slots.enter(operation, slot)
         value = await park(operation.trap)
         if value == len(data):
             return
         sent = operation.unwrap(value)
         operation.raise_if_cut_off()
-        await _send_rest(direction, data, sent)
+        await _send_rest(sender, data, sent)
     except OSError as exc:
         if exc.errno == errno.EPIPE and sock.did_shutdown_SHUT_WR:
             # Found out by the kernel: asking first costs more than the ring does.
@@ -195,7 +194,7 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
         let_go(guard)
 
 
-async def _send_buffer(sock: Any, sender: Direction, data: bytes | bytearray | memoryview) -> None:
+async def _send_buffer(sock: Any, sender: Sender, data: bytes | bytearray | memoryview) -> None:
     """Send all of a buffer that may be empty, or change after this."""
     if sock.did_shutdown_SHUT_WR:
         raise trio.ClosedResourceError(SENT_EOF)
@@ -210,7 +209,7 @@ async def _send_buffer(sock: Any, sender: Direction, data: bytes | bytearray | m
         await _send_rest(sender, view, 0)
 
 
-async def _send_rest(sender: Direction, data: bytes | memoryview, sent: int) -> None:
+async def _send_rest(sender: Sender, data: bytes | memoryview, sent: int) -> None:
     """Send what comes after *sent*."""
     with memoryview(data) as whole, whole.cast("B") as view:
         while sent < view.nbytes:
@@ -306,7 +305,7 @@ def _fd_endpoint(stream: Any) -> Endpoint | None:
         return None
     endpoint = manager.open_endpoint(holder, partial(held_fd, holder), is_socket=False)
     if kind is Bytes.SOCKET:
-        endpoint.ask_for_low_water(partial(_getsockopt, holder))
+        endpoint.receiver.ask_for_low_water(partial(_getsockopt, holder))
     stream._uring_endpoint = endpoint
     return endpoint
 
@@ -316,8 +315,8 @@ def _require_open(fd: int) -> None:
         raise trio.ClosedResourceError("file was already closed")
 
 
-def _require_direction(fd: int, other: int) -> None:
-    """A poll of a FIFO that was opened for the *other* direction alone is never over.
+def _require_way(fd: int, other: int) -> None:
+    """A poll of a FIFO that was opened for the *other* way alone is never over.
 
     Raises:
       ClosedResourceError: as where read(2) or write(2) answers EBADF.
@@ -356,7 +355,7 @@ async def _fd_receive(self: Any, max_bytes: int | None = None) -> bytes:
             try:
                 return operation.unwrap(value)
             except BlockingIOError:
-                endpoint.can_be_tried = False
+                endpoint.try_no_more()
             except OSError as exc:
                 _raise_fd_error(exc)
         return await _read_when_ready(endpoint, size)
@@ -367,7 +366,7 @@ async def _read_when_ready(endpoint: Endpoint, size: int) -> bytes:
     manager.count_stock_call("cannot be tried")
     while True:
         _require_open(fileno())
-        _require_direction(fileno(), os.O_WRONLY)
+        _require_way(fileno(), os.O_WRONLY)
         await manager.wait_readable(fileno())
         try:
             return os.read(fileno(), size)
@@ -413,7 +412,7 @@ async def _write_all(endpoint: Endpoint, data: Any, view: memoryview) -> None:
                     if sent < view.nbytes:
                         operation.raise_if_cut_off()
                 except BlockingIOError:
-                    endpoint.can_be_tried = False
+                    endpoint.try_no_more()
                 except OSError as exc:
                     _raise_fd_error(exc)
             else:
@@ -425,7 +424,7 @@ async def _write_when_ready(endpoint: Endpoint, data: memoryview) -> int:
     manager.count_stock_call("cannot be tried")
     while True:
         _require_open(fileno())
-        _require_direction(fileno(), os.O_RDONLY)
+        _require_way(fileno(), os.O_RDONLY)
         await manager.wait_writable(fileno())
         try:
             # What is writable has room for PIPE_BUF at least.

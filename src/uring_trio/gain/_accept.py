@@ -96,6 +96,7 @@ class Acceptor:
       exhausted: nothing is armed for a while: out of descriptors.
     """
 
+    # As an occupant of a slot: no task sleeps on it.
     reading = False
     task = None
 
@@ -132,10 +133,10 @@ class Acceptor:
         # First this, then the look: who makes room on another thread looks after that.
         self.paused = True
         if self.worker.may_accept():
-            self._start(self.worker.manager.ring.poll(self._fd, POLLIN, 0), on_ring=False)
+            self._start(self.worker.slots.ring.poll(self._fd, POLLIN, 0), on_ring=False)
 
     def _start(self, slot: int, *, on_ring: bool) -> None:
-        self.slot = self.worker.manager.start(self, slot)
+        self.slot = self.worker.slots.enter(self, slot)
         self._on_ring = on_ring
         self.paused = False
 
@@ -145,8 +146,7 @@ class Acceptor:
             return
         self._closed = True
         self.worker.timers.cancel((self, "retry"))
-        if self.slot >= 0 and self.worker.manager.ring.cancel(self.slot) == 0:
-            self.worker.manager.ops[self.slot] = None
+        if self.slot >= 0 and self.worker.slots.withdraw(self.slot):
             self.slot = -1
             self._give_place_back()
         if self.slot < 0:
@@ -166,12 +166,22 @@ class Acceptor:
 
     # ---- what came -----------------------------------------------------------------------
 
-    def complete(self, res: int, _flags: int, _offset: int) -> None:
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
         """Take a cqe, in the scheduler: the worker's turn does the rest."""
-        self.worker.manager.ops[self.slot] = None
         self.slot = -1
         self.worker.accepted.append((self, res))
         self.worker.wake()
+
+    def lose(self) -> None:
+        """The run is over: nobody is served any more."""
+
+    def dispose(self, res: int) -> None:
+        """Close a connection that was accepted for nobody."""
+        if self._on_ring and res >= 0:
+            os.close(res)
+
+    def release(self) -> None:
+        """It has no memory in the kernel."""
 
     def accepted(self, res: int) -> None:
         """In the worker's turn: there are connections, or is one; or an error."""
@@ -201,7 +211,7 @@ class Acceptor:
     def _accept_now(self) -> int:
         """Take what is there, up to a bound; 0, or an error, such as that there was nothing."""
         worker = self.worker
-        ring = worker.manager.ring
+        ring = worker.slots.ring
         for taken in range(self._most):
             if not worker.claim():
                 break

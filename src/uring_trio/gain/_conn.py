@@ -57,18 +57,17 @@ class Conn(Connection):
     def __init__(
         self, worker: Worker, sock: socket.socket, network: str, local: Address, remote: Address
     ) -> None:
-        manager = worker.manager
+        slots = worker.slots
         self.worker = worker
-        self.task = None
         self.context: Any = None
         self._home = worker.ident
         self._network = network
         self._local: Address | None = local
         self._remote = remote
-        self._ring = manager.ring
-        self._slots = manager.ops
+        self._ring = slots.ring
+        self._slots = slots.table
         self._deferred = []
-        self._init_input(manager.pool, worker.ident)
+        self._init_input(slots.pool, worker.ident)
         self._init_output(worker.config.write_high_water)
         self._init_receiving(sock.fileno())
         self._init_sending()

@@ -255,6 +255,24 @@ class Connection(Closing):
         if (self._out or self._secure is not None) and self._send_slot < 0:
             self._begin_output()
 
+    # ---- as an occupant of slots ---------------------------------------------------------
+
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
+        """Take a cqe, in the scheduler: the worker's turn does the rest."""
+        worker = self.worker
+        self._special = True  # what comes for it later goes the same way, in its order
+        worker.batch.append((self, slot, res, flags, offset))
+        worker.wake()
+
+    def lose(self) -> None:
+        """The run is over: there is nobody to be told."""
+
+    def dispose(self, res: int) -> None:
+        """What was received is in the engine's memory, and goes with it."""
+
+    def release(self) -> None:
+        """What is being sent is ours until the connection itself is gone."""
+
     # ---- what the kernel has done --------------------------------------------------------
 
     def _completed(self, slot: int, res: int, flags: int, offset: int) -> None:
@@ -280,7 +298,7 @@ class Connection(Closing):
                 self._receive_failed(res)
             elif flags & CQE_F_BUFFER:
                 self.worker.bytes_in += res
-                self._received(self.worker.manager.pool[offset : offset + res])
+                self._received(self.worker.slots.pool[offset : offset + res])
             else:
                 self._readable |= res
         elif kind == "send":
@@ -306,7 +324,7 @@ class Connection(Closing):
             return
         if kind == "recv" and res > 0:
             self.worker.bytes_in += res
-            data = self.worker.manager.pool[offset : offset + res]
+            data = self.worker.slots.pool[offset : offset + res]
             self._deferred.append((self._received, (data,)))
             self._deferred_size += res
             buffer = self._buffer  # the thread's now, and it may take it away

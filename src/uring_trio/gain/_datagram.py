@@ -70,7 +70,7 @@ ERROR_ORIGINS = (1, 2, 3)  # SO_EE_ORIGIN_LOCAL, _ICMP, _ICMP6
 class Watch:
     """A one-shot poll of the socket; tells the worker in its turn."""
 
-    # For those who look at all operations of a ring: no task waits for it.
+    # As an occupant of a slot: no task sleeps on it.
     reading = False
     task = None
 
@@ -84,22 +84,28 @@ class Watch:
     def arm(self) -> None:
         """Watch, unless it does already."""
         if self.slot < 0:
-            manager = self._worker.manager
-            self.slot = manager.start(self, manager.ring.poll(self._fd, self._events, 0))
+            slots = self._worker.slots
+            self.slot = slots.enter(self, slots.ring.poll(self._fd, self._events, 0))
 
     def disarm(self) -> None:
         """Stop watching; the slot is -1 once the kernel has let go of the file."""
-        manager = self._worker.manager
-        if self.slot >= 0 and manager.ring.cancel(self.slot) == 0:
-            manager.ops[self.slot] = None
+        if self.slot >= 0 and self._worker.slots.withdraw(self.slot):
             self.slot = -1
 
-    def complete(self, res: int, _flags: int, _offset: int) -> None:
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
         """Take the cqe, in the scheduler: the worker's turn does the rest."""
-        self._worker.manager.ops[self.slot] = None
         self.slot = -1
         self._worker.calls.append((self._tell, (res,)))
         self._worker.wake()
+
+    def lose(self) -> None:
+        """The run is over: nobody is told."""
+
+    def dispose(self, res: int) -> None:
+        """It brings nothing."""
+
+    def release(self) -> None:
+        """It has no memory in the kernel."""
 
 
 class DatagramSocket:

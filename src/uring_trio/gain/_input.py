@@ -11,7 +11,6 @@ from __future__ import annotations
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from uring_trio._operations import Routed
 from uring_trio.gain._errors import IsEmpty, ShortBuffer
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
         def write(self, data: bytes, /) -> int | None: ...
 
 
-class Input(Routed):
+class Input:
     """The reading half of a connection's API, and its buffer."""
 
     __slots__ = (
@@ -34,7 +33,13 @@ class Input(Routed):
         "_lease_size",
         "_pool",
         "_thread",
+        "worker",
     )
+
+    worker: Any
+    # As an occupant of slots: no task sleeps on a connection.
+    reading = False
+    task = None
 
     def _init_input(self, pool: Any, thread: int) -> None:
         self._pool = pool

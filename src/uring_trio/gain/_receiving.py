@@ -48,7 +48,7 @@ SMALLEST_BUFFER = GROUP_SIZES[0]
 # Bytes that one receive of a stream with large messages takes at most; about as much as
 # loopback and fast networks deliver at once, and with its copy small against an L2 cache.
 LARGE_SIZE = GROUP_SIZES[-1]
-# As `_directions.SMALL_IN_A_ROW`: receives that a small buffer would have held.
+# As `_lines.SMALL_IN_A_ROW`: receives that a small buffer would have held.
 SMALL_IN_A_ROW = 16
 
 POLLIN, POLLERR, POLLHUP = 0x1, 0x8, 0x10
@@ -205,7 +205,7 @@ class Receiving(Output):
         if self._recv_slot < 0:
             self._large = False
             self._readable = 0
-            self._pool = self.worker.manager.pool
+            self._pool = self.worker.slots.pool
         elif not self._recv_canceling:
             self._cancel_receive()
 

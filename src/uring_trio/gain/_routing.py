@@ -13,25 +13,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from uring_trio._kernel import CQE_F_BUFFER, CQE_F_MORE
-from uring_trio._operations import deliver
 from uring_trio.gain._conn import Conn
 from uring_trio.gain._receiving import SMALLEST_BUFFER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
+
+    from uring_trio._slots import Occupant, Record
 
 DATA_AND_MORE = CQE_F_BUFFER | CQE_F_MORE
 
-Record = tuple[int, int, int, int]  # slot, res, flags, offset
 
-
-def route(manager: Any, records: Iterator[Record]) -> None:
-    """Give connections' cqes to their workers, and all others to the tasks that wait."""
-    slots = manager.ops
+def route(table: list[Occupant | None], records: Iterable[Record]) -> list[Record]:
+    """Give connections' cqes to their workers; what is left is others'."""
     others = []
     for record in records:
         slot, res, flags, offset = record
-        conn = slots[slot]
+        conn: Any = table[slot]
         if type(conn) is not Conn:
             others.append(record)
             continue
@@ -62,9 +60,7 @@ def route(manager: Any, records: Iterator[Record]) -> None:
                 if worker.parked:
                     worker.wake()
         else:
-            conn._special = True
-            worker.batch.append((conn, slot, res, flags, offset))
-            if worker.parked:
-                worker.wake()
-    if others:
-        deliver(manager, iter(others))
+            if not flags & CQE_F_MORE:
+                table[slot] = None
+            conn.complete(slot, res, flags, offset)
+    return others

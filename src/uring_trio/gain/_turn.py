@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import trio
 
     from uring_trio._memory import Memory
+    from uring_trio._slots import Slots
     from uring_trio.gain._config import Config
     from uring_trio.gain._conn import Conn
     from uring_trio.gain._handler import Callbacks
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 class Turn(Clock):
     """The part of a worker that goes over its connections."""
 
-    manager: Any
+    slots: Slots
     block: Memory  # that large messages are received into; see `_receiving`
     _block_bytes: Any
     _token: trio.lowlevel.TrioToken
@@ -59,7 +60,7 @@ class Turn(Clock):
 
     def _sweep_ready(self) -> None:
         """What handlers are to be told, and what they answer."""
-        on_read, try_send = self.callbacks.on_read, self.manager.ring.try_send
+        on_read, try_send = self.callbacks.on_read, self.slots.ring.try_send
         tells_of_writes = self.callbacks.on_write is not None
         total = 0
         for conn in self.ready:  # grows meanwhile: who is appended is seen to as well
@@ -133,7 +134,7 @@ class Turn(Clock):
         told = conn._readable
         if told:
             conn._readable = 0
-            size = self.manager.ring.try_recv(conn._fd, self.block.c, LARGE_SIZE)
+            size = self.slots.ring.try_recv(conn._fd, self.block.c, LARGE_SIZE)
             if size > 0:
                 self.bytes_in += size
                 conn._take_large(self._block_bytes[:size])
@@ -172,7 +173,7 @@ class Turn(Clock):
         out = conn._out
         data = out.pop() if len(out) == 1 else conn._next_output()
         size = len(data)
-        sent = self.manager.ring.try_send(conn._fd, data, size)
+        sent = self.slots.ring.try_send(conn._fd, data, size)
         if sent != size:
             conn._send_what_is_left(data, sent)
             return

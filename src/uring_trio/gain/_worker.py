@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +91,8 @@ class Worker(Turn):
         Cancelling it aborts all connections without a drain; ``on_close`` is called.
         """
         runner = current_runner()
-        self.manager = runner.io_manager
+        self.slots = runner.io_manager.slots
         self.capabilities = capabilities()
-        self.manager.deliver = route
         self.thread = self.ident = get_ident()
         self.block = Memory(LARGE_SIZE)
         self._block_bytes = self.block.view(LARGE_SIZE)
@@ -100,12 +100,13 @@ class Worker(Turn):
         self._task = trio.lowlevel.current_task()
         self._trap = WaitTaskRescheduled(self._abort_sleep)
         try:
-            async with trio.open_nursery() as self.nursery:
-                try:
-                    task_status.started()
-                    await self._serve()
-                finally:
-                    self.nursery.cancel_scope.cancel()
+            with self.slots.taking(partial(route, self.slots.table)):
+                async with trio.open_nursery() as self.nursery:
+                    try:
+                        task_status.started()
+                        await self._serve()
+                    finally:
+                        self.nursery.cancel_scope.cancel()
         finally:
             self._finish()
 
@@ -149,7 +150,7 @@ class Worker(Turn):
         """Have a turn in this tick, or in the next; on the worker's thread."""
         if self.parked:
             self.parked = False
-            self.manager.wake(self._task, None)
+            self.slots.wake(self._task, None)
 
     @trio.lowlevel.enable_ki_protection
     def _turn(self) -> None:
@@ -348,7 +349,7 @@ class Worker(Turn):
         for datagrams in self._sockets:
             datagrams.close()
         self.cancel_callbacks()
-        self.manager.ring.flush()
+        self.slots.ring.flush()
         self.wake()
 
     def _begin_end(self) -> None:

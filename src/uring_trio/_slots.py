@@ -1,0 +1,253 @@
+"""Slots: who stands at each, and what is asked of whoever does.
+
+What the engine has prepared has a *slot* until its last cqe, a small number that each of its
+records carries. On this side that is one table, from the slot to its *occupant*. Tasks'
+operations and polls are occupants, and so is whatever else a loop of its own has in the
+kernel; nobody here asks which of them it is. All that there is to know is `Occupant`.
+
+What the kernel does, and what follows
+======================================
+
+- *The last cqe decides.* A slot is taken until then, whatever becomes of the occupant's task:
+  the memory may be written to, and the number is not given out again. So the table is emptied
+  by whoever reads the record without CQE_F_MORE, before the occupant is told.
+- *What it does not know yet can be taken back* (`withdraw`), and then no cqe comes. All else
+  can only be asked to end.
+- *A ring may be lost, or its run be over*, with occupants at their slots. Then nobody is told
+  any more (`lose`); what a last record has brought is disposed of, an accepted connection
+  closed (`dispose`); and memory is given back once the kernel has let go of it (`release`).
+  Each slot has its end by exactly one of `complete` and `dispose`.
+
+Records for oneself
+===================
+
+A batch is completed by one call for each record. Whoever has many records in a batch may
+*take* them instead (`taking`): it is given the whole batch before anybody else, and returns
+what is not its own. It is a fast way and no other: each of its occupants has a `complete`
+that does the same, for records that come while nobody takes them. Who takes a last record
+empties the slot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from uring_trio._guest import Helper
+from uring_trio._kernel import CQE_F_MORE, OWNER_DEAD
+from uring_trio._remedies import DENIALS, ring_lost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from uring_trio._kernel import Ring
+
+Record = tuple[int, int, int, int]  # slot, result, flags, offset into the pool
+Take = Callable[[Iterable[Record]], Iterable[Record]]
+
+# As many as the engine's table begins with.
+SLOTS_AT_FIRST = 256
+
+
+class Occupant(Protocol):
+    """What may stand at a slot."""
+
+    @property
+    def task(self) -> Any:
+        """Whose task sleeps on it; None: nobody's."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether that task counts as one that waits to read."""
+
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
+        """A record has come; the slot is empty if it was the last one."""
+
+    def lose(self) -> None:
+        """The run is over: nobody is to be told of anything any more."""
+
+    def dispose(self, res: int) -> None:
+        """After `lose`: its last record has come. Get rid of what that has brought."""
+
+    def release(self) -> None:
+        """After `lose`: let go of memory; the kernel has."""
+
+
+class Slots:
+    """The ring of one run, and who stands at its slots.
+
+    Attributes:
+      ring: the engine.
+      pool: all its receive buffers; gone with `close`.
+      table: by slot; grows, as the engine's does.
+      tick: waits so far: what was prepared in this tick is not submitted yet.
+      closed: the run is over, and nothing of the ring may be touched.
+      wake: ``wake(task, value)``: what `park` gives to the task.
+      takers: who has a batch first.
+      helper: of a run in guest mode, once it is needed.
+      error: what ends the run at its next turn.
+    """
+
+    def __init__(self, ring: Ring, wake: Callable[[Any, Any], None]) -> None:
+        self.ring = ring
+        self.pool: Any = ring.pool
+        self.table: list[Occupant | None] = [None] * SLOTS_AT_FIRST
+        self.tick = 0
+        self.closed = False
+        self.wake = wake
+        self.takers: tuple[Take, ...] = ()
+        self.helper: Helper | None = None
+        self.error: Exception | None = None
+
+    def bind(self, wake: Callable[[Any, Any], None]) -> None:
+        """The run has begun: how its tasks are woken."""
+        self.wake = wake
+
+    # ---- the table ----------------------------------------------------------------------
+
+    def enter(self, occupant: Occupant, slot: int) -> int:
+        """Stand at the slot that a preparing function gave; its negative errno is raised."""
+        if slot < 0:
+            raise self.ring.error(slot)
+        table = self.table
+        if slot >= len(table):
+            table.extend([None] * len(table))
+        assert table[slot] is None
+        table[slot] = occupant
+        return slot
+
+    def withdraw(self, slot: int) -> bool:
+        """Ask for its end; True if the kernel has no part in it, so that no record will come."""
+        if self.ring.cancel(slot) != 0:
+            return False
+        self.table[slot] = None
+        return True
+
+    def occupants(self) -> list[Occupant]:
+        """Who stands at a slot; more than once, if it has more than one."""
+        return [occupant for occupant in self.table if occupant is not None]
+
+    # ---- what came ----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def taking(self, take: Take) -> Iterator[None]:
+        """Have *take* be given each batch first; see the top of this module."""
+        self.takers = (*self.takers, take)
+        try:
+            yield
+        finally:
+            takers = list(self.takers)
+            takers.remove(take)
+            self.takers = tuple(takers)
+
+    def deliver(self, records: Iterable[Record]) -> None:
+        """Tell the occupants of a batch: the plain way."""
+        table = self.table
+        for slot, res, flags, offset in records:
+            occupant = table[slot]
+            assert occupant is not None
+            if not flags & CQE_F_MORE:
+                table[slot] = None
+            occupant.complete(slot, res, flags, offset)
+
+    # ---- into the kernel ----------------------------------------------------------------
+
+    def wait(self, timeout_ns: int) -> int:
+        """Submit, wait and drain once; see `ut_engine_wait`."""
+        self.tick += 1
+        answer: int = self.ring.wait(timeout_ns)
+        return answer
+
+    def release_files(self) -> None:
+        """Have the kernel let go, now, of files whose polls or operations were cancelled."""
+        error = self.ring.flush()
+        if error < 0:
+            self.fail(self.lost(error, "io_uring_enter"))
+        self.wake_helper()
+
+    def submit_for_helper(self) -> None:
+        """A cancel was queued: nobody else submits it while a guest's helper sleeps."""
+        if self.helper is not None:
+            self.ring.flush()
+            self.helper.wake()
+
+    def lost(self, error: int, call: str) -> Exception:
+        """What ends the run: the kernel refuses *call*, which worked until now."""
+        if error == OWNER_DEAD:
+            return self.ring.error(error)
+        failure = ring_lost(-error, call)
+        lost = trio.TrioInternalError(
+            f"this run has lost its io_uring: {failure.reason}. {failure.remedy}"
+        )
+        lost.__cause__ = OSError(-error, failure.reason)
+        return lost
+
+    def fail(self, error: Exception) -> None:
+        """End the run at its next turn."""
+        self.error = error
+
+    def raise_failure(self) -> None:
+        """Raise what ends the run, if there is something."""
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    # ---- guest mode ---------------------------------------------------------------------
+
+    def open_helper(self) -> None:
+        """Prepare for helper threads; see `_guest`."""
+        try:
+            self.helper = Helper(self.ring)
+        except OSError as exc:
+            self.fail(self.refused(exc))
+
+    def refused(self, exc: OSError) -> Exception:
+        """What it means that the ring could not be prepared for a helper's sleep."""
+        error = exc.errno or 0
+        if error not in DENIALS:
+            return exc  # there was no descriptor or memory
+        registers = (exc.strerror or "").startswith("register")
+        return self.lost(-error, "io_uring_register" if registers else "io_uring_enter")
+
+    def show_to_helper(self, fd: int, *, reads: bool, writes: bool) -> None:
+        """Tasks wait for *fd*, which is no socket."""
+        if self.helper is None:
+            self.open_helper()  # a task's first step comes before the first get_events
+        if self.helper is not None:
+            self.helper.show(fd, reads=reads, writes=writes)
+
+    def wake_helper(self) -> None:
+        """Have the helper thread return."""
+        if self.helper is not None:
+            self.helper.wake()
+
+    def _close_helper(self) -> None:
+        helper, self.helper = self.helper, None
+        if helper is not None:
+            helper.close()
+
+    # ---- the end ------------------------------------------------------------------------
+
+    def begin_end(self) -> None:
+        """From now on nobody touches the ring but who closes it."""
+        self.closed = True
+
+    def close(self, *, leak: bool) -> bool:
+        """Close the ring; whether memory was given up (see `Ring.close`)."""
+        self.pool = b""
+        leaked = self.ring.close(leak=leak)
+        self._close_helper()
+        return leaked
+
+    def forget(self) -> None:
+        """The ring is closed: nobody stands anywhere."""
+        self.table = []
+        self.takers = ()
+
+    def abandon_in_child(self) -> None:
+        """In a forked child: the ring is the parent's."""
+        self._close_helper()  # its eventfd would wake the parent's thread
+        self.ring.abandon()
