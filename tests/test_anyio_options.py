@@ -45,7 +45,7 @@ def installed() -> Iterator[None]:
 def no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel gave a ring to the probe, and gives none from here on."""
 
-    def refuse(manager: Any) -> None:
+    def refuse(manager: Any, ring: Any) -> None:
         raise OSError(1, "io_uring_setup: Operation not permitted")
 
     monkeypatch.setattr(_hooks, "_make_ring", refuse)

@@ -74,7 +74,7 @@ def test_nothing_is_loaded():
 NO_RING = """
 import pytest, uring_trio
 from uring_trio import _hooks
-def refuse(manager):
+def refuse(manager, ring):
     raise OSError(1, "io_uring_setup: Operation not permitted")
 options = uring_trio.anyio_options(backend="io_uring")
 _hooks._make_ring = refuse

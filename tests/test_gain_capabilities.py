@@ -69,7 +69,7 @@ class FaultyRing:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing was tried yet, and what is logged is seen."""
-    monkeypatch.setattr(_capabilities, "_state", _capabilities._State())
+    monkeypatch.setattr(_capabilities, "_found", None)
     caplog.set_level(logging.INFO, "uring_trio.gain")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from uring_trio import gain
+from uring_trio._slots import Occupant
 
 PAGE = Path(__file__).parents[1] / "docs" / "gain.md"
 TEXT = PAGE.read_text()
@@ -46,11 +47,12 @@ def test_every_method_has_its_line(heading: str, cls: type) -> None:
 
 
 def methods_and_properties(cls: type) -> set[str]:
-    """Other attributes are between a connection and its worker."""
+    """Others are between a connection and its worker, or the slots where it stands."""
     return {
         name
         for name in dir(cls)
         if not name.startswith("_")
+        and name not in vars(Occupant)
         and (callable(getattr(cls, name)) or isinstance(getattr(cls, name), property))
     }
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import gain_tools
+import harness
 import pytest
-from gain_tools import LOOPBACK, Recorder, connect, receive_exactly, server_in_thread
+from gain_tools import LOOPBACK, Recorder, connect, receive_exactly, server_in_thread, serving
 
+import uring_trio
 from uring_trio import _kernel, gain
 
 pytestmark = gain_tools.ON_RING
@@ -26,13 +28,12 @@ def test_rings_have_the_entries_that_were_asked_for(
 
     def init(ring: Any, *args: Any) -> None:
         original(ring, *args)
-        made.append((_kernel.RingSizes().entries[0], ring._engine.record_capacity))
+        made.append((ring.options.sq_entries, ring._engine.record_capacity))
 
     monkeypatch.setattr(_kernel.Ring, "__init__", init)
     with server_in_thread(Recorder(), workers=workers, max_sq_entries=2, max_cq_events=16):
         pass
-    assert made.count((2, 16)) >= workers
-    assert _kernel.RingSizes().entries == (_kernel.SQ_ENTRIES, _kernel.CQ_ENTRIES)
+    assert made.count((2, 16)) == workers
 
 
 @pytest.mark.parametrize("cq_events", [1, 2])
@@ -45,6 +46,26 @@ def test_the_smallest_rings_lose_nothing(cq_events: int) -> None:
         for number, client in enumerate(clients):
             assert receive_exactly(client, 20_000) == b"%04d" % number * 5000
             client.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_sq_entries": 8}, {"max_cq_events": 64}, {"max_sq_entries": 8192}]
+)
+async def test_a_run_of_the_callers_with_another_ring_is_refused(options: dict[str, Any]) -> None:
+    server = gain.Server(Recorder(), gain.Config(workers=1, **options))
+    with pytest.raises(gain.NotSupported, match="RingOptions"):
+        await server.serve(LOOPBACK)
+    assert not server.is_running()
+
+
+def test_a_run_of_the_callers_with_that_ring_is_not() -> None:
+    config = gain.Config(workers=1, max_sq_entries=8, max_cq_events=64)
+
+    async def main() -> None:
+        async with serving(Recorder(on_read=echo), workers=1, max_sq_entries=8, max_cq_events=64):
+            assert harness.io_manager().ring.options == config.ring
+
+    uring_trio.run(main, backend="io_uring", ring=config.ring)
 
 
 def test_more_completions_than_submissions_is_what_the_kernel_wants() -> None:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "uring_trio"
 # what it imports for its annotations alone is free, but makes no circle of more than two.
 LAYERS = [
     {"_engine"},  # the extension
-    {"_errors", "_addresses", "_kernel_names"},
+    {"_errors", "_addresses", "_kernel_names", "_process", "_ring_options"},
     {"_kernel", "_trio_private"},
     {"_shortage"},
     {"_remedies"},
@@ -64,7 +64,9 @@ GAIN_LAYERS = [
 ]
 # All that they may know of what is below them: a ring, memory, who stands at a slot, how a
 # task is parked, and a run on the ring. What is below knows nothing of them.
-GAIN_RESTS_ON = {"_kernel", "_memory", "_probe", "_run", "_slots", "_trio_private"}
+GAIN_RESTS_ON = {"_kernel", "_memory", "_slots", "_trio_private"}
+# ... and what belongs to the whole process, or is an option of every run.
+GAIN_RESTS_ON |= {"_probe", "_process", "_ring_options", "_run"}
 
 # Files of one circle, annotation imports counted: an operation and the line that it stands in
 # tell of each other, but a circle of three is no order at all.

@@ -229,7 +229,7 @@ def test_failure_of_a_run_is_what_the_next_question_finds(monkeypatch: pytest.Mo
     obstacle.there = False
     assert uring_trio.probe().backend == "io_uring"
 
-    def refuse(manager: object) -> None:
+    def refuse(manager: object, ring: object) -> None:
         raise OSError(errno.EPERM, "io_uring_setup: Operation not permitted")
 
     monkeypatch.setattr(_hooks, "_make_ring", refuse)

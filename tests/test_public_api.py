@@ -18,6 +18,7 @@ from uring_trio import gain
 PUBLIC = {
     "IOStatistics",
     "ProbeReport",
+    "RingOptions",
     "UringUnavailable",
     "__version__",
     "anyio_options",

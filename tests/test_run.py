@@ -142,13 +142,14 @@ def test_trio_run_may_be_replaced_by_ours(monkeypatch: pytest.MonkeyPatch) -> No
     assert trio.run(backend) == "io_uring"
 
 
-def test_signature_is_trios_plus_backend() -> None:
+def test_signature_is_trios_plus_what_is_ours() -> None:
     for ours, trios in (
         (uring_trio.run, trio.run),
         (uring_trio.start_guest_run, trio.lowlevel.start_guest_run),
     ):
         parameters = dict(inspect.signature(ours).parameters)
         assert parameters.pop("backend").default == "auto"
+        assert parameters.pop("ring").default is None
         assert parameters == dict(inspect.signature(trios).parameters)
 
 

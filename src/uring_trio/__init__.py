@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from uring_trio._anyio_options import anyio_options
     from uring_trio._errors import UringUnavailable
     from uring_trio._probe import ProbeReport, probe
+    from uring_trio._ring_options import RingOptions
     from uring_trio._run import install, run, start_guest_run, uninstall
     from uring_trio._statistics import IOStatistics
 
 __all__ = [
     "IOStatistics",
     "ProbeReport",
+    "RingOptions",
     "UringUnavailable",
     "__version__",
     "anyio_options",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import trio
 
     from uring_trio._probe import Backend
+    from uring_trio._ring_options import RingOptions
 
 # Releases before it drop what `anyio.run` is given for trio, and say nothing.
 ANYIO_MIN = (4, 14)
@@ -21,6 +22,7 @@ ANYIO_MIN = (4, 14)
 def anyio_options(
     *,
     backend: Backend = "auto",
+    ring: RingOptions | None = None,
     instruments: Iterable[trio.abc.Instrument] = (),
     **trio_options: Any,
 ) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def anyio_options(
 
     Args:
       backend: as in ``run``.
+      ring: as in ``run``.
       instruments: as in ``trio.run``; they are called after ours.
       **trio_options: as in ``trio.run``.
 
@@ -55,7 +58,7 @@ def anyio_options(
     if _probe.trio_failure() is None:
         from uring_trio._each_run import EachRun
 
-        ours.append(EachRun(backend))
+        ours.append(EachRun(backend, ring))
         # Of options that came from here before: the last word counts.
         instruments = [other for other in instruments if not isinstance(other, EachRun)]
     else:

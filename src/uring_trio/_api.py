@@ -7,6 +7,7 @@ from typing import Any
 from uring_trio._anyio_options import anyio_options
 from uring_trio._errors import UringUnavailable
 from uring_trio._probe import ProbeReport, probe
+from uring_trio._ring_options import RingOptions
 from uring_trio._run import install, run, start_guest_run, uninstall
 from uring_trio._statistics import IOStatistics
 
@@ -15,6 +16,7 @@ NAMES: dict[str, Any] = {
     for thing in (
         IOStatistics,
         ProbeReport,
+        RingOptions,
         UringUnavailable,
         anyio_options,
         install,

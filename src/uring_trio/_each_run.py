@@ -23,24 +23,31 @@ from uring_trio._io_manager import UringIOManager
 
 if TYPE_CHECKING:
     from uring_trio._probe import Backend
+    from uring_trio._ring_options import RingOptions
 
 
 class EachRun(trio.abc.Instrument):
     """Brings a ring into each run that it is given to; keeps nothing of any of them."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, ring: RingOptions | None = None) -> None:
         self._backend = backend
+        self._ring = ring
 
     def before_run(self) -> None:
         """Called by trio when the run exists and nothing is registered with its manager."""
         runner = _trio_private.current_runner()
         try:
             choice = _probe.choose(self._backend)
-            on_the_ring = isinstance(runner.io_manager, UringIOManager)  # by install()
-            if choice.failure is not None or not on_the_ring:
-                _enter(Entrance(choice))
+            if choice.failure is not None or not self._is_on_its_ring(runner.io_manager):
+                _enter(Entrance(choice, self._ring))
         except BaseException as exc:  # noqa: BLE001  trio would swallow it
             runner.clock = RefusingClock(exc)
+
+    def _is_on_its_ring(self, manager: object) -> bool:
+        """Whether ``install()`` has put the run where it is to be."""
+        if not isinstance(manager, UringIOManager):
+            return False
+        return self._ring is None or manager.ring.options == self._ring
 
 
 def _enter(entrance: Entrance) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import threading
 import time
 import weakref
@@ -42,17 +41,20 @@ from uring_trio._probe import (
     Choice,
     choose,
     forget_kernel,
+    installed_ring,
     logger,
     remember_run,
     stock_backend,
     warn_once,
     why_refused,
 )
+from uring_trio._process import in_child, locks
 from uring_trio._shortage import room_for_the_program
 from uring_trio._sockets import UringSocket
 
 if TYPE_CHECKING:
     from uring_trio._remedies import Failure
+    from uring_trio._ring_options import RingOptions
     from uring_trio._statistics import IOStatistics
 
 
@@ -86,20 +88,15 @@ _thread = _Thread()
 _users: dict[object, weakref.ref[UringIOManager] | None] = {}
 _INSTALL = object()
 
-# Re-entrant, because a manager may be closed by the garbage collector, at any allocation.
-_lock = threading.RLock()
-
 
 def _let_go_in_child() -> None:
-    """The parent's runs are none of a forked child's, and its locks may be held for ever."""
-    global _lock
-    _lock = threading.RLock()
+    """The parent's runs are none of a forked child's."""
     for user in [user for user in _users if user is not _INSTALL]:
         del _users[user]
     _settle()
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+in_child("users", _let_go_in_child)
 
 
 class InstalledIOManager(UringIOManager):
@@ -112,7 +109,7 @@ class InstalledIOManager(UringIOManager):
         choice = choose("auto")
         manager: Any = super().__new__(cls)
         try:
-            failure = _open_ring(choice, manager)
+            failure = _open_ring(choice, manager, installed_ring())
             if failure is not None:
                 manager = _trio_private.stock_io_manager()
             _announce(manager, choice, failure)
@@ -132,8 +129,9 @@ class Entrance(trio.abc.Instrument):
     raises. For the same reason ``check`` must be called afterwards.
     """
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, choice: Choice, ring: RingOptions | None = None) -> None:
         self._choice = choice
+        self._ring = ring or installed_ring()
         self._failure = choice.failure
         self._manager: UringIOManager | None = None
         self._error: BaseException | None = None
@@ -147,7 +145,7 @@ class Entrance(trio.abc.Instrument):
         """
         # Ours to close from before it has a ring, so that no interrupt can lose it.
         self._manager = UringIOManager.__new__(UringIOManager)
-        self._failure = _open_ring(self._choice, self._manager)
+        self._failure = _open_ring(self._choice, self._manager, self._ring)
         if self._failure is not None:
             self._manager = None
         _thread.entrance_waiting = True
@@ -229,7 +227,7 @@ def install(choice: Choice) -> None:
         raise RuntimeError(
             f"trio's IO manager is replaced already, by {bound!r}; have that undone first"
         )
-    with _lock:
+    with locks.users:
         _trio_private.bind_io_manager(InstalledIOManager)
         if choice.failure is None:
             # Also for sockets that are made before the first run.
@@ -239,7 +237,7 @@ def install(choice: Choice) -> None:
 
 def uninstall() -> None:
     """Put trio's own manager back; runs under way keep theirs, and what they use."""
-    with _lock:
+    with locks.users:
         if _trio_private.bound_io_manager() is InstalledIOManager:
             _trio_private.bind_io_manager(_trio_private.stock_io_manager)
         _users.pop(_INSTALL, None)
@@ -250,14 +248,14 @@ def is_installed() -> bool:
     return _trio_private.bound_io_manager() is InstalledIOManager
 
 
-def _open_ring(choice: Choice, manager: UringIOManager) -> Failure | None:
+def _open_ring(choice: Choice, manager: UringIOManager, ring: RingOptions | None) -> Failure | None:
     """Give the manager a ring and its place among the users, or say why it gets none."""
     failure = choice.failure
     if failure is None:
         try:
             # Who insists on the ring has decided what its memory is for.
             with room_for_the_program() if choice.demand == "auto" else contextlib.nullcontext():
-                _make_ring(manager)
+                _make_ring(manager, ring)
             _add_user(manager)
         except (OSError, MemoryError) as exc:
             with contextlib.suppress(MemoryError):  # its ring goes with it, then
@@ -274,14 +272,14 @@ def _open_ring(choice: Choice, manager: UringIOManager) -> Failure | None:
     return failure
 
 
-def _make_ring(manager: UringIOManager) -> None:
+def _make_ring(manager: UringIOManager, ring: RingOptions | None) -> None:
     """Make the manager's ring, waiting for memory that is on its way.
 
     The kernel takes a closed ring apart later, and only then gives back what it had
     locked. So a small RLIMIT_MEMLOCK refuses the next of two runs in a row, unless it
     waits for that.
     """
-    sizes = RingSizes()
+    sizes = RingSizes(ring)
     for wait_s in (*_probe.MEMORY_WAITS_S, None):
         try:
             UringIOManager.__init__(manager, sizes)
@@ -306,14 +304,14 @@ def _add_user(manager: UringIOManager) -> None:
     # trio closes nothing if it fails before the run exists; then the manager is collected.
     alive = weakref.ref(manager, lambda _: _remove_user(user))
     manager.when_closed(lambda: _remove_user(user))
-    with _lock:
+    with locks.users:
         _users[user] = alive
         _settle()
 
 
 def _remove_user(user: object) -> None:
     _probe.note_ring_given_up()
-    with _lock:
+    with locks.users:
         if _users.pop(user, None) is not None:
             _settle()
 

@@ -46,6 +46,7 @@ from uring_trio._kernel import EINTR, RECORDS_MASK, Ring
 from uring_trio._lines import Backlog
 from uring_trio._operations import CLOSED, deliver
 from uring_trio._polls import POLLIN, POLLOUT, Poll, Polls
+from uring_trio._process import in_child
 from uring_trio._slots import Slots
 from uring_trio._statistics import IOStatistics, take_statistics
 from uring_trio._trio_private import make_waker, manager_of, park, run_context, runner_of
@@ -411,5 +412,4 @@ def _abandon_all() -> None:
     _managers.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_all)
+in_child("managers", _abandon_all)

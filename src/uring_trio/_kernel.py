@@ -17,12 +17,12 @@ import contextlib
 import errno
 import os
 import struct
-import threading
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uring_trio._kernel_names import FEATURE_NAMES, SETUP_FLAG_NAMES, opcode_name
+from uring_trio._ring_options import CQ_ENTRIES, SQ_ENTRIES, RingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,8 +48,6 @@ CQE_F_MORE = 1 << 1
 CQE_F_SOCK_NONEMPTY = 1 << 2
 RECORD_WAITED = 1 << 14  # the operation did not end with its first attempt
 
-SQ_ENTRIES = 256  # what one enter submits without a second; more is queued, never refused
-CQ_ENTRIES = 4096  # several cqes an sqe: what does not fit costs an extra enter
 # Halved down to this where RLIMIT_MEMLOCK is small: 64 KiB takes one ring of 128.
 SQ_ENTRIES_MIN = 32
 
@@ -130,19 +128,20 @@ def _names(bits: int, names: Iterable[tuple[int, str]]) -> tuple[str, ...]:
 
 
 class RingSizes:
-    """The sizes of a run's ring, and of the probe's: what is promised is what a run gets.
+    """The sizes of a ring that is to be made, by which the kernel is tried as well.
 
     An attempt that had memory for the ring, and then not for its buffer rings, halves
     them. The kernel gives the memory of a closed ring back later, so whoever waits for
     that tries again with the same object.
     """
 
-    def __init__(self) -> None:
-        self.entries = getattr(_wanted, "entries", None) or (SQ_ENTRIES, CQ_ENTRIES)
+    def __init__(self, options: RingOptions | None = None) -> None:
+        self.options = options or RingOptions()
         if _ffi is None:
             return
         config = self.c = _ffi.new("struct ut_config *")
-        config.sq_entries, config.cq_entries = self.entries
+        config.sq_entries = self.options.sq_entries
+        config.cq_entries = self.options.cq_entries
         config.sq_entries_min = min(SQ_ENTRIES_MIN, config.sq_entries)
         for index, (entries, size) in enumerate(BUFFER_GROUPS):
             config.groups[index].entries, config.groups[index].buffer_size = entries, size
@@ -150,27 +149,7 @@ class RingSizes:
     @property
     def halved(self) -> bool:
         """Whether an attempt has left less to be tried."""
-        return _ffi is not None and bool(self.c.sq_entries < self.entries[0])
-
-
-_wanted = threading.local()
-
-
-@contextlib.contextmanager
-def ring_entries(sq_entries: int | None, cq_entries: int | None) -> Iterator[None]:
-    """Have rings that this thread makes meanwhile made with so many entries.
-
-    Args:
-      sq_entries: of the SQ, 1 to 32,768; None: as usual.
-      cq_entries: of the CQ, which has at least as many as the SQ; None: as usual.
-    """
-    before = getattr(_wanted, "entries", None)
-    sq_entries = sq_entries or SQ_ENTRIES
-    _wanted.entries = (sq_entries, max(cq_entries or CQ_ENTRIES, sq_entries))
-    try:
-        yield
-    finally:
-        _wanted.entries = before
+        return _ffi is not None and bool(self.c.sq_entries < self.options.sq_entries)
 
 
 def probe_kernel(sizes: RingSizes | None = None) -> KernelProbe:
@@ -240,7 +219,9 @@ class Ring:
 
     def __init__(self, sizes: RingSizes | None = None) -> None:
         _, lib = load_extension()
-        config = (sizes or RingSizes()).c
+        sizes = sizes or RingSizes()
+        config = sizes.c
+        self.options = sizes.options
         # The box owns the engine from its first moment: a KeyboardInterrupt may strike as
         # soon as the C call returns, before there is a name to hold what it returned.
         self._box = _ffi.gc(_ffi.new("struct ut_engine **"), lib.ut_engine_close_boxed)

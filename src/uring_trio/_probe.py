@@ -19,7 +19,6 @@ import math
 import os
 import platform
 import sys
-import threading
 import time
 import weakref
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import trio
 
 from uring_trio import _kernel, _trio_private
 from uring_trio._errors import UringUnavailable
+from uring_trio._process import in_child, locks
 from uring_trio._remedies import (
     Failure,
     explain,
@@ -47,6 +47,7 @@ from uring_trio._shortage import (
 
 if TYPE_CHECKING:
     from uring_trio._kernel import KernelProbe
+    from uring_trio._ring_options import RingOptions
 
 Backend = Literal["auto", "io_uring", "epoll"]
 
@@ -119,21 +120,41 @@ class Choice:
 
 
 class ProcessState:
-    """What is known in this process; a forked child begins anew."""
+    """What is known in this process; a forked child begins anew.
+
+    Attributes:
+      kernel_probe: what the kernel did when it was tried; None: it was not, or not lately.
+      ring_given_up_at: when the last ring was closed, by `time.monotonic`.
+      warned: by cause, whose warning it was.
+    """
 
     def __init__(self) -> None:
-        # Re-entrant, because a signal handler may ask while its thread does.
-        self.lock = threading.RLock()
         self.kernel_probe: KernelProbe | None = None
-        self.explained: tuple[KernelProbe, Failure] | None = None
-        self.ring_given_up_at = -math.inf  # by time.monotonic()
-        self.warned: dict[str, object] = {}  # by cause, whose warning it was
+        self.ring_given_up_at = -math.inf
+        self.warned: dict[str, object] = {}
+        self._explained: tuple[KernelProbe, Failure] | None = None
+
+    def remember_probe(self, found: KernelProbe | None) -> None:
+        """What the kernel did just now; None: it is to be asked anew."""
+        self.kernel_probe = found
+
+    def note_ring_given_up(self) -> None:
+        """A ring was closed just now."""
+        self.ring_given_up_at = time.monotonic()
+
+    def explained(self, kernel: KernelProbe) -> Failure:
+        """Why the kernel gave no ring; looked into once, since it takes some looking."""
+        explained = self._explained
+        if explained is None or explained[0] is not kernel:
+            explained = self._explained = (kernel, why_no_ring(kernel.error, kernel.stage))
+        return explained[1]
 
 
 _state = ProcessState()
 
 # What install() was asked for, here because probe() must tell of it. A forked child keeps it.
 _installed_demand: Backend | None = None
+_installed_ring: RingOptions | None = None
 
 # IO manager of a run that was started through us -> why it is not a ring (None: it is one).
 _runs: weakref.WeakKeyDictionary[Any, Failure | None] = weakref.WeakKeyDictionary()
@@ -144,8 +165,7 @@ def _forget_in_child() -> None:
     _state = ProcessState()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_in_child)
+in_child("kernel", _forget_in_child)
 
 
 def probe(refresh: bool = False) -> ProbeReport:
@@ -274,14 +294,8 @@ def kernel_failure() -> Failure | None:
 
 
 def _failure_of(kernel: KernelProbe) -> Failure | None:
-    """The same of an answer of the kernel's; looked into once, since it takes some looking."""
-    if not kernel.error:
-        return None
-    state = _state
-    explained = state.explained
-    if explained is None or explained[0] is not kernel:
-        explained = state.explained = (kernel, why_no_ring(kernel.error, kernel.stage))
-    return explained[1]
+    """The same of an answer of the kernel's."""
+    return _state.explained(kernel) if kernel.error else None
 
 
 def why_no_ring(error: int, stage: str) -> Failure:
@@ -305,19 +319,19 @@ def why_refused(exc: OSError | MemoryError) -> Failure:
 
 def forget_kernel() -> None:
     """Ask anew at the next question: the kernel does no longer what it said."""
-    _state.kernel_probe = None
+    _state.remember_probe(None)
 
 
 def kernel_probe(*, again: bool = False) -> KernelProbe:
     """What the kernel can do; it is asked once in a process, unless *again*."""
     state = _state
-    # One thread at a time: rings that are tried at once may be in each other's way.
-    with state.lock:
+    with locks.kernel:
         if state.kernel_probe is None or again:
-            first = state.kernel_probe is None
-            state.kernel_probe = _probe_with_patience(first=first)
-            if state.kernel_probe.stage != "io_uring_setup":
+            found = _probe_with_patience(first=state.kernel_probe is None)
+            state.remember_probe(found)
+            if found.stage != "io_uring_setup":
                 note_ring_given_up()
+            return found
         return state.kernel_probe
 
 
@@ -357,7 +371,7 @@ def _has_passing_error(kernel: KernelProbe | None) -> bool:
 
 def note_ring_given_up() -> None:
     """A ring of this process was closed just now; the kernel frees its memory later."""
-    _state.ring_given_up_at = time.monotonic()
+    _state.note_ring_given_up()
 
 
 def gave_up_a_ring_just_now() -> bool:
@@ -380,14 +394,19 @@ def warn_once(failure: Failure) -> None:
         )
 
 
-def remember_demand(demand: Backend | None) -> None:
+def remember_demand(demand: Backend | None, ring: RingOptions | None = None) -> None:
     """Note what ``install()`` was asked for; None: it is no more."""
-    global _installed_demand
-    _installed_demand = demand
+    global _installed_demand, _installed_ring
+    _installed_demand, _installed_ring = demand, ring
 
 
 def installed_demand() -> Backend | None:
     return _installed_demand
+
+
+def installed_ring() -> RingOptions | None:
+    """The sizes of the rings that ``install()`` makes, if it was given any."""
+    return _installed_ring
 
 
 def remember_run(io_manager: Any, failure: Failure | None) -> None:

@@ -8,19 +8,19 @@ not an ImportError.
 from __future__ import annotations
 
 import inspect
-import os
-import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from uring_trio import _probe
+from uring_trio._process import locks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from types import ModuleType
 
     from uring_trio._probe import Backend, ProbeReport
+    from uring_trio._ring_options import RingOptions
 
 T = TypeVar("T")
 
@@ -28,24 +28,12 @@ T = TypeVar("T")
 _trio_run = trio.run
 _trio_start_guest_run = trio.lowlevel.start_guest_run
 
-# Re-entrant, because a signal handler may call install() or uninstall() as well.
-_install_lock = threading.RLock()
-
-
-def _renew_lock_in_child() -> None:
-    """The thread that held it is not in a forked child."""
-    global _install_lock
-    _install_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_renew_lock_in_child)
-
 
 def run(
     async_fn: Callable[..., Awaitable[T]],
     *args: Any,
     backend: Backend = "auto",
+    ring: RingOptions | None = None,
     instruments: Iterable[trio.abc.Instrument] = (),
     **options: Any,
 ) -> T:
@@ -58,6 +46,7 @@ def run(
       *args: its arguments.
       backend: ``"auto"`` falls back to trio's own manager where there is no ring, and logs
         why; ``"io_uring"`` raises instead; ``"epoll"`` does not try.
+      ring: how large its ring is; None: as ``install`` was told, or as usual.
       instruments: as in ``trio.run``.
       **options: as in ``trio.run``.
 
@@ -75,7 +64,7 @@ def run(
     if hooks is None:
         warn_of_fallback(choice)
         return _trio_run(async_fn, *args, instruments=instruments, **options)
-    entrance = hooks.Entrance(choice)
+    entrance = hooks.Entrance(choice, ring)
     while True:
         try:
             entrance.open()
@@ -94,6 +83,7 @@ def start_guest_run(
     async_fn: Callable[..., Awaitable[Any]],
     *args: Any,
     backend: Backend = "auto",
+    ring: RingOptions | None = None,
     instruments: Iterable[trio.abc.Instrument] = (),
     **options: Any,
 ) -> None:
@@ -105,6 +95,7 @@ def start_guest_run(
       async_fn: the main task.
       *args: its arguments.
       backend: as in ``run``.
+      ring: as in ``run``.
       instruments: as in ``trio.run``.
       **options: as in ``trio.lowlevel.start_guest_run``.
 
@@ -119,7 +110,7 @@ def start_guest_run(
         warn_of_fallback(choice)
         _trio_start_guest_run(async_fn, *args, instruments=instruments, **options)
         return
-    entrance = hooks.Entrance(choice)
+    entrance = hooks.Entrance(choice, ring)
     while True:
         try:
             entrance.open()
@@ -133,24 +124,25 @@ def start_guest_run(
     entrance.check()
 
 
-def install(*, backend: Backend = "auto") -> ProbeReport:
+def install(*, backend: Backend = "auto", ring: RingOptions | None = None) -> ProbeReport:
     """Put trio on io_uring for all runs that start later, in every thread.
 
-    To be undone with ``uninstall``. A second call with the same *backend* does nothing.
+    To be undone with ``uninstall``. A second call with the same arguments does nothing.
 
     Args:
       backend: as in ``run``. With ``"auto"`` each run falls back by itself.
+      ring: how large the rings are of runs that say nothing about theirs.
 
     Returns:
       What ``probe()`` says from now on, outside of runs.
 
     Raises:
-      RuntimeError: installed already with another backend, or somebody else has replaced
-        trio's manager.
+      RuntimeError: installed already with another backend or other sizes, or somebody else
+        has replaced trio's manager.
       UringUnavailable: the ring is demanded, and cannot be had.
       ValueError: *backend*, or the environment variable, is none of the three.
     """
-    with _install_lock:
+    with locks.install:
         installed = _probe.installed_demand()
         if installed is None:
             choice = _probe.choose(backend)
@@ -158,7 +150,7 @@ def install(*, backend: Backend = "auto") -> ProbeReport:
                 # Also for a failure that may have passed when a run starts.
                 _probe.raise_if_denied_now()
             try:
-                _probe.remember_demand(backend)
+                _probe.remember_demand(backend, ring)
                 hooks = _hooks_of_known_trio()
                 if hooks is not None:
                     hooks.install(choice)
@@ -171,12 +163,17 @@ def install(*, backend: Backend = "auto") -> ProbeReport:
                 f"uring_trio is installed already with backend={installed!r}; "
                 "call uring_trio.uninstall() first"
             )
+        elif _probe.installed_ring() != ring:
+            raise RuntimeError(
+                f"uring_trio is installed already with ring={_probe.installed_ring()!r}; "
+                "call uring_trio.uninstall() first"
+            )
     return _probe.outlook()
 
 
 def uninstall() -> None:
     """Put trio back as it was; runs under way keep their manager until they end."""
-    with _install_lock:
+    with locks.install:
         if _probe.installed_demand() is not None:
             _uninstall()
 
@@ -204,10 +201,12 @@ def warn_of_fallback(choice: _probe.Choice) -> None:
 
 
 def _signature_with_backend(trios: Callable[..., Any]) -> inspect.Signature:
-    """The signature of trio's function plus *backend*: what help() and editors show."""
+    """The signature of trio's function plus what is ours: what help() and editors show."""
     signature = inspect.signature(trios)
-    backend = inspect.signature(run).parameters["backend"]
-    return signature.replace(parameters=[*signature.parameters.values(), backend])
+    ours = inspect.signature(run).parameters
+    return signature.replace(
+        parameters=[*signature.parameters.values(), ours["backend"], ours["ring"]]
+    )
 
 
 start_guest_run.__signature__ = _signature_with_backend(_trio_start_guest_run)  # type: ignore[attr-defined]

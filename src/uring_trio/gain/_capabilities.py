@@ -20,17 +20,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import select
 import socket
 import struct
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from uring_trio._kernel import CQE_F_MORE, ECANCELED, EINTR, RECORDS_MASK, Ring
 from uring_trio._probe import note_ring_given_up
+from uring_trio._process import in_child, locks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,38 +62,31 @@ class Fault(Exception):
     """What the kernel did wrong."""
 
 
-class _State:
-    """What is known in this process; a forked child begins anew."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.found: Capabilities | None = None
-
-
-_state = _State()
+# In this process.
+_found: Capabilities | None = None
 
 
 def _forget_in_child() -> None:
-    global _state
-    _state = _State()
+    global _found
+    _found = None
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+in_child("multishot", _forget_in_child)
 
 
 def capabilities() -> Capabilities:
     """What this kernel gets right: tried once in a process, and again after a fork."""
-    state = _state
-    with state.lock:
-        if state.found is not None:
-            return state.found
+    global _found
+    with locks.kernel:
+        if _found is not None:
+            return _found
         try:
             ring = Ring()
         except OSError as exc:  # memory or descriptors: may be there the next time
             found = Capabilities(False, (f"multishot operations: not tried: {exc}",))
         else:
             try:
-                found = state.found = try_ring(ring)
+                found = _found = try_ring(ring)
             finally:
                 ring.close(leak=False)
                 note_ring_given_up()

@@ -13,13 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from uring_trio._ring_options import (
+    CQ_ENTRIES,
+    CQ_ENTRIES_MAX,
+    SQ_ENTRIES,
+    SQ_ENTRIES_MAX,
+    RingOptions,
+)
 from uring_trio.gain._address import Address
 from uring_trio.gain._errors import InvalidDuration, NotSupported
 
 KIB = 1024
 SIZE_MAX = 2**31 - 1  # bytes: setsockopt takes an int
-SQ_ENTRIES_MAX = 32768  # IORING_MAX_ENTRIES of the kernel
-CQ_EVENTS_MAX = 2 * SQ_ENTRIES_MAX  # IORING_MAX_CQ_ENTRIES
 KEEP_ALIVE_MAX = 32767  # seconds: MAX_TCP_KEEPIDLE of the kernel
 
 
@@ -67,7 +72,8 @@ class Config:
       pretty_logger: add a handler that writes to stderr.
       max_sq_entries: entries of the SQ of each ring that the server makes; None is 256.
       max_cq_events: entries of its CQ, and so of the completions taken in one sweep, at
-        least as many as of the SQ; None is 4,096. What does not fit is waited out.
+        least as many as of the SQ; None is 4,096. What does not fit is waited out. A worker
+        in a run of yours has the ring of that run, and either is refused if it is another.
       tls: serve TLS on every connection.
       tls_handshake_timeout: seconds.
       max_connections: no more are accepted until one closes; None is no limit.
@@ -154,6 +160,15 @@ class Config:
         return usable_cpus() if threads_run_in_parallel() else 1
 
     @property
+    def ring(self) -> RingOptions | None:
+        """How large the rings of the server are; None: nothing was said."""
+        if self.max_sq_entries is None and self.max_cq_events is None:
+            return None
+        sq_entries = self.max_sq_entries or SQ_ENTRIES
+        cq_entries = max(self.max_cq_events or CQ_ENTRIES, sq_entries)
+        return RingOptions(sq_entries=sq_entries, cq_entries=cq_entries)
+
+    @property
     def low_water(self) -> int:
         """Bytes of output at which reading goes on again: a quarter of `write_high_water`."""
         return self.write_high_water // 4
@@ -177,7 +192,7 @@ _INTEGERS: dict[str, tuple[int, int | None, bool]] = {
     "socket_send_buffer_size": (0, SIZE_MAX, False),
     "logger_level": (0, None, True),
     "max_sq_entries": (1, SQ_ENTRIES_MAX, True),
-    "max_cq_events": (1, CQ_EVENTS_MAX, True),
+    "max_cq_events": (1, CQ_ENTRIES_MAX, True),
     "max_connections": (1, None, True),
     "read_buffer_limit": (1, SIZE_MAX, False),
     "write_high_water": (1, SIZE_MAX, False),

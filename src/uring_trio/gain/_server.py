@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from uring_trio import _kernel, _probe, _run
-from uring_trio._trio_private import run_context
+from uring_trio import _probe, _run
+from uring_trio._trio_private import current_runner, run_context
 from uring_trio.gain import _signals
 from uring_trio.gain._address import parse_all
 from uring_trio.gain._config import Config, make_config
-from uring_trio.gain._errors import InvalidDuration, InvalidState
+from uring_trio.gain._errors import InvalidDuration, InvalidState, NotSupported
 from uring_trio.gain._handler import Callbacks
 from uring_trio.gain._lifecycle import Event, Lifecycle, State
 from uring_trio.gain._logging import configured, logger
@@ -83,8 +83,7 @@ class Server:
         backend: _probe.Backend = "io_uring" if self._config.worker_count == 1 else "epoll"
         with self._claimed(), _signals.handled(self.async_shutdown, self._abort):
             serve = functools.partial(self._serve, specs, trio.TASK_STATUS_IGNORED)
-            with _kernel.ring_entries(self._config.max_sq_entries, self._config.max_cq_events):
-                _run.run(serve, backend=backend)
+            _run.run(serve, backend=backend, ring=self._config.ring)
 
     async def serve(
         self,
@@ -104,6 +103,7 @@ class Server:
           task_status: gets this server once it accepts.
 
         Raises:
+          NotSupported: the options ask for a ring of other sizes than that of this run.
           AddressError: and all the others of `start`, which see.
         """
         specs = parse_all(address)
@@ -194,7 +194,9 @@ class Server:
     async def _serve(self, specs: Sequence[Spec], task_status: trio.TaskStatus[Server]) -> None:
         count = self._config.worker_count
         inline = count == 1 and _probe.running_backend() == "io_uring"
-        if not inline:
+        if inline:
+            self._refuse_another_ring()
+        else:
             _probe.choose("io_uring")  # raises here, before anything is bound
         workers = [Worker(i, self._callbacks, self._config, self) for i in range(count)]
         supervisor = Supervisor(workers, self._config, inline=inline)
@@ -208,6 +210,15 @@ class Server:
         finally:
             self._last_statistics = session.close()
             self._session = None
+
+    def _refuse_another_ring(self) -> None:
+        """Raise if the options ask for a ring that the run of the caller does not have."""
+        wanted, there = self._config.ring, current_runner().io_manager.ring.options
+        if wanted is not None and wanted != there:
+            raise NotSupported(
+                f"max_sq_entries and max_cq_events: the worker runs in your run, whose ring is "
+                f"{there}; give ring={wanted} to uring_trio.run"
+            )
 
     def _stop(self, drain_timeout: float) -> bool:
         """Have the server stop; whether there is anything to wait for."""

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import outcome
 import trio
 
-from uring_trio import _kernel, _run
+from uring_trio import _run
 from uring_trio.gain._errors import GainError
 from uring_trio.gain._logging import logger
 from uring_trio.gain._placement import placed, usable_cpus
@@ -323,11 +323,10 @@ class Supervisor:
     def _run_in_thread(self, each: _Supervised) -> None:
         result: outcome.Outcome[None]
         config = self._config
-        with (
-            placed(each.worker.index, config, self._cpus),
-            _kernel.ring_entries(config.max_sq_entries, config.max_cq_events),
-        ):
-            result = outcome.capture(_run.run, self._run_worker, each, backend="io_uring")
+        with placed(each.worker.index, config, self._cpus):
+            result = outcome.capture(
+                _run.run, self._run_worker, each, backend="io_uring", ring=config.ring
+            )
         if not self._tell(self._note_end, each, result):
             error = error_of(result)
             if error is not None:
