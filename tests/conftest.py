@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "differential: its async tests run on stock trio and on the ring",
         "ring_only: promised by the ring alone, so not run on epoll",
         "stock_only: about the reference alone, so not run on the ring",
+        "fast_ways: about what a fast way costs or leaves out, so not run with all of them off",
         "ecosystem: other programs on the ring; what they need is in the extra `ecosystem`",
     ):
         config.addinivalue_line("markers", line)
@@ -95,6 +96,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("fast_ways") is not None and not harness.FAST_WAYS:
+        pytest.skip("the fast ways are off")
     callspec = getattr(item, "callspec", None)
     if callspec is None or callspec.params.get("backend") != harness.RING:
         return

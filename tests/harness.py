@@ -28,6 +28,9 @@ except ImportError as exc:  # the extension was not built; conftest.py says what
 else:
     IMPORT_ERROR = None
 
+# Off in a second run of the tests: see `_fast_ways`.
+FAST_WAYS = os.environ.get("URING_TRIO_FAST_WAYS") != "off"
+
 T = TypeVar("T")
 
 EPOLL = "epoll"

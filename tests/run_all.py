@@ -48,6 +48,19 @@ PROCESSES = 2
 STACKS_S = 5.0
 
 
+# Checks whose tests count one by one in the last line.
+OWN_TESTS = ("pytest", "ecosystem", "long tests")
+
+# What is run a second time with all fast ways off (see `_fast_ways`) in ``make test``: a
+# part in which each of them, and each kind of socket and callback, has its turn.
+PLAIN_WAYS = (
+    *("fast_ways", "streams", "stream_rules", "sockets_stream", "sockets_datagram", "cancel"),
+    *("io_manager", "readiness", "accept_cost", "low_water", "fd_stream_kinds", "model"),
+    *("gain_callbacks", "gain_backpressure", "gain_buffers", "gain_eof", "gain_server"),
+    *("gain_async_handler", "gain_tls", "gain_udp"),
+)
+
+
 @dataclass
 class Check:
     """A command, how long it may take, and what became of it.
@@ -81,6 +94,8 @@ def checks(slowness: float = 1.0) -> list[Check]:
     # A file's tests in one process, in their order: half of them wait, and not for the CPU.
     side_by_side = ["-n", str(PROCESSES), "--dist", "loadfile"]
     unbuffered = [python, "-u"]
+    plainly = ["env", "URING_TRIO_FAST_WAYS=off", *pytest]
+    plain_files = [f"tests/test_{name}.py" for name in PLAIN_WAYS]
     return [
         Check("ruff check", [str(BIN / "ruff"), "check", "."], 60),
         Check("ruff format", [str(BIN / "ruff"), "format", "--check", "."], 60),
@@ -89,10 +104,21 @@ def checks(slowness: float = 1.0) -> list[Check]:
         Check(
             "pytest", [*pytest, *side_by_side, "-m", "not long", "--ignore=tests/ecosystem"], 600
         ),
+        Check(
+            "plain ways",
+            [*plainly, *side_by_side, "-m", "not long", *plain_files],
+            240,
+        ),
         Check("ecosystem", [*pytest, "-m", "not long", "tests/ecosystem"], 120),
         Check("trio's suite", [*unbuffered, "tests/trio_suite/run.py"], 420),
         Check("anyio's suite", [*unbuffered, "tests/anyio_suite/compare.py"], 330),
         Check("long tests", [*pytest, "-m", "long"], 1800, always=False),
+        Check(
+            "plain ways, all",
+            [*plainly, *side_by_side, "-m", "not long", "--ignore=tests/ecosystem"],
+            900,
+            always=False,
+        ),
         Check(
             "other projects' suites",
             [*unbuffered, "tests/ecosystem/suites.py"],
@@ -258,7 +284,7 @@ def print_summary(done: list[Check]) -> bool:
         print(f"{check.name:14} {result:7} {check.seconds:6.1f} s  {counts}")
         # The project's own tests count one by one, everything else as one test: the
         # runs of trio's suite would drown them.
-        own = check.counts if check.name in ("pytest", "ecosystem", "long tests") else {}
+        own = check.counts if check.name in OWN_TESTS else {}
         for word in total:
             total[word] += own.get(word, 0)
         total["failed"] += own.get("error", 0) + own.get("errors", 0)

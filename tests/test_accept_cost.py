@@ -47,6 +47,7 @@ async def accept_one(listener: trio.socket.SocketType) -> None:
     accepted.close()
 
 
+@pytest.mark.fast_ways
 @pytest.mark.ring_only  # stock has no requests
 async def test_a_burst_that_waits_costs_no_request() -> None:
     async with burst() as (listener, clients):
@@ -72,6 +73,7 @@ async def test_one_that_comes_later_costs_a_poll() -> None:
         assert requests() - before == {"poll_add": 1}
 
 
+@pytest.mark.fast_ways
 @pytest.mark.ring_only  # stock has no requests
 async def test_sending_on_what_was_accepted_costs_one_request() -> None:
     async with burst() as (listener, clients):

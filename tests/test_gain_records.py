@@ -13,7 +13,8 @@ from gain_tools import Boom, Recorder, echo, open_client, read_exactly, serving
 from uring_trio import gain
 from uring_trio.gain._routing import route
 
-pytestmark = gain_tools.ON_RING
+# To have them for oneself is a fast way: without it there is nothing to be taken off.
+pytestmark = [*gain_tools.ON_RING, pytest.mark.fast_ways]
 
 
 @pytest.fixture

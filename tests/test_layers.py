@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "uring_trio"
 # what it imports for its annotations alone is free, but makes no circle of more than two.
 LAYERS = [
     {"_engine"},  # the extension
-    {"_errors", "_addresses", "_kernel_names", "_process", "_ring_options"},
+    {"_errors", "_addresses", "_fast_ways", "_kernel_names", "_process", "_ring_options"},
     {"_kernel", "_trio_private"},
     {"_shortage"},
     {"_remedies"},
@@ -66,7 +66,7 @@ GAIN_LAYERS = [
 # task is parked, and a run on the ring. What is below knows nothing of them.
 GAIN_RESTS_ON = {"_kernel", "_memory", "_slots", "_trio_private"}
 # ... and what belongs to the whole process, or is an option of every run.
-GAIN_RESTS_ON |= {"_probe", "_process", "_ring_options", "_run"}
+GAIN_RESTS_ON |= {"_fast_ways", "_probe", "_process", "_ring_options", "_run"}
 
 # Files of one circle, annotation imports counted: an operation and the line that it stands in
 # tell of each other, but a circle of three is no order at all.

@@ -42,6 +42,7 @@ from outcome import Error
 
 from uring_trio._draining import drain
 from uring_trio._endpoints import Endpoint, Endpoints
+from uring_trio._fast_ways import FAST
 from uring_trio._kernel import EINTR, RECORDS_MASK, Ring
 from uring_trio._lines import Backlog
 from uring_trio._operations import CLOSED, deliver
@@ -74,6 +75,9 @@ NOTHING_TO_READ = 1 << 32
 # Python handles in the main thread comes as a cqe as well, by trio's wakeup. (A wait is
 # interrupted without an error, too: by each step of an operation, as often as peers like.)
 INTERRUPTS_MAX, INTERRUPTS_S = 100_000, 2.0
+
+# How a batch is told to those whom it is about.
+_tell: Callable[[Slots, Iterable[Record]], None] = deliver if FAST else Slots.deliver
 
 # Memory that the kernel may write to after its ring was closed: given up on purpose.
 _leaked: list[Any] = []
@@ -179,7 +183,7 @@ class UringIOManager:
             records: Iterable[Record] = self.ring.records(events & RECORDS_MASK)
             for take in slots.takers:
                 records = take(records)
-            deliver(slots, records)
+            _tell(slots, records)
         for line, operation in contended:
             line.find_busy(operation)
         if self.backlog.held:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from outcome import Error
 
+from uring_trio._fast_ways import FAST
 from uring_trio._kernel import CQE_F_MORE, ECANCELED
 from uring_trio._operations import BUSY, CLOSED, Abort, os_error, raise_error
 from uring_trio._trio_private import WaitTaskRescheduled, run_context
@@ -256,7 +257,7 @@ class Polls:
     def end(self, poll: Poll, value: Any) -> None:
         """In the task, which has slept on it: *value* is what it was woken with."""
         poll.unwrap(value)
-        if poll.slot < 0 and not self.slots.closed:
+        if FAST and poll.slot < 0 and not self.slots.closed:
             self._spare = poll
 
     def show_to_helper(self, fd: int) -> None:

@@ -76,6 +76,10 @@ class Occupant(Protocol):
         """After `lose`: let go of memory; the kernel has."""
 
 
+def _wake_nobody(task: Any, value: Any) -> None:
+    """The run is over."""
+
+
 class Slots:
     """The ring of one run, and who stands at its slots.
 
@@ -232,8 +236,9 @@ class Slots:
     # ---- the end ------------------------------------------------------------------------
 
     def begin_end(self) -> None:
-        """From now on nobody touches the ring but who closes it."""
+        """From now on nobody touches the ring but who closes it, and nobody is woken."""
         self.closed = True
+        self.wake = _wake_nobody  # the other holds the run
 
     def close(self, *, leak: bool) -> bool:
         """Close the ring; whether memory was given up (see `Ring.close`)."""

@@ -24,6 +24,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio import _addresses
+from uring_trio._fast_ways import FAST
 from uring_trio._io_manager import (
     UringIOManager,
     let_go_everywhere,
@@ -358,7 +359,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 return await super().accept()
             kind = self.accepted_kind = (int(sock.family), int(sock.type), sock.proto)
         receiver = endpoint.receiver
-        if endpoint.can_be_tried and receiver.current is None:
+        if FAST and endpoint.can_be_tried and receiver.current is None:
             # In a burst the next one waits already: no request, no cqe. As on stock.
             await trio.lowlevel.checkpoint_if_cancelled()
             try:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from uring_trio._fast_ways import FAST
 from uring_trio._io_manager import UringIOManager, let_go_unless_on_ring
 from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
 from uring_trio._memory import pin
@@ -84,7 +85,8 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
     endpoint = sock.endpoint
     # What ring_endpoint() looks at first, without the call.
     if (
-        endpoint is None
+        not FAST
+        or endpoint is None
         or task is None
         or endpoint.manager is not manager_of(task)
         or endpoint.owner is not sock._sock
@@ -105,7 +107,7 @@ async def _receive_some(self: trio.SocketStream, max_bytes: int | None = None) -
     try:
         receiver = endpoint.receiver
         operation: Receive = receiver.spare
-        if receiver.current is not None:
+        if receiver.current is not None or not FAST:
             operation = receiver.receive(max_bytes)
         else:
             # `Receiver.receive`, flat.
@@ -143,7 +145,8 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
     task = getattr(run_context, "task", None)
     endpoint = sock.endpoint
     if (
-        endpoint is None
+        not FAST
+        or endpoint is None
         or task is None
         or endpoint.manager is not manager_of(task)
         or endpoint.owner is not sock._sock
@@ -156,7 +159,8 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
     try:
         sender = endpoint.sender
         if (
-            sender.current is not None
+            not FAST
+            or sender.current is not None
             or type(data) is not bytes
             or not 0 < len(data) <= TRANSFER_MAX
         ):

@@ -29,6 +29,8 @@ import trio
 from trio import _socket, _util
 from trio._core import _run, _traps
 
+from uring_trio._fast_ways import FAST
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
@@ -64,8 +66,8 @@ def hold_send_guard(stream: Any) -> Any:
     The statement costs 0.4 us, this and `let_go` 0.1.
     """
     guard = stream._send_conflict_detector
-    if guard._held:
-        guard.__enter__()  # raises BusyResourceError in trio's words
+    if guard._held or not FAST:
+        guard.__enter__()  # raises BusyResourceError in trio's words, if it is held
     guard._held = True
     return guard
 
@@ -190,9 +192,14 @@ def make_waker(runner: Any) -> Callable[[Any, Any], None]:
         if "task_scheduled" in hooks:
             instruments.call("task_scheduled", task)
 
+    def wake_plainly(task: Any, value: Any) -> None:
+        runner.reschedule(task, value)
+
     def wake_guest(task: Any, value: Any) -> None:
         if not runq:
             runner.force_guest_tick_asap()
         wake(task, value)
 
+    if not FAST:
+        return wake_plainly
     return wake_guest if runner.is_guest else wake

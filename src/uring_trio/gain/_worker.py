@@ -9,6 +9,7 @@ or close wakes it for a turn as well. Other threads reach it through `Worker.pos
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from uring_trio._fast_ways import FAST
 from uring_trio._memory import Memory
 from uring_trio._trio_private import WaitTaskRescheduled, current_runner, park
 from uring_trio.gain._accept import Acceptor
@@ -100,7 +102,8 @@ class Worker(Turn):
         self._task = trio.lowlevel.current_task()
         self._trap = WaitTaskRescheduled(self._abort_sleep)
         try:
-            with self.slots.taking(partial(route, self.slots.table)):
+            take = self.slots.taking(partial(route, self.slots.table))
+            with take if FAST else contextlib.nullcontext():
                 async with trio.open_nursery() as self.nursery:
                     try:
                         task_status.started()

@@ -1,0 +1,252 @@
+"""Each fast way leaves behind what the plain way beside it does.
+
+The whole of them is compared by a second run of the tests (see `run_all`). Here, one by one,
+is what no test of behaviour would notice: what is remembered for the next time.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uring_trio import _fast_ways
+from uring_trio._kernel import (
+    CQE_F_BUFFER,
+    CQE_F_SOCK_NONEMPTY,
+    GROUP_SIZES,
+    RECORD_WAITED,
+)
+from uring_trio._lines import Backlog, Line, Receiver, Sender
+from uring_trio._operations import deliver
+from uring_trio._slots import Record, Slots
+from uring_trio._streams import SEND_ALL_FLAGS
+from uring_trio._trio_private import park
+
+Tell = Callable[[Slots, list[Record]], None]
+
+# How a receive may have gone: with its first attempt or not, and more behind it or not.
+FLAGS = [
+    CQE_F_BUFFER | waited | more
+    for waited in (0, RECORD_WAITED)
+    for more in (0, CQE_F_SOCK_NONEMPTY)
+]
+SIZES = [1, *(size + more for size in GROUP_SIZES for more in (-1, 0, 1) if more < 1)]
+ERRORS = [0, -11, -32, -104, -125]
+
+
+class FakeRing:
+    """Prepares one operation after the other, and holds what was received."""
+
+    pool = bytes(range(256)) * (2 * GROUP_SIZES[-1] // 256)
+
+    def __init__(self) -> None:
+        self.prepared: list[tuple[Any, ...]] = []
+        self.next_slot = 0
+
+    def _prepare(self, *what: Any) -> int:
+        self.prepared.append(what)
+        self.next_slot += 1
+        return self.next_slot
+
+    recv = send = read = write = _prepare
+
+    def error(self, result: int) -> Exception:
+        return OSError(-result, "refused")
+
+
+class Fixture:
+    """A receiver and a sender with nothing below them, and what their tasks were told."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+        self.woken: list[tuple[Any, Any]] = []  # since the last look
+        self.ring = FakeRing()
+        self.slots = Slots(self.ring, self.wake)  # type: ignore[arg-type]
+        backlog = Backlog()
+        self.receiver = Receiver(self.slots, backlog, lambda: 7, is_socket=True)
+        self.sender = Sender(self.slots, backlog, lambda: 7, is_socket=True)
+
+    def wake(self, task: Any, value: Any) -> None:
+        # Two errors are the same if they read the same; bytes are shown short.
+        shown = (len(value), hash(value)) if type(value) is bytes else repr(value)
+        self.woken.append((task, shown))
+
+    def receive(self, res: int, flags: int, size: int) -> None:
+        operation = self.receiver.receive(size)
+        self.tell(self.slots, [(operation.slot, res, flags, 64)])
+
+    def send(self, size: int, res: int) -> None:
+        operation = self.sender.send(bytes(size), 0)
+        self.tell(self.slots, [(operation.slot, min(res, size), 0, 0)])
+
+    def left_behind(self) -> dict[str, Any]:
+        """All that the next operation, or anybody else, may see; not what is used again."""
+        woken, self.woken = self.woken, []
+        prepared, self.ring.prepared = self.ring.prepared, []
+        return {
+            "woken": woken,
+            "prepared": prepared,
+            "slots": self.slots.occupants(),
+            "receiver": fields(self.receiver),
+            "sender": fields(self.sender),
+        }
+
+
+def fields(line: Line) -> dict[str, Any]:
+    names = {name for kind in type(line).__mro__[:-1] for name in kind.__slots__}  # type: ignore[attr-defined]
+    own = {"backlog", "fileno", "slots", "spare", "plain_receive", "prep_receive", "prep_send"}
+    return {name: getattr(line, name) for name in sorted(names - own)}
+
+
+class Task:
+    """What runs, as operations see it."""
+
+    task = "the task"
+
+
+receives = st.tuples(
+    st.just("receive"),
+    st.one_of(st.sampled_from(SIZES), st.sampled_from(ERRORS), st.integers(1, GROUP_SIZES[-1])),
+    st.sampled_from(FLAGS),
+    st.sampled_from([1, GROUP_SIZES[0], GROUP_SIZES[0] + 1, GROUP_SIZES[-1]]),
+)
+sends = st.tuples(
+    st.just("send"), st.integers(1, 100), st.one_of(st.integers(0, 100), st.sampled_from(ERRORS))
+)
+
+
+def play(tell: Tell, script: list[tuple[Any, ...]]) -> Any:
+    fixture = Fixture(tell)
+    after = []
+    for name, *arguments in script:
+        getattr(fixture, name)(*arguments)
+        after.append(repr(fixture.left_behind()))
+    return after
+
+
+@pytest.fixture
+def task_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations are begun, and there is no run."""
+    monkeypatch.setattr("uring_trio._operations.run_context", Task)
+
+
+@pytest.mark.usefixtures("task_that_runs")
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("res", SIZES)
+def test_one_record_chooses_the_same_next_receive(res: int, flags: int) -> None:
+    """Such as whether it waits for data before it is tried."""
+    script = [("receive", res, flags, GROUP_SIZES[-1])] * 20
+    fast, plain = play(deliver, script), play(Slots.deliver, script)
+    assert fast == plain
+    waits = "'poll_first': True" in plain[0]
+    assert waits == (flags & RECORD_WAITED > 0 and not flags & CQE_F_SOCK_NONEMPTY)
+
+
+@given(st.lists(st.one_of(receives, sends), max_size=60))
+def check_any_script(script: list[tuple[Any, ...]]) -> None:
+    assert play(deliver, script) == play(Slots.deliver, script)
+
+
+@pytest.mark.usefixtures("task_that_runs")
+def test_any_row_of_records_leaves_the_same_behind() -> None:
+    check_any_script()
+
+
+@pytest.mark.usefixtures("task_that_runs")
+def test_what_is_cut_off_or_stood_behind_goes_the_plain_way() -> None:
+    def behind(tell: Tell) -> Any:
+        fixture = Fixture(tell)
+        first = fixture.receiver.receive(100)
+        second = fixture.receiver.receive(50)
+        tell(fixture.slots, [(first.slot, 10, RECORD_WAITED, 0)])
+        assert fixture.receiver.current is second
+        second.ask_for_end(lambda: None)
+        tell(fixture.slots, [(second.slot, 20, 0, 0)])
+        return repr(fixture.left_behind())
+
+    assert behind(deliver) == behind(Slots.deliver)
+
+
+# ---- the start of an operation -----------------------------------------------------------
+
+
+async def asked_for(*, fast: bool) -> list[Any]:
+    """What is prepared for a receive in each state of its line, and for a send."""
+    left, right = trio.socket.socketpair()
+    asked: list[Any] = []
+
+    def noting(what: str, prepare: Callable[..., int]) -> Callable[..., int]:
+        def prepare_and_note(fd: int, *rest: Any) -> int:
+            # What is sent may be the bytes themselves, or a pin of them.
+            asked.append(
+                (what, *(len(part) if hasattr(part, "__len__") else part for part in rest))
+            )
+            return prepare(fd, *rest)
+
+        return prepare_and_note
+
+    async with trio.SocketStream(left) as peer, trio.SocketStream(right) as stream:
+        endpoint: Any = right.ring_endpoint()  # type: ignore[attr-defined]
+        receiver, sender = endpoint.receiver, endpoint.sender
+        receiver.prep_receive = noting("receive", receiver.plain_receive)
+        sender.prep_send = noting("send", sender.prep_send)
+        for group, poll_first, size in STATES:
+            await peer.send_all(b"x")
+            receiver.group, receiver.poll_first = group, poll_first
+            if fast:
+                assert await stream.receive_some(size) == b"x"
+                await stream.send_all(b"answer")
+            else:
+                receiving = receiver.receive(size)
+                assert receiving.unwrap(await park(receiving.trap)) == b"x"
+                sending = sender.send(b"answer", SEND_ALL_FLAGS)
+                assert sending.unwrap(await park(sending.trap)) == len(b"answer")
+            asked.append(("then", fields(receiver), fields(sender)))
+    return asked
+
+
+STATES = [
+    (group, poll_first, size)
+    for group in range(len(GROUP_SIZES))
+    for poll_first in (False, True)
+    for size in (1, GROUP_SIZES[0], GROUP_SIZES[0] + 1, GROUP_SIZES[-1])
+]
+
+
+@pytest.mark.differential
+@pytest.mark.ring_only
+async def test_a_stream_begins_as_its_lines_do() -> None:
+    fast, plain = await asked_for(fast=True), await asked_for(fast=False)
+    different = {"getsockopt": None}
+    assert [without(different, each) for each in fast] == [
+        without(different, each) for each in plain
+    ]
+    assert len(fast) == 3 * len(STATES)
+
+
+def without(names: dict[str, Any], entry: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The entry, with what belongs to one socket alone left out."""
+    return tuple({**part, **names} if isinstance(part, dict) else part for part in entry)
+
+
+def test_the_switch_is_the_environments() -> None:
+    for value, expected in (("off", False), ("on", True), ("", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", "from uring_trio._fast_ways import FAST; print(FAST)"],
+            env={**os.environ, "URING_TRIO_FAST_WAYS": value},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=50,
+        )
+        assert done.stdout.strip() == str(expected)
+    assert _fast_ways.FAST is harness.FAST_WAYS
