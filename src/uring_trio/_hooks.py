@@ -67,6 +67,10 @@ class Run:
     failure: Failure | None  # why it is not on the ring
     statistics: IOStatistics | None = None  # of the ring, once it is closed
 
+    def end(self, statistics: IOStatistics) -> None:
+        """Its ring is closed."""
+        self.statistics = statistics
+
 
 Methods = dict[type, dict[str, Callable[..., Any]]]
 
@@ -80,6 +84,10 @@ observers: list[Callable[[Run], None]] = []
 class _Thread(threading.local):
     # An entrance is about to swap this run's manager, so trio may begin with its own.
     entrance_waiting = False
+
+    def expect_entrance(self, expected: bool) -> None:
+        """Whether the next run of this thread is brought onto its ring by an entrance."""
+        self.entrance_waiting = expected
 
 
 _thread = _Thread()
@@ -148,7 +156,7 @@ class Entrance(trio.abc.Instrument):
         self._failure = _open_ring(self._choice, self._manager, self._ring)
         if self._failure is not None:
             self._manager = None
-        _thread.entrance_waiting = True
+        _thread.expect_entrance(True)
 
     def gives_way(self, exc: OSError | MemoryError) -> bool:
         """Whether trio failed before the run began, and may succeed where there is no ring.
@@ -174,7 +182,7 @@ class Entrance(trio.abc.Instrument):
 
     def enter(self) -> None:
         """Swap the manager of the run that is about to begin; `check` tells if it worked."""
-        _thread.entrance_waiting = False
+        _thread.expect_entrance(False)
         try:
             self._swap()
         except BaseException as exc:  # noqa: BLE001  trio would swallow it
@@ -196,7 +204,7 @@ class Entrance(trio.abc.Instrument):
 
     def close(self) -> None:
         """Close what did not get into a run: trio refused to start it."""
-        _thread.entrance_waiting = False
+        _thread.expect_entrance(False)
         if self._manager is not None:
             _close_if_made(self._manager)
             self._manager = None
@@ -334,7 +342,7 @@ def _note_statistics_at_close(manager: UringIOManager, run: Run) -> None:
     def closed() -> None:
         closing = alive()
         if closing is not None:
-            run.statistics = closing.statistics()
+            run.end(closing.statistics())
 
     manager.when_closed(closed)
 
