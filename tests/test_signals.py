@@ -268,7 +268,9 @@ class InterruptAfterCall:
         self.calls = 0
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        ours = frame.f_code.co_filename.endswith(("uring_trio/_kernel.py", "_io_manager.py"))
+        ours = frame.f_code.co_filename.endswith(
+            ("uring_trio/_kernel.py", "_io_manager.py", "_slots.py")
+        )
         if event == "c_return" and ours:
             self.calls += 1
             if self.calls == self.point:

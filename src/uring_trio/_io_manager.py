@@ -34,7 +34,6 @@ import os
 import weakref
 from functools import partial
 from threading import get_ident
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -43,12 +42,12 @@ from outcome import Error
 from uring_trio._draining import drain
 from uring_trio._endpoints import Endpoint, Endpoints
 from uring_trio._fast_ways import FAST
-from uring_trio._kernel import EINTR, RECORDS_MASK, Ring
+from uring_trio._kernel import RECORDS_MASK, Ring
 from uring_trio._lines import Backlog
 from uring_trio._operations import CLOSED, deliver
 from uring_trio._polls import POLLIN, POLLOUT, Poll, Polls
 from uring_trio._process import in_child
-from uring_trio._slots import Slots
+from uring_trio._slots import NOTHING_TO_READ, Slots
 from uring_trio._statistics import IOStatistics, take_statistics
 from uring_trio._trio_private import make_waker, manager_of, park, run_context, runner_of
 
@@ -67,15 +66,6 @@ HOST_MUST_ENTER = -1
 # How often what came before a helper's sleep may be the engine's own business before trio
 # has a tick in vain: an operation takes two steps, and many may be about to take one.
 LOOKS_MAX = 8
-# Truthy, and no record: something happened that needs no record to be told.
-NOTHING_TO_READ = 1 << 32
-
-# Enters of one wait that answered with an error, within so many seconds, that are no signals
-# but a seccomp filter's answer. A signal takes longer to be sent and handled, and one that
-# Python handles in the main thread comes as a cqe as well, by trio's wakeup. (A wait is
-# interrupted without an error, too: by each step of an operation, as often as peers like.)
-INTERRUPTS_MAX, INTERRUPTS_S = 100_000, 2.0
-
 # How a batch is told to those whom it is about.
 _tell: Callable[[Slots, Iterable[Record]], None] = deliver if FAST else Slots.deliver
 
@@ -93,11 +83,7 @@ class UringIOManager:
     """
 
     def __init__(self, sizes: RingSizes | None = None) -> None:
-        # No bound method: a cycle would keep the ring of a refused run for the collector.
-        self.slots = Slots(Ring(sizes), _wake_before_run)
-        self.ring = self.slots.ring
         self.backlog = Backlog()
-        self.polls = Polls(self.slots)
         self.endpoints = Endpoints()
         self.stock_calls: dict[str, int] = {}
         self.leaked = False
@@ -107,6 +93,12 @@ class UringIOManager:
         self._runner: Any = None
         self._last_statistics: IOStatistics | None = None
         self._token: trio.lowlevel.TrioToken | None = None  # how other threads reach the run
+        # No bound method: a cycle would keep the ring of a refused run for the collector.
+        slots = Slots(Ring(sizes), _wake_before_run)
+        self.ring = slots.ring
+        self.polls = Polls(slots)
+        # Last, since who has them can be closed: a KeyboardInterrupt may come anywhere here.
+        self.slots = slots
         _managers[id(self)] = self
 
     @property
@@ -126,11 +118,15 @@ class UringIOManager:
             return self._batch
         if self._runner is not None and self._runner.is_guest and slots.helper is None:
             slots.open_helper()
-        if timeout <= 0 or self._must_not_sleep():
+        backlog = self.backlog
+        if timeout <= 0 or backlog.contended or backlog.held or slots.error is not None:
             timeout_ns = 0
         else:
             timeout_ns = math.ceil(timeout * 1e9)
-        self._batch = self._wait(timeout_ns)
+        answer = slots.wait(timeout_ns)
+        if not answer and self._must_not_sleep():
+            answer = NOTHING_TO_READ
+        self._batch = answer
         helper = slots.helper
         if helper is not None:
             helper.forget_preparation()
@@ -143,41 +139,22 @@ class UringIOManager:
         backlog = self.backlog
         return bool(backlog.contended or backlog.held or self.slots.error is not None)
 
-    def _wait(self, timeout_ns: int) -> int:
-        slots = self.slots
-        if not timeout_ns:
-            answer = slots.wait(0)
-        else:
-            start = monotonic()
-            end = start + timeout_ns / 1e9
-            # Python runs signal handlers between these calls.
-            interrupts, failed = 0, math.inf  # as if none had failed: asked for when it matters
-            while (answer := slots.wait(timeout_ns)) == EINTR:
-                timeout_ns = max(0, math.ceil((end - monotonic()) * 1e9))
-                interrupts += 1
-                if interrupts == INTERRUPTS_MAX:
-                    refused = self.ring.failed_enters - failed >= INTERRUPTS_MAX
-                    if refused and monotonic() - start < INTERRUPTS_S:
-                        slots.fail(slots.lost(answer, "io_uring_enter"))
-                        break
-                    interrupts, start = 0, monotonic()
-                    failed = self.ring.failed_enters
-        if answer < 0 and answer != EINTR:
-            slots.fail(slots.lost(answer, "io_uring_enter"))
-        if answer <= 0 and (answer < 0 or self._must_not_sleep()):
-            return NOTHING_TO_READ
-        return answer
+    def _look(self) -> int:
+        """Submit, and see what is there."""
+        answer = self.slots.wait(0)
+        return NOTHING_TO_READ if not answer and self._must_not_sleep() else answer
 
     def process_events(self, events: Any) -> None:
         """Wake the tasks whose operations are over."""
         if self._runner is None:
             self._bind(run_context.runner)
         if events == HOST_MUST_ENTER:
-            self._batch = events = self._wait(0)
+            self._batch = events = self._look()
         slots = self.slots
         if slots.error is not None:
             slots.raise_failure()
-        contended = self.backlog.take_contended()
+        backlog = self.backlog
+        contended = backlog.take_contended() if backlog.contended else ()
         if events:
             self._batch = 0
             records: Iterable[Record] = self.ring.records(events & RECORDS_MASK)
@@ -186,8 +163,8 @@ class UringIOManager:
             _tell(slots, records)
         for line, operation in contended:
             line.find_busy(operation)
-        if self.backlog.held:
-            self.backlog.start_held()
+        if backlog.held:
+            backlog.start_held()
 
     def _bind(self, runner: Any) -> None:
         self._runner = runner
@@ -202,7 +179,7 @@ class UringIOManager:
             for _ in range(LOOKS_MAX):
                 if helper.prepare():
                     return 0
-                if answer := self._wait(0):
+                if answer := self._look():
                     return answer
         except OSError as exc:
             slots.fail(slots.refused(exc))

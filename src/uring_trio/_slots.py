@@ -31,13 +31,15 @@ empties the slot.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from uring_trio._guest import Helper
-from uring_trio._kernel import CQE_F_MORE, OWNER_DEAD
+from uring_trio._kernel import CQE_F_MORE, EINTR, OWNER_DEAD
 from uring_trio._remedies import DENIALS, ring_lost
 
 if TYPE_CHECKING:
@@ -50,6 +52,15 @@ Take = Callable[[Iterable[Record]], Iterable[Record]]
 
 # As many as the engine's table begins with.
 SLOTS_AT_FIRST = 256
+
+# Truthy, and no record: something happened that needs no record to be told.
+NOTHING_TO_READ = 1 << 32
+
+# Enters of one wait that answered with an error, within so many seconds, that are no signals
+# but a seccomp filter's answer. A signal takes longer to be sent and handled, and one that
+# Python handles in the main thread comes as a cqe as well, by trio's wakeup. (A wait is
+# interrupted without an error, too: by each step of an operation, as often as peers like.)
+INTERRUPTS_MAX, INTERRUPTS_S = 100_000, 2.0
 
 
 class Occupant(Protocol):
@@ -160,10 +171,33 @@ class Slots:
     # ---- into the kernel ----------------------------------------------------------------
 
     def wait(self, timeout_ns: int) -> int:
-        """Submit, wait and drain once; see `ut_engine_wait`."""
+        """Submit, wait and drain: cqes seen << 32 | records of the batch; 0: the time is over."""
         self.tick += 1
-        answer: int = self.ring.wait(timeout_ns)
-        return answer
+        wait = self.ring.wait
+        answer: int
+        if not timeout_ns:
+            answer = wait(0)
+        else:
+            start = monotonic()
+            end = start + timeout_ns / 1e9
+            # Python runs signal handlers between these calls, and the wait goes on with the
+            # time that is left (PEP 475).
+            interrupts, failed = 0, math.inf  # as if none had failed: asked for when it matters
+            while (answer := wait(timeout_ns)) == EINTR:
+                timeout_ns = max(0, math.ceil((end - monotonic()) * 1e9))
+                interrupts += 1
+                if interrupts == INTERRUPTS_MAX:
+                    refused = self.ring.failed_enters - failed >= INTERRUPTS_MAX
+                    if refused and monotonic() - start < INTERRUPTS_S:
+                        self.fail(self.lost(answer, "io_uring_enter"))
+                        break
+                    interrupts, start = 0, monotonic()
+                    failed = self.ring.failed_enters
+        if answer >= 0:
+            return answer
+        if answer != EINTR:
+            self.fail(self.lost(answer, "io_uring_enter"))
+        return NOTHING_TO_READ
 
     def release_files(self) -> None:
         """Have the kernel let go, now, of files whose polls or operations were cancelled."""
