@@ -83,10 +83,6 @@ RESERVED = {
     "ssl": {"gain._config", "gain._secure", "gain._tls"},
 }
 
-# Lines. A longer file has more than one subject.
-PYTHON_LINES_MAX = 550
-C_LINES_MAX = 500
-
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 RANK |= {f"gain.{name}": rank for rank, row in enumerate(GAIN_LAYERS) for name in row}
 

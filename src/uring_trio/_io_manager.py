@@ -42,10 +42,10 @@ from outcome import Error
 from uring_trio._draining import drain
 from uring_trio._endpoints import Endpoint, Endpoints
 from uring_trio._fast_ways import FAST
-from uring_trio._kernel import RECORDS_MASK, Ring
+from uring_trio._kernel import POLLIN, POLLOUT, RECORDS_MASK, Ring
 from uring_trio._lines import Backlog
 from uring_trio._operations import CLOSED, deliver
-from uring_trio._polls import POLLIN, POLLOUT, Poll, Polls
+from uring_trio._polls import Poll, Polls
 from uring_trio._process import in_child
 from uring_trio._slots import NOTHING_TO_READ, Slots
 from uring_trio._statistics import IOStatistics, take_statistics

@@ -43,6 +43,9 @@ ETIME = -62
 ENOBUFS = -105
 ECANCELED = -125
 
+# poll(2)
+POLLIN, POLLOUT, POLLERR, POLLHUP = 0x1, 0x4, 0x8, 0x10
+
 CQE_F_BUFFER = 1 << 0
 CQE_F_MORE = 1 << 1
 CQE_F_SOCK_NONEMPTY = 1 << 2
@@ -81,6 +84,11 @@ PROBE_TIMEOUT_NS = 100_000_000
 PYTHON_MEMORY = "allocate Python's objects"
 
 _RECORD = struct.Struct("IiII")  # slot, res, flags, offset: struct ut_record
+
+
+def os_error(result: int) -> OSError:
+    """The exception for a cqe's negative result."""
+    return OSError(-result, os.strerror(-result))
 
 
 def load_extension() -> tuple[Any, Any]:

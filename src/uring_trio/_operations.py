@@ -19,7 +19,6 @@ A stream's plain send and receive are completed in a fast way beside the plain o
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
@@ -34,6 +33,7 @@ from uring_trio._kernel import (
     GROUP_SIZES,
     RECORD_WAITED,
     TRANSFER_MAX,
+    os_error,
 )
 from uring_trio._memory import unpin
 from uring_trio._trio_private import WaitTaskRescheduled, run_context
@@ -53,11 +53,6 @@ HAD_TO_WAIT = RECORD_WAITED | CQE_F_SOCK_NONEMPTY
 
 BUSY = "another task is already reading / writing this fd"
 CLOSED = "another task closed this fd"
-
-
-def os_error(result: int) -> OSError:
-    """The exception for a cqe's negative result."""
-    return OSError(-result, os.strerror(-result))
 
 
 def raise_error(error: Any) -> NoReturn:

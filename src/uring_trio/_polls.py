@@ -27,16 +27,22 @@ import trio
 from outcome import Error
 
 from uring_trio._fast_ways import FAST
-from uring_trio._kernel import CQE_F_MORE, ECANCELED
-from uring_trio._operations import BUSY, CLOSED, Abort, os_error, raise_error
+from uring_trio._kernel import (
+    CQE_F_MORE,
+    ECANCELED,
+    POLLERR,
+    POLLHUP,
+    POLLIN,
+    POLLOUT,
+    os_error,
+)
+from uring_trio._operations import BUSY, CLOSED, Abort, raise_error
 from uring_trio._trio_private import WaitTaskRescheduled, run_context
 
 if TYPE_CHECKING:
     from uring_trio._slots import Slots
 
-# poll(2)
-POLLIN, POLLOUT, POLLERR, POLLHUP = 0x1, 0x4, 0x8, 0x10
-POLLNVAL = 0x20
+POLLNVAL = 0x20  # poll(2)
 # What a file without a poll function answers: POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM.
 ALL_READY = 0x1 | 0x4 | 0x40 | 0x100
 

@@ -16,7 +16,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses
-from uring_trio._kernel import EAGAIN, ECANCELED, ETIME
+from uring_trio._kernel import EAGAIN, ECANCELED, ETIME, POLLIN
 from uring_trio._memory import Memory, Message, unpin
 from uring_trio._operations import Operation
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from uring_trio._lines import Line, Receiver
 
-POLLIN = 0x1  # poll(2)
 # Less than what a person notices, as in csrc/ladder.c.
 CONNECT_PAUSE_MIN_NS, CONNECT_PAUSE_MAX_NS = 1_000_000, 32_000_000
 # Tries in vain of a tick. More than one: what refuses one may let another in after all.
