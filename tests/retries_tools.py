@@ -49,6 +49,13 @@ async def settle() -> None:
             await trio.lowlevel.checkpoint()
 
 
+async def _share_of_cpu(window_s: float) -> float:
+    """Sleep for a while: how much of a core this process took meanwhile."""
+    cpu_s, started = time.process_time(), time.monotonic()
+    await trio.sleep(window_s)
+    return (time.process_time() - cpu_s) / (time.monotonic() - started)
+
+
 async def nothing_moves(window_s: float = WINDOW_S) -> None:
     """Sleep for a while in which no operation of the run can go on; on the ring, at no cost.
 
@@ -58,9 +65,11 @@ async def nothing_moves(window_s: float = WINDOW_S) -> None:
     await settle()
     gc.disable()  # in a pytest that has seen many tests it takes more than what is allowed here
     try:
-        cpu_s, started = time.process_time(), time.monotonic()
-        await trio.sleep(window_s)
-        share = (time.process_time() - cpu_s) / (time.monotonic() - started)
+        share = await _share_of_cpu(window_s)
+        if share >= CPU_SHARE_MAX:
+            # What the wait costs it costs all the time; what was still to be done of the work
+            # before it (a busy machine's soft interrupts are accounted to us) is done now.
+            share = await _share_of_cpu(window_s)
     finally:
         gc.enable()
     if on_the_ring():
