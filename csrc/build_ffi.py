@@ -14,7 +14,7 @@ CSRC = Path("csrc")
 # What Python may call, and the C headers that declare the same. cffi lets the C
 # compiler compare the two.
 DECLARATIONS = ("engine.cdef.h", "loadgen.cdef.h")
-HEADERS = ("prep.h", "probe.h", "loadgen.h")
+HEADERS = ("prep.h", "beside.h", "probe.h", "loadgen.h")
 
 ffibuilder = FFI()
 for name in DECLARATIONS:

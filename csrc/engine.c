@@ -33,6 +33,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "beside.h"
 #include "ut_assert.h"
 
 /* Enters of one wait, each running 20 pieces of work: enough for a batch of 320
@@ -431,7 +432,7 @@ static bool enter_line(struct ut_engine *engine, struct ut_op *op)
         if (!ut_receiver_read(&op->sqe, &receiver))
             return false;
         if (ut_receiver_is_abstract(&receiver))
-            receiver.network = engine->ring.kernel->network_of(op->sqe.fd);
+            receiver.network = ut_network_of(engine->ring.kernel, op->sqe.fd);
         struct ut_line *line = ut_line_at(&engine->lines, &receiver);
         if (line == NULL)
             return false;

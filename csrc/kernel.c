@@ -2,9 +2,11 @@
 #include "kernel.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -72,9 +74,9 @@ static void real_unmap(void *address, size_t size)
     munmap(address, size);
 }
 
-static void real_close(int fd)
+static int real_close(int fd)
 {
-    close(fd); /* Linux has closed it also where it says EINTR: never again. */
+    return answer(close(fd)); /* Linux has closed it also where it says EINTR: never again. */
 }
 
 static uint64_t real_now_ns(void)
@@ -84,15 +86,97 @@ static uint64_t real_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-#ifndef SO_NETNS_COOKIE
-#define SO_NETNS_COOKIE 71 /* 5.14; parisc and sparc have other numbers, and get no answer */
-#endif
+/* ---- beside the ring ------------------------------------------------------ */
 
-static uint64_t real_network_of(int fd)
+static int real_sendto(int fd, const void *data, size_t size, int flags,
+                       const struct sockaddr *name, socklen_t length)
 {
-    uint64_t cookie = 0;
-    socklen_t length = sizeof cookie;
-    return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length) == 0 ? cookie : 0;
+    return answer(sendto(fd, data, size, flags, name, length));
+}
+
+static int real_recvfrom(int fd, void *memory, size_t size, int flags, struct sockaddr *name,
+                         socklen_t *length)
+{
+    return answer(recvfrom(fd, memory, size, flags, name, length));
+}
+
+static int real_sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    return answer(sendmsg(fd, message, flags));
+}
+
+static int real_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    return answer(recvmsg(fd, message, flags));
+}
+
+static int real_accept4(int fd, struct sockaddr *name, socklen_t *length, int flags)
+{
+    return answer(accept4(fd, name, length, flags));
+}
+
+static int real_connect(int fd, const struct sockaddr *name, socklen_t length)
+{
+    return answer(connect(fd, name, length));
+}
+
+static int real_shutdown(int fd, int how)
+{
+    return answer(shutdown(fd, how));
+}
+
+static int real_getsockopt(int fd, int level, int option, void *value, socklen_t *length)
+{
+    return answer(getsockopt(fd, level, option, value, length));
+}
+
+static int real_setsockopt(int fd, int level, int option, const void *value, socklen_t length)
+{
+    return answer(setsockopt(fd, level, option, value, length));
+}
+
+static int real_getsockname(int fd, struct sockaddr *name, socklen_t *length)
+{
+    return answer(getsockname(fd, name, length));
+}
+
+static int real_getpeername(int fd, struct sockaddr *name, socklen_t *length)
+{
+    return answer(getpeername(fd, name, length));
+}
+
+static int real_read(int fd, void *memory, size_t size)
+{
+    return answer(read(fd, memory, size));
+}
+
+static int real_write(int fd, const void *data, size_t size)
+{
+    return answer(write(fd, data, size));
+}
+
+static int real_poll(struct pollfd *files, unsigned count, int timeout_ms)
+{
+    return answer(poll(files, count, timeout_ms));
+}
+
+static int real_status_flags(int fd)
+{
+    return answer(fcntl(fd, F_GETFL));
+}
+
+static int real_queued(int fd)
+{
+    int bytes = 0;
+    int error = answer(ioctl(fd, FIONREAD, &bytes));
+    return error < 0 ? error : bytes;
+}
+
+static int real_mode(int fd)
+{
+    struct stat status;
+    int error = answer(fstat(fd, &status));
+    return error < 0 ? error : (int)status.st_mode;
 }
 
 const struct ut_kernel ut_kernel_real = {
@@ -104,13 +188,26 @@ const struct ut_kernel ut_kernel_real = {
     .unmap = real_unmap,
     .close_fd = real_close,
     .now_ns = real_now_ns,
-    .network_of = real_network_of,
+    .sendto = real_sendto,
+    .recvfrom = real_recvfrom,
+    .sendmsg = real_sendmsg,
+    .recvmsg = real_recvmsg,
+    .accept4 = real_accept4,
+    .connect = real_connect,
+    .shutdown = real_shutdown,
+    .getsockopt = real_getsockopt,
+    .setsockopt = real_setsockopt,
+    .getsockname = real_getsockname,
+    .getpeername = real_getpeername,
+    .read = real_read,
+    .write = real_write,
+    .poll = real_poll,
+    .status_flags = real_status_flags,
+    .queued = real_queued,
+    .mode = real_mode,
 };
 
-const struct ut_kernel *ut_kernel_get_real(void)
-{
-    return &ut_kernel_real;
-}
+const struct ut_kernel *ut_kernel_in_use = &ut_kernel_real;
 
 unsigned ut_fork_count;
 

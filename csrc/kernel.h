@@ -1,5 +1,6 @@
 /*
- * The kernel seam: every system call of the engine goes through this table.
+ * The kernel seam: every system call goes through this table, those of the ring
+ * and those that are made beside it (beside.h).
  *
  * The real kernel stands behind `ut_kernel_real`. Test builds put a scripted
  * one in its place, so that orders which Linux rarely gives (a cancel that
@@ -7,12 +8,18 @@
  *
  * All functions return -errno on failure. None retries: what an error means
  * is decided by the caller, in one place.
+ *
+ * Not in it: what Python's `ssl`, its resolver and the constructor of its socket
+ * objects do by themselves, and what is done once, to set up: sockets made, bound
+ * and listening, /proc read, the pair that the probe tries the ring with.
  */
 #ifndef UT_KERNEL_H
 #define UT_KERNEL_H
 
+#include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 #include "uapi.h"
 
@@ -26,13 +33,37 @@ struct ut_kernel {
     /* Page-aligned anonymous memory; `dontfork` as in map(). */
     int (*allocate)(void **address, size_t size, int dontfork);
     void (*unmap)(void *address, size_t size);
-    void (*close_fd)(int fd);
+    int (*close_fd)(int fd);
     uint64_t (*now_ns)(void); /* CLOCK_MONOTONIC */
-    uint64_t (*network_of)(int fd); /* a socket's: another number for each; 0: unknown */
+
+    /* Beside the ring: each is the system call of its name, with its arguments. A count is an
+     * int, because Linux moves less than 2 GiB at once. */
+    int (*sendto)(int fd, const void *data, size_t size, int flags, const struct sockaddr *name,
+                  socklen_t length);
+    int (*recvfrom)(int fd, void *memory, size_t size, int flags, struct sockaddr *name,
+                    socklen_t *length);
+    int (*sendmsg)(int fd, const struct msghdr *message, int flags);
+    int (*recvmsg)(int fd, struct msghdr *message, int flags);
+    int (*accept4)(int fd, struct sockaddr *name, socklen_t *length, int flags);
+    int (*connect)(int fd, const struct sockaddr *name, socklen_t length);
+    int (*shutdown)(int fd, int how);
+    int (*getsockopt)(int fd, int level, int option, void *value, socklen_t *length);
+    int (*setsockopt)(int fd, int level, int option, const void *value, socklen_t length);
+    int (*getsockname)(int fd, struct sockaddr *name, socklen_t *length);
+    int (*getpeername)(int fd, struct sockaddr *name, socklen_t *length);
+    int (*read)(int fd, void *memory, size_t size);
+    int (*write)(int fd, const void *data, size_t size);
+    int (*poll)(struct pollfd *files, unsigned count, int timeout_ms);
+    int (*status_flags)(int fd); /* fcntl(F_GETFL) */
+    int (*queued)(int fd);       /* ioctl(FIONREAD): bytes that can be received */
+    int (*mode)(int fd);         /* fstat: st_mode */
 };
 
 extern const struct ut_kernel ut_kernel_real;
-const struct ut_kernel *ut_kernel_get_real(void); /* its address, for cffi */
+
+/* The one that calls beside the ring go to, and that Python opens its rings on; a ring keeps
+ * the one that it was opened on. Written by tests alone, before anything is open. */
+extern const struct ut_kernel *ut_kernel_in_use;
 
 /*
  * How often this process is a fork of the one that loaded the library. A ring

@@ -1,8 +1,5 @@
-#define _GNU_SOURCE /* accept4 */
 #include "prep.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -71,29 +68,6 @@ int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t si
     if (slot >= 0)
         sqe->op_flags = (uint32_t)flags | MSG_DONTWAIT;
     return slot;
-}
-
-int ut_try_send(int fd, const char *data, size_t size)
-{
-    ssize_t sent = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    return sent < 0 ? -errno : (int)sent;
-}
-
-int ut_try_recv(int fd, void *memory, size_t size)
-{
-    ssize_t received = recv(fd, memory, size, MSG_DONTWAIT);
-    return received < 0 ? -errno : (int)received;
-}
-
-int ut_try_poll(int fd, int events)
-{
-    struct pollfd file = {.fd = fd, .events = (short)events};
-    return poll(&file, 1, 0) < 0 ? -errno : file.revents;
-}
-
-uint64_t ut_network_of(const struct ut_engine *engine, int fd)
-{
-    return engine->ring.kernel->network_of(fd);
 }
 
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
@@ -205,15 +179,4 @@ int ut_prep_timeout(struct ut_engine *engine, int64_t timeout_ns)
         sqe->addr = (uint64_t)(uintptr_t)&op->timeout;
     }
     return slot;
-}
-
-int ut_try_accept(int fd, int flags)
-{
-    int status = fcntl(fd, F_GETFL);
-    if (status < 0)
-        return -errno;
-    if (!(status & O_NONBLOCK))
-        return -EDEADLK;
-    int accepted = accept4(fd, NULL, NULL, flags);
-    return accepted < 0 ? -errno : accepted;
 }

@@ -27,19 +27,6 @@ int ut_prep_recv_into(struct ut_engine *engine, int fd, void *memory, uint32_t s
                       int poll_first);
 int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t size, int flags);
 
-/* Sends at once what the socket takes now: bytes, or -errno. No operation, and nothing
- * to wait for: for data that is small against the socket's buffer. */
-int ut_try_send(int fd, const char *data, size_t size);
-
-/* Receives at once what is there: bytes, 0 at the end of the stream, or -errno. */
-int ut_try_recv(int fd, void *memory, size_t size);
-
-/* What of poll(2)'s events a file has now, or -errno. */
-int ut_try_poll(int fd, int events);
-
-/* A number of the network that a socket belongs to; 0 where the kernel does not tell. */
-uint64_t ut_network_of(const struct ut_engine *engine, int fd);
-
 /* The same as ut_prep_send from `data + offset`: what a short send has left. */
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
                       uint32_t size, int flags);
@@ -68,10 +55,5 @@ int ut_prep_poll(struct ut_engine *engine, int fd, uint32_t events, int multisho
 
 /* Is over after `timeout_ns` with -ETIME; the wait goes on meanwhile. */
 int ut_prep_timeout(struct ut_engine *engine, int64_t timeout_ns);
-
-/* Takes a connection that waits already: its descriptor, or -errno. accept4(2) has no flag
- * for one call, so where the listener does not have O_NONBLOCK, because somebody who shares
- * it has switched that off, nothing is tried: -EDEADLK. */
-int ut_try_accept(int fd, int flags);
 
 #endif

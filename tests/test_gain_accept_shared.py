@@ -26,7 +26,8 @@ from gain_accept_worker import share
 from gain_tools import BOUND_S, Recorder, server_in_thread, wait_until
 
 from uring_trio import gain
-from uring_trio._kernel import EAGAIN, load_extension
+from uring_trio._beside import Name, try_accept
+from uring_trio._kernel import EAGAIN
 from uring_trio.gain import _session
 
 if TYPE_CHECKING:
@@ -342,17 +343,18 @@ def test_a_blocking_listener_whose_connections_others_take(shared: socket.socket
 
 
 def test_try_accept_takes_what_is_there_and_never_blocks() -> None:
-    _, lib = load_extension()
+    peer = Name()
     flags = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     with listening("tcp") as listener:
         fd = listener.fileno()
-        assert lib.ut_try_accept(fd, flags) == EAGAIN
-        with connect_to(listener):
-            accepted = lib.ut_try_accept(fd, flags)
+        assert try_accept(fd, flags, peer.c) == EAGAIN
+        with connect_to(listener) as client:
+            accepted = try_accept(fd, flags, peer.c)
             assert accepted >= 0
+            assert peer.address == client.getsockname()
             assert fcntl.fcntl(accepted, fcntl.F_GETFL) & os.O_NONBLOCK
             assert fcntl.fcntl(accepted, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
             os.close(accepted)
         set_blocking(listener)
-        assert lib.ut_try_accept(fd, flags) == -errno.EDEADLK
-    assert lib.ut_try_accept(fd, flags) == -errno.EBADF
+        assert try_accept(fd, flags, peer.c) == -errno.EDEADLK
+    assert try_accept(fd, flags, peer.c) == -errno.EBADF

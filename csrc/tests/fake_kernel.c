@@ -1,4 +1,5 @@
-/* The fake's memory, set-up and registrations; its operations are in fake_requests.c. */
+/* The fake's memory, set-up and registrations; its operations are in fake_requests.c, the
+ * calls beside the ring in fake_beside.c. */
 #include "fake_kernel.h"
 
 #include <errno.h>
@@ -204,16 +205,19 @@ static int fake_setup(unsigned entries, struct io_uring_params *params)
     return RING_FD;
 }
 
-static void fake_close(int fd)
+static int fake_close(int fd)
 {
-    if (fd != RING_FD || !fake_ring.open) {
+    if (fd != RING_FD)
+        return fake_close_file(fd);
+    if (!fake_ring.open) {
         fake_fault("close of what is not open");
-        return;
+        return -EBADF;
     }
     fake_requests_close();
     fake_ring.open = false;
     fake.fds--;
     free_ring_memory();
+    return 0;
 }
 
 /* ---- registrations -------------------------------------------------------- */
@@ -277,11 +281,6 @@ static uint64_t fake_now_ns(void)
     return fake.now_ns;
 }
 
-static uint64_t fake_network_of(int fd)
-{
-    return 1 + (fd >= FAKE_FD_ELSEWHERE);
-}
-
 const struct ut_kernel ut_kernel_fake = {
     .setup = fake_setup,
     .enter = fake_enter_ring,
@@ -291,7 +290,23 @@ const struct ut_kernel ut_kernel_fake = {
     .unmap = fake_unmap,
     .close_fd = fake_close,
     .now_ns = fake_now_ns,
-    .network_of = fake_network_of,
+    .sendto = fake_sendto,
+    .recvfrom = fake_recvfrom,
+    .sendmsg = fake_sendmsg,
+    .recvmsg = fake_recvmsg,
+    .accept4 = fake_accept4,
+    .connect = fake_connect,
+    .shutdown = fake_shutdown,
+    .getsockopt = fake_getsockopt,
+    .setsockopt = fake_setsockopt,
+    .getsockname = fake_getsockname,
+    .getpeername = fake_getpeername,
+    .read = fake_read,
+    .write = fake_write,
+    .poll = fake_poll,
+    .status_flags = fake_status_flags,
+    .queued = fake_queued,
+    .mode = fake_mode,
 };
 
 /* ---- between tests -------------------------------------------------------- */

@@ -7,6 +7,8 @@
  * the engine looks at the clock. So every order of events is had on demand, at
  * once, and again.
  *
+ * Calls beside the ring are noted, and answer what the test has set.
+ *
  * One ring at a time. What the engine must never do (two operations with one
  * token, a buffer returned twice, an sqe that Linux would refuse, a wait that
  * nothing can end) is a fault: printed, counted, and failed by fake_check_books().
@@ -27,6 +29,7 @@
 #define FAKE_OVERFLOW_MAX 65536
 #define FAKE_PLANS_MAX 8192
 #define FAKE_ENTERS_MAX 64
+#define FAKE_MADE_MAX 8
 #define FAKE_FD_ELSEWHERE 10000 /* sockets from here on are of another network */
 
 extern const struct ut_kernel ut_kernel_fake;
@@ -82,6 +85,39 @@ struct fake_group {
     bool out[32768];      /* taken by the kernel, not yet put back */
 };
 
+/* The calls beside the ring. */
+enum fake_call {
+    FAKE_SENDTO,
+    FAKE_RECVFROM,
+    FAKE_SENDMSG,
+    FAKE_RECVMSG,
+    FAKE_ACCEPT4,
+    FAKE_CONNECT,
+    FAKE_SHUTDOWN,
+    FAKE_GETSOCKOPT,
+    FAKE_SETSOCKOPT,
+    FAKE_GETSOCKNAME,
+    FAKE_GETPEERNAME,
+    FAKE_READ,
+    FAKE_WRITE,
+    FAKE_POLL,
+    FAKE_STATUS_FLAGS,
+    FAKE_QUEUED,
+    FAKE_MODE,
+    FAKE_CLOSE,
+    FAKE_CALLS,
+};
+
+/* One of them, as it was made: what its system call does not have is 0. */
+struct fake_made {
+    enum fake_call call;
+    int fd, flags, level, option; /* `flags` of shutdown: how; of poll: the timeout in ms */
+    const void *memory;           /* of a message: itself */
+    size_t size;
+    struct sockaddr_storage name; /* that was given */
+    socklen_t name_length;        /* of it, or of the room for one */
+};
+
 struct fake {
     /* For tests to set. */
     uint64_t now_ns;
@@ -100,6 +136,11 @@ struct fake {
     bool is_calm;      /* no plan is drawn whose polls tell it always and whose refusals echo */
     int32_t watch_error; /* see fake_fail_watches() */
     bool watches_end;  /* each cqe of a watch is its last; drawn, if anything is */
+    int answers[FAKE_CALLS];      /* of the calls beside the ring */
+    struct sockaddr_storage name; /* that they write where one is asked for */
+    socklen_t name_length;
+    int option; /* the value of every socket option, and what poll() has found */
+    int file;   /* an open one, that may be closed once; 0: none */
 
     /* For tests to read. */
     unsigned calls, enters, faults, mappings, fds, late_writes;
@@ -107,6 +148,8 @@ struct fake {
     unsigned stale_injected, overflows;
     unsigned attempts, refused, watches; /* attempts that do not wait; multishot polls */
     int event_fd;
+    unsigned made_count;
+    struct fake_made made[FAKE_MADE_MAX]; /* the first calls beside the ring */
 
     struct fake_group groups[UT_GROUPS];
 };
@@ -168,6 +211,26 @@ extern struct fake_ring fake_ring;
 unsigned *fake_at(uint32_t offset); /* a word of the ring's shared memory */
 int fake_enter_ring(int ring_fd, unsigned to_submit, unsigned min_complete, unsigned flags,
                     const void *arg, size_t arg_size);
+int fake_close_file(int fd); /* one that is not the ring */
+int fake_sendto(int fd, const void *data, size_t size, int flags, const struct sockaddr *name,
+                socklen_t length);
+int fake_recvfrom(int fd, void *memory, size_t size, int flags, struct sockaddr *name,
+                  socklen_t *length);
+int fake_sendmsg(int fd, const struct msghdr *message, int flags);
+int fake_recvmsg(int fd, struct msghdr *message, int flags);
+int fake_accept4(int fd, struct sockaddr *name, socklen_t *length, int flags);
+int fake_connect(int fd, const struct sockaddr *name, socklen_t length);
+int fake_shutdown(int fd, int how);
+int fake_getsockopt(int fd, int level, int option, void *value, socklen_t *length);
+int fake_setsockopt(int fd, int level, int option, const void *value, socklen_t length);
+int fake_getsockname(int fd, struct sockaddr *name, socklen_t *length);
+int fake_getpeername(int fd, struct sockaddr *name, socklen_t *length);
+int fake_read(int fd, void *memory, size_t size);
+int fake_write(int fd, const void *data, size_t size);
+int fake_poll(struct pollfd *files, unsigned count, int timeout_ms);
+int fake_status_flags(int fd);
+int fake_queued(int fd);
+int fake_mode(int fd);
 void fake_requests_reset(void);
 void fake_requests_close(void); /* the ring's fd is gone */
 void fake_cq_reset(void);

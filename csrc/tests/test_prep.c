@@ -1,11 +1,5 @@
-/* Sends from an offset, sends and receives at once, and when an enter waits for buffers. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <poll.h>
-#include <stdlib.h>
-#include <string.h>
+/* Sends from an offset, and when an enter waits for buffers. */
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include "engine_tools.h"
 
@@ -49,99 +43,6 @@ static void a_short_send_goes_on_where_it_stopped(void)
     CHECK_EQ(sent, SIZE);
     CHECK_EQ(sends, (SIZE + STEP - 1) / STEP);
     tools_close(engine);
-}
-
-/* ---- at once, on real sockets --------------------------------------------- */
-
-static int pair[2];
-
-static void open_pair(void)
-{
-    fake_reset();
-    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0); /* blocking ones */
-}
-
-static void close_pair(void)
-{
-    close(pair[0]);
-    close(pair[1]);
-}
-
-static void what_fits_is_sent_whole(void)
-{
-    char answer[10];
-    open_pair();
-    CHECK_EQ(ut_try_send(pair[0], "whole", 5), 5);
-    CHECK_EQ(ut_try_recv(pair[1], answer, sizeof answer), 5);
-    CHECK(memcmp(answer, "whole", 5) == 0);
-    CHECK_EQ(ut_try_send(pair[0], "", 0), 0);
-    close_pair();
-}
-
-static void what_does_not_fit_is_sent_in_part_and_then_refused(void)
-{
-    enum { SIZE = 16 << 20 };
-    char *data = malloc(SIZE);
-    for (size_t i = 0; i < SIZE; i++)
-        data[i] = (char)(i * 7 >> 3);
-    open_pair();
-    int sent = ut_try_send(pair[0], data, SIZE);
-    CHECK(sent > 0 && sent < SIZE);
-    CHECK_EQ(ut_try_send(pair[0], data + sent, (size_t)(SIZE - sent)), -EAGAIN);
-    char *arrived = malloc(SIZE);
-    int count = 0, piece;
-    while ((piece = ut_try_recv(pair[1], arrived + count, SIZE - (size_t)count)) > 0)
-        count += piece;
-    CHECK_EQ(piece, -EAGAIN); /* and it does not wait */
-    CHECK_EQ(count, sent);
-    CHECK(memcmp(arrived, data, (size_t)count) == 0);
-    CHECK(ut_try_send(pair[0], data + sent, (size_t)(SIZE - sent)) > 0); /* there is room again */
-    free(arrived);
-    free(data);
-    close_pair();
-}
-
-static void a_send_to_nobody_is_an_error_and_no_signal(void)
-{
-    open_pair();
-    close(pair[1]);
-    CHECK_EQ(ut_try_send(pair[0], "x", 1), -EPIPE); /* SIGPIPE would have ended us */
-    pair[1] = -1;
-    close_pair();
-    CHECK_EQ(ut_try_send(-1, "x", 1), -EBADF);
-}
-
-static void a_receive_finds_data_the_end_or_nothing(void)
-{
-    char answer[4];
-    open_pair();
-    CHECK_EQ(ut_try_recv(pair[0], answer, sizeof answer), -EAGAIN);
-    CHECK_EQ(write(pair[1], "abcdef", 6), 6);
-    CHECK_EQ(shutdown(pair[1], SHUT_WR), 0);
-    CHECK_EQ(ut_try_recv(pair[0], answer, sizeof answer), 4);
-    CHECK(memcmp(answer, "abcd", 4) == 0);
-    CHECK_EQ(ut_try_recv(pair[0], answer, sizeof answer), 2);
-    CHECK_EQ(ut_try_recv(pair[0], answer, sizeof answer), 0);
-    CHECK_EQ(ut_try_recv(pair[0], answer, sizeof answer), 0);
-    CHECK_EQ(ut_try_recv(-1, answer, sizeof answer), -EBADF);
-    close_pair();
-}
-
-static void a_look_tells_what_is_so_now(void)
-{
-    char answer[4];
-    open_pair();
-    CHECK_EQ(ut_try_poll(pair[0], POLLIN), 0);
-    CHECK_EQ(ut_try_poll(pair[0], POLLOUT), POLLOUT);
-    CHECK_EQ(write(pair[1], "x", 1), 1);
-    CHECK_EQ(ut_try_poll(pair[0], POLLIN), POLLIN);
-    CHECK_EQ(ut_try_recv(pair[0], answer, sizeof answer), 1);
-    CHECK_EQ(ut_try_poll(pair[0], POLLIN), 0); /* whatever was told before */
-    close(pair[1]);
-    pair[1] = -1;
-    CHECK(ut_try_poll(pair[0], POLLIN) & POLLHUP); /* though nobody has asked for it */
-    CHECK_EQ(ut_try_poll(1 << 20, POLLIN), POLLNVAL);
-    close_pair();
 }
 
 /* ---- rounds of a wait, and buffers ---------------------------------------- */
@@ -252,11 +153,6 @@ int main(void)
     check_after_each = fake_check_books;
     RUN(a_send_begins_at_its_offset);
     RUN(a_short_send_goes_on_where_it_stopped);
-    RUN(what_fits_is_sent_whole);
-    RUN(what_does_not_fit_is_sent_in_part_and_then_refused);
-    RUN(a_send_to_nobody_is_an_error_and_no_signal);
-    RUN(a_receive_finds_data_the_end_or_nothing);
-    RUN(a_look_tells_what_is_so_now);
     RUN(rounds_stop_while_there_are_buffers_for_one_more);
     RUN(no_piece_is_lost_or_refused);
     RUN(a_wait_that_must_not_sleep_goes_on_as_well);

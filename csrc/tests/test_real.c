@@ -24,6 +24,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../beside.h"
 #include "../probe.h"
 #include "engine_tools.h"
 

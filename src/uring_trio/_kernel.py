@@ -170,7 +170,7 @@ def probe_kernel(sizes: RingSizes | None = None) -> KernelProbe:
     try:
         found = _ffi.new("struct ut_probe *")
         config = (sizes or RingSizes()).c
-        _lib.ut_probe_run(_lib.ut_kernel_get_real(), config, PROBE_TIMEOUT_NS, found)
+        _lib.ut_probe_run(_lib.ut_kernel_in_use, config, PROBE_TIMEOUT_NS, found)
         return _read_probe(found)
     except MemoryError:
         return KernelProbe(error=errno.ENOMEM, stage=PYTHON_MEMORY)
@@ -200,7 +200,7 @@ def _read_probe(found: Any) -> KernelProbe:
 def try_ring_alone(sq_entries: int, cq_entries: int) -> int:
     """Make a ring of these sizes and nothing else, and close it: 0, or the errno."""
     _, lib = load_extension()
-    return -int(lib.ut_probe_setup(lib.ut_kernel_get_real(), sq_entries, cq_entries))
+    return -int(lib.ut_probe_setup(lib.ut_kernel_in_use, sq_entries, cq_entries))
 
 
 def _raise_trim_threshold() -> None:
@@ -234,7 +234,7 @@ class Ring:
         # soon as the C call returns, before there is a name to hold what it returned.
         self._box = _ffi.gc(_ffi.new("struct ut_engine **"), lib.ut_engine_close_boxed)
         stage = _ffi.new("const char **")
-        error = lib.ut_engine_open_boxed(lib.ut_kernel_get_real(), config, self._box, stage)
+        error = lib.ut_engine_open_boxed(lib.ut_kernel_in_use, config, self._box, stage)
         if error < 0:
             step = _ffi.string(stage[0]).decode()
             raise OSError(-error, f"{step}: {os.strerror(-error)}")
@@ -259,9 +259,6 @@ class Ring:
         self.recv_multishot = partial(lib.ut_prep_recv_multishot, engine)
         self.try_send = lib.ut_try_send
         self.try_recv = lib.ut_try_recv
-        self.try_accept = lib.ut_try_accept
-        self.try_poll = lib.ut_try_poll
-        self.network_of = partial(lib.ut_network_of, engine)
         self.send_from = partial(lib.ut_prep_send_from, engine)
         self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
 
@@ -281,6 +278,10 @@ class Ring:
     def accept(self, fd: int, message: Message, flags: int, poll_first: int) -> int:
         """Accept a connection; the peer's address goes into the message."""
         return int(_lib.ut_prep_accept(self._engine, fd, message.c, flags, poll_first))
+
+    def try_accept(self, fd: int, flags: int) -> int:
+        """Take a connection that waits already: its descriptor."""
+        return int(_lib.ut_try_accept(fd, flags, _ffi.NULL))
 
     def connect(self, fd: int, message: Message) -> int:
         """Connect to the message's name."""
@@ -322,7 +323,7 @@ class Ring:
     def abandon(self) -> None:
         """In a forked child: close its copy of the fd, now and not again when collected."""
         self._box[0] = _ffi.NULL
-        os.close(self.fd)
+        _lib.ut_close(self.fd)
 
     def close(self, *, leak: bool) -> bool:
         """Close the ring and free its memory; afterwards nothing here may be called.

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 from outcome import Error
 
+from uring_trio import _beside as beside
+from uring_trio._beside import checked
 from uring_trio._fast_ways import FAST
 from uring_trio._kernel import (
     CQE_F_MORE,
@@ -71,19 +73,17 @@ def require_pollable(fd: Any) -> int:
     """
     mode = 0
     if isinstance(fd, int) and 0 <= fd <= INT_MAX:
-        mode = os.fstat(fd).st_mode
+        mode = checked(beside.mode(fd))
         if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
             return fd
-    poll = select.poll()
-    poll.register(fd, ALL_READY)
-    events = poll.poll(0)
-    if events:
-        ((number, found),) = events
-        if found & POLLNVAL:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        if found == ALL_READY:
-            _ask_epoll(number, mode)
-    return fd if isinstance(fd, int) else int(fd.fileno())
+    select.poll().register(fd, ALL_READY)  # has words for what is no file, and asks nobody
+    number = fd if isinstance(fd, int) else int(fd.fileno())
+    found = checked(beside.try_poll(number, ALL_READY))
+    if found & POLLNVAL:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if found == ALL_READY:
+        _ask_epoll(number, mode)
+    return number
 
 
 def _ask_epoll(fd: int, mode: int) -> None:
@@ -100,7 +100,7 @@ def _ask_epoll(fd: int, mode: int) -> None:
 def stays_ready(fd: int) -> bool:
     """Whether a file is known to be ready until somebody reads or writes it."""
     try:
-        mode = os.fstat(fd).st_mode
+        mode = checked(beside.mode(fd))
         if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) or os.isatty(fd):
             return True
         return os.readlink(f"/proc/self/fd/{fd}") in STEADY
@@ -199,8 +199,7 @@ class Poll:
 
     def _was_too_early(self) -> bool:
         """Whether what it was told of is over, and will be told again."""
-        ring = self.polls.slots.ring
-        return not ring.try_poll(self.fd, self.events) and stays_ready(self.fd)
+        return not beside.try_poll(self.fd, self.events) and stays_ready(self.fd)
 
     def _go_on(self, *, multishot: bool) -> int:
         """Wait on, after it was told in vain: its slot, or the errno of why it cannot."""

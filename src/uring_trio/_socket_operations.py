@@ -16,6 +16,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses
+from uring_trio._beside import network_of
 from uring_trio._kernel import EAGAIN, ECANCELED, ETIME, POLLIN
 from uring_trio._memory import Memory, Message, unpin
 from uring_trio._operations import Operation
@@ -398,4 +399,4 @@ class ConnectLocal(Operation):
         if not name.startswith(b"\0"):
             return name, 0
         # An abstract name is one of the socket's network.
-        return name, int(self.line.slots.ring.network_of(self.line.fileno()))
+        return name, network_of(self.line.fileno())

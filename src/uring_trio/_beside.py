@@ -1,0 +1,219 @@
+"""System calls beside the ring: the one room that makes them.
+
+What can be done at once is cheaper by a plain call than by an operation, and some calls are
+none of the ring's (csrc/beside.h). They go through the table of the C core that the ring's
+own go through, so that a scripted kernel sees what the program does, and not the half of it.
+What stays outside, and why, is listed in tests/test_kernel_seam.py.
+
+The functions are the C ones, as in `_kernel`: they answer what the system call answers, or a
+negative errno. `checked` makes an exception of that. Those that are written here raise.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from uring_trio import _addresses, _kernel
+from uring_trio._kernel import EINTR
+from uring_trio._memory import Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ffi: Any = None
+_lib: Any = None
+_NAME_AT = 0  # bytes in front of a struct ut_name's sockaddr
+if _kernel.extension_available():
+    _ffi, _lib = _kernel.load_extension()
+    _NAME_AT = _ffi.offsetof("struct ut_name", "storage")
+
+
+# The answer of `try_accept` where nothing was tried.
+MIGHT_BLOCK = -errno.EDEADLK
+
+
+def _function(name: str) -> Any:
+    return getattr(_lib, name, None)  # none where the extension was not built
+
+
+try_send = _function("ut_try_send")
+try_send_to = _function("ut_try_send_to")
+try_recv = _function("ut_try_recv")
+try_accept = _function("ut_try_accept")
+try_poll = _function("ut_try_poll")
+connect = _function("ut_connect")
+shutdown = _function("ut_shutdown")
+close = _function("ut_close")
+getsockopt = _function("ut_getsockopt")
+status_flags = _function("ut_status_flags")
+queued = _function("ut_queued")
+mode = _function("ut_mode")
+write = _function("ut_write")
+
+
+def checked(result: int) -> int:
+    """The answer of a call.
+
+    Raises:
+      OSError: it was an error.
+    """
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+class Name:
+    """The memory for an address that a call tells; to be used again and again."""
+
+    __slots__ = ("_view", "c")
+
+    def __init__(self) -> None:
+        self.c = _ffi.new("struct ut_name *")
+        self._view = _ffi.buffer(self.c)
+
+    @property
+    def address(self) -> Any:
+        """The same in Python's form."""
+        return _addresses.unpack(self.packed)
+
+    @property
+    def packed(self) -> bytes:
+        """The sockaddr that the last call has told."""
+        end: int = _NAME_AT + self.c.length
+        return self._view[_NAME_AT:end]  # type: ignore[no-any-return]
+
+
+def own_address(fd: int) -> Any:
+    """The address that a socket is bound to.
+
+    Raises:
+      OSError: as getsockname(2).
+    """
+    name = Name()
+    checked(_lib.ut_own_name(fd, name.c))
+    return name.address
+
+
+def peer_address(fd: int) -> Any:
+    """The address of a connection's peer, also after a reset.
+
+    Raises:
+      OSError: the kernel does not know it.
+    """
+    name = Name()
+    checked(_lib.ut_peer_name(fd, name.c))
+    return name.address
+
+
+def network_of(fd: int) -> int:
+    """The number of the network that a socket is in; 0: it is not known."""
+    return int(_lib.ut_network_of(_lib.ut_kernel_in_use, fd))
+
+
+def option_of(fileno: Callable[[], int], level: int, option: int) -> int:
+    """A socket's option, of whatever descriptor it has when it is asked.
+
+    Raises:
+      OSError: as getsockopt(2).
+    """
+    return checked(getsockopt(fileno(), level, option))
+
+
+def try_recv_from(fd: int, memory: Any, size: int, name: Name) -> int:
+    """Receive a datagram into `Memory`; who it is from is in *name*."""
+    return int(_lib.ut_try_recv_from(fd, memory.c, size, name.c))
+
+
+def try_recvmsg(fd: int, message: Any, flags: int) -> int:
+    """Receive into a `Message`, which may be one that has received already."""
+    return int(_lib.ut_try_recvmsg(fd, message.c, flags))
+
+
+def setsockopt(fd: int, level: int, option: int, value: int | bytes) -> None:
+    """Set a socket's option.
+
+    Raises:
+      OSError: the kernel refuses it.
+      OverflowError: an argument is no int of C's.
+    """
+    if type(value) is bytes:
+        result = _lib.ut_setsockopt_bytes(fd, level, option, value, len(value))
+    else:
+        result = _lib.ut_setsockopt(fd, level, option, value)
+    if result < 0:
+        checked(result)
+
+
+def read(fd: int, size: int) -> bytes:
+    """read(2): at most *size* bytes.
+
+    Raises:
+      OSError: as read(2), but for EINTR.
+    """
+    memory = Memory(size)
+    try:
+        while (count := _lib.ut_read(fd, memory.c, size)) == EINTR:
+            pass  # Python has run its signal handlers
+        return memory.data(checked(count))
+    finally:
+        memory.free()
+
+
+def write_some(fd: int, data: Any) -> int:
+    """write(2) of an object with contiguous memory; how many bytes were taken.
+
+    Raises:
+      OSError: as write(2), but for EINTR.
+    """
+    with _ffi.from_buffer("char[]", data) as pinned:
+        while (count := write(fd, pinned, len(pinned))) == EINTR:
+            pass
+    return checked(count)
+
+
+def wait_for(fd: int, events: int, timeout: float) -> int:
+    """poll(2) for at most *timeout* seconds: what of *events* there is, 0 in the end.
+
+    Raises:
+      OSError: as poll(2), but for EINTR.
+    """
+    end = monotonic() + timeout
+    left = timeout
+    while True:
+        left_ms = min(max(0, math.ceil(left * 1000)), 0x7FFFFFFF) if left < math.inf else -1
+        found: int = _lib.ut_poll(fd, events, left_ms)
+        if found != EINTR:
+            return checked(found)
+        left = end - monotonic()
+
+
+def close_fd(fd: int) -> None:
+    """Close a descriptor of ours.
+
+    Raises:
+      OSError: it was not open, or the file was not written as it should.
+    """
+    result = close(fd)
+    if result != EINTR:  # Linux has closed it all the same
+        checked(result)
+
+
+def close_socket(sock: socket.socket) -> None:
+    """Close a socket of the standard library's, as its own method does.
+
+    Raises:
+      OSError: somebody else has closed its descriptor.
+    """
+    if _lib is None or type(sock) is not socket.socket or sock._io_refs > 0:  # type: ignore[attr-defined]
+        sock.close()  # a user's class, or somebody still reads it as a file
+        return
+    fd = sock.detach()
+    if fd >= 0:
+        result = close(fd)
+        if -result != errno.ECONNRESET:
+            checked(result)
