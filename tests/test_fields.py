@@ -50,6 +50,7 @@ EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
     ),
     "_trio_private: hold_send_guard": ("as ConflictDetector.__enter__, flat", {"guard._held"}),
     "_trio_private: let_go": ("as ConflictDetector.__exit__, flat", {"guard._held"}),
+    "_trio_private: note_shutdown": ("as trio's own shutdown", {"sock._did_shutdown_SHUT_WR"}),
     "_trio_private: bind_io_manager": (
         NOT_OURS,
         {"setattr(_run, 'TheIOManager', manager_class)"},

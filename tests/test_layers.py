@@ -77,6 +77,11 @@ CIRCLE_MAX = 2
 # Who may know what: the name -> the only modules that may import it.
 RESERVED = {
     "uring_trio._engine": {"_kernel"},
+    # System calls beside the ring are made by `_beside`. These ask once what a place or a file
+    # is like; see test_kernel_seam.py.
+    "fcntl": {"gain._receiving", "gain._unix_path"},
+    "termios": {"gain._receiving"},
+    "select": {"_guest", "_polls", "_streams", "gain._capabilities"},
     "anyio": {"_anyio_backend"},
     "pytest": {"pytest_plugin"},
     "rich": {"_demo"},

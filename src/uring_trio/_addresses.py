@@ -64,6 +64,11 @@ def _pack_unix(address: Any) -> bytes | None:
     return _FAMILY.pack(socket.AF_UNIX) + path + b"\0"
 
 
+def is_abstract(name: bytes) -> bool:
+    """Whether a packed sockaddr of a UNIX socket is no path."""
+    return name[_UNIX_PATH_AT : _UNIX_PATH_AT + 1] == b"\0"
+
+
 def unpack(name: bytes) -> Any:
     """Python's form of a sockaddr that the kernel wrote; None where it wrote none."""
     if len(name) < _UNIX_PATH_AT:

@@ -62,11 +62,12 @@ for an eventfd or an epoll descriptor a readlink(2) and an epoll_ctl(2). An idle
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
+import sys
 from typing import TYPE_CHECKING
 
+from uring_trio import _beside as beside
 from uring_trio._kernel import LOOK_NOTHING, LOOK_STARVED
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ if TYPE_CHECKING:
 
 # Seconds; the engine's own pause before it tries operations again that found no memory.
 RETRY_S = 0.001
+
+EVENT_BYTES = 8  # what a read of an eventfd gives, and a write takes: a count
+ONE_EVENT = (1).to_bytes(EVENT_BYTES, sys.byteorder)
 
 # How many shown descriptors one look of the helper takes; the rest are seen by the next.
 SEEN_MAX = 64
@@ -98,7 +102,7 @@ class Helper:
         try:
             ring.register_eventfd(self._event_fd)
         except OSError:
-            os.close(self._event_fd)
+            beside.close_fd(self._event_fd)
             raise
 
     def prepare(self) -> bool:
@@ -109,7 +113,7 @@ class Helper:
           RuntimeError: the ring is another process's.
         """
         try:
-            os.eventfd_read(self._event_fd)
+            beside.read(self._event_fd, EVENT_BYTES)
         except BlockingIOError:
             pass  # the registration's signal is still to come
         else:
@@ -148,16 +152,15 @@ class Helper:
             timeout = min(timeout, RETRY_S)
         if self._eyes is not None:
             return bool(self._eyes.poll(max(0, timeout), SEEN_MAX)) or self._starved
-        watcher = select.poll()
-        watcher.register(self._event_fd, select.POLLIN)
-        return bool(watcher.poll(max(0, math.ceil(timeout * 1000)))) or self._starved
+        return bool(beside.wait_for(self._event_fd, select.POLLIN, timeout)) or self._starved
 
     def wake(self) -> None:
         """Have the helper thread return."""
-        os.eventfd_write(self._event_fd, 1)
+        with contextlib.suppress(BlockingIOError):  # it is full: the thread returns anyway
+            beside.write_some(self._event_fd, ONE_EVENT)
 
     def close(self) -> None:
         """Give the descriptors back; the ring is closed."""
-        os.close(self._event_fd)
+        beside.close_fd(self._event_fd)
         if self._eyes is not None:
             self._eyes.close()

@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import array
 import errno
-import fcntl
-import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses
-from uring_trio._beside import network_of
+from uring_trio._beside import (
+    MIGHT_BLOCK,
+    Name,
+    checked,
+    close_fd,
+    connect,
+    network_of,
+    try_accept,
+)
 from uring_trio._kernel import EAGAIN, ECANCELED, ETIME, POLLIN
 from uring_trio._memory import Memory, Message, unpin
 from uring_trio._operations import Operation
@@ -147,7 +153,7 @@ class ReceiveMessage(MessageOperation):
                 descriptors = array.array("i")
                 descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
                 for fd in descriptors:
-                    os.close(fd)
+                    close_fd(fd)
 
 
 class SendMessage(MessageOperation):
@@ -166,8 +172,7 @@ Kind = tuple[int, int, int]  # family, type and protocol of what a listener acce
 def accept_now(listener: socket.socket) -> tuple[int, Any] | None:
     """accept4(2) of what is there: the new descriptor, and the peer's address.
 
-    One call of the standard library's: cheaper than an accept on the ring, which has memory
-    for the address and Python that reads it.
+    Cheaper than an accept on the ring, which has an operation and a message of its own.
 
     Returns:
       None where the call might block because another process has switched O_NONBLOCK off,
@@ -176,11 +181,11 @@ def accept_now(listener: socket.socket) -> tuple[int, Any] | None:
     Raises:
       BlockingIOError: there is nothing.
     """
-    listening = listener.fileno()
-    if listening < 0 or not fcntl.fcntl(listening, fcntl.F_GETFL) & os.O_NONBLOCK:
+    peer = Name()
+    fd = try_accept(listener.fileno(), socket.SOCK_CLOEXEC, peer.c)
+    if fd == MIGHT_BLOCK or (fd < 0 and listener.fileno() < 0):
         return None
-    taken: tuple[int, Any] = listener._accept()  # type: ignore[attr-defined]
-    return taken
+    return checked(fd), peer.address
 
 
 def own(fd: int, kind: Kind) -> socket.socket:
@@ -188,7 +193,7 @@ def own(fd: int, kind: Kind) -> socket.socket:
     try:
         return socket.socket(*kind, fileno=fd)
     except BaseException:
-        os.close(fd)
+        close_fd(fd)
         raise
 
 
@@ -255,7 +260,7 @@ class Accept(Operation):
 
     def dispose(self, res: int) -> None:
         if self.on_ring and res >= 0:
-            os.close(res)
+            close_fd(res)
 
     def release(self) -> None:
         message, self.message = self.message, None
@@ -334,12 +339,11 @@ class ConnectLocal(Operation):
     a timeout: the clock of all, or one that only its end cuts short.
     """
 
-    __slots__ = ("address", "answer", "full", "owner")
+    __slots__ = ("answer", "full", "name")
 
-    def __init__(self, line: Line, owner: socket.socket, address: Any) -> None:
+    def __init__(self, line: Line, name: bytes) -> None:
         super().__init__(line)
-        self.owner = owner
-        self.address = address
+        self.name = name  # packed
         self.full: FullListener | None = None
         self.answer: int | None = None
 
@@ -370,11 +374,7 @@ class ConnectLocal(Operation):
 
     def try_now(self) -> bool:
         """Whether it has its answer."""
-        try:
-            self.owner.connect(self.address)
-            answer = 0
-        except OSError as exc:
-            answer = -(exc.errno or errno.EIO)
+        answer = connect(self.line.fileno(), self.name, len(self.name))
         if answer == EAGAIN:
             return False
         self.answer = answer
@@ -395,8 +395,6 @@ class ConnectLocal(Operation):
 
     def _listener_name(self) -> ListenerName:
         """What two sockets have in common that are refused by one listener."""
-        name = os.fsencode(self.address)
-        if not name.startswith(b"\0"):
-            return name, 0
-        # An abstract name is one of the socket's network.
-        return name, network_of(self.line.fileno())
+        if not _addresses.is_abstract(self.name):
+            return self.name, 0
+        return self.name, network_of(self.line.fileno())  # the name is one of its network

@@ -24,6 +24,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio import _addresses
+from uring_trio._beside import checked, close_socket, connect, getsockopt, setsockopt, shutdown
 from uring_trio._fast_ways import FAST
 from uring_trio._io_manager import (
     UringIOManager,
@@ -31,6 +32,7 @@ from uring_trio._io_manager import (
     let_go_unless_on_ring,
     look_for_low_water,
 )
+from uring_trio._kernel import EAGAIN
 from uring_trio._memory import Message
 from uring_trio._socket_arguments import (
     MSG_NOSIGNAL,
@@ -54,7 +56,13 @@ from uring_trio._socket_operations import (
     accept_now,
     own,
 )
-from uring_trio._trio_private import manager_of, park, run_context, stock_socket_type
+from uring_trio._trio_private import (
+    manager_of,
+    note_shutdown,
+    park,
+    run_context,
+    stock_socket_type,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -68,6 +76,9 @@ TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 NO_FLAGS = 0
 
 LOW_WATER = (socket.SO_RCVLOWAT,)
+
+# Of arguments that are the kernel's to judge; the standard library has words for the others.
+OPTION_TYPES = (int, bool, bytes)
 
 # What a connect can answer after it was under way; on stock these, and only these, come
 # from SO_ERROR, with an error text that has the address in it.
@@ -100,10 +111,8 @@ def _received_message_into(count: int, message: Message) -> tuple[int, Any, int,
 
 
 def _listens(sock: socket.socket) -> bool:
-    try:
-        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:
-        return False  # closed: accept says so
+    answer: int = getsockopt(sock.fileno(), socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return answer > 0  # an error: closed, and accept says so
 
 
 class UringSocket(stock_socket_type):  # type: ignore[misc]
@@ -154,7 +163,13 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
 
     def setsockopt(self, /, *args: Any, **kwargs: Any) -> None:
         """Like `socket.socket.setsockopt`."""
-        super().setsockopt(*args, **kwargs)
+        if kwargs or len(args) != 3 or type(args[2]) not in OPTION_TYPES:
+            super().setsockopt(*args, **kwargs)
+        else:
+            try:
+                setsockopt(self._sock.fileno(), *args)
+            except (TypeError, OverflowError):
+                self._sock.setsockopt(*args)  # its words
         if args[1:2] == LOW_WATER or kwargs:
             look_for_low_water()
 
@@ -396,7 +411,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 await super().connect(address)
                 return
             if self._sock.family == socket.AF_UNIX:
-                await self._connect_local(endpoint, address)
+                await self._connect_local(endpoint, name)
                 return
             message = Message()
             message.set_name(name)
@@ -408,7 +423,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             # The kernel goes on connecting: the socket is in no state that one could name.
             # What others have queued on its number must not reach the number's next owner.
             endpoint.manager.end_operations(endpoint)
-            self._sock.close()
+            close_socket(self._sock)
             raise
         except OSError as exc:
             # A UNIX socket is refused at once, or not at all.
@@ -418,21 +433,27 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 raise OSError(exc.errno, f"Error connecting to {address!r}: {reason}") from None
             raise
 
-    async def _connect_local(self, endpoint: Endpoint, address: Any) -> None:
+    async def _connect_local(self, endpoint: Endpoint, name: bytes) -> None:
         """Connect a UNIX socket: at once, or as soon as the listener has room."""
         sender = endpoint.sender
         await trio.lowlevel.checkpoint_if_cancelled()
         if sender.current is None:
-            try:
-                self._sock.connect(address)
-            except BlockingIOError:
-                pass
-            else:
+            answer = connect(self._sock.fileno(), name, len(name))
+            if answer != EAGAIN:
+                checked(answer)
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return
-        await _perform(sender.submit(ConnectLocal(sender, self._sock, address)))
+        await _perform(sender.submit(ConnectLocal(sender, name)))
 
     # ---- letting go -------------------------------------------------------------------
+
+    def shutdown(self, flag: int) -> None:
+        """Like `socket.socket.shutdown`."""
+        if type(flag) is int:
+            checked(shutdown(self._sock.fileno(), flag))
+            note_shutdown(self, flag)
+        else:
+            super().shutdown(flag)
 
     def __exit__(
         self,
@@ -446,7 +467,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         fd = self._sock.fileno()
         if fd != -1:
             let_go_everywhere(fd)
-        super().__exit__(exc_type, exc_value, traceback)
+        close_socket(self._sock)
 
     def close(self) -> None:
         """Close the socket. What still sleeps on it gets `trio.ClosedResourceError`."""
@@ -454,7 +475,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         fd = self._sock.fileno()
         if fd != -1:
             let_go_unless_on_ring(fd)
-        super().close()
+            trio.lowlevel.notify_closing(self._sock)
+            close_socket(self._sock)
 
     def detach(self) -> int:
         """Like `socket.socket.detach`. A receive in flight does not read on for us."""

@@ -12,9 +12,7 @@ the reset. The next send finds EPIPE, and a reader beside it a clean end of file
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
@@ -26,6 +24,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from uring_trio import _beside as beside
+from uring_trio._beside import checked, option_of
 from uring_trio._fast_ways import FAST
 from uring_trio._io_manager import UringIOManager, let_go_unless_on_ring
 from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
@@ -47,7 +47,7 @@ from uring_trio._trio_private import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from uring_trio._endpoints import Endpoint
     from uring_trio._lines import Sender
@@ -245,6 +245,7 @@ async def _send_rest(sender: Sender, data: bytes | memoryview, sent: int) -> Non
 # poll has told that it is ready. Before the first try, too, unlike stock's: its O_NONBLOCK
 # is shared with other processes, and where one has taken it away, reading would block.
 
+SO_DOMAIN = 39  # asm-generic/socket.h; not every Python names it
 STREAM_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 PACKETS_FIT = os.sysconf("SC_PAGE_SIZE") <= GROUP_SIZES[0]
 
@@ -256,30 +257,17 @@ class Bytes(Enum):
     SOCKET = auto()
 
 
-@contextlib.contextmanager
-def _as_socket(fd: int) -> Iterator[socket.socket]:
-    sock = socket.socket(fileno=fd)
-    try:
-        yield sock
-    finally:
-        sock.detach()
-
-
 def _byte_stream(fd: int) -> Bytes | None:
     """Which kind of stream of bytes a file is, if it is one. It does not change."""
-    mode = os.fstat(fd).st_mode
+    mode = checked(beside.mode(fd))
     if stat.S_ISFIFO(mode):
         return Bytes.PIPE if PACKETS_FIT else None
-    if stat.S_ISSOCK(mode):
-        with _as_socket(fd) as sock:
-            if sock.type == socket.SOCK_STREAM and sock.family in STREAM_FAMILIES:
-                return Bytes.SOCKET
+    if stat.S_ISSOCK(mode) and (
+        beside.getsockopt(fd, socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        and beside.getsockopt(fd, socket.SOL_SOCKET, SO_DOMAIN) in STREAM_FAMILIES
+    ):
+        return Bytes.SOCKET
     return None
-
-
-def _getsockopt(holder: Any, level: int, option: int) -> int:
-    with _as_socket(held_fd(holder)) as sock:
-        return sock.getsockopt(level, option)
 
 
 def _fd_endpoint(stream: Any) -> Endpoint | None:
@@ -309,7 +297,7 @@ def _fd_endpoint(stream: Any) -> Endpoint | None:
         return None
     endpoint = manager.open_endpoint(holder, partial(held_fd, holder), is_socket=False)
     if kind is Bytes.SOCKET:
-        endpoint.receiver.ask_for_low_water(partial(_getsockopt, holder))
+        endpoint.receiver.ask_for_low_water(partial(option_of, partial(held_fd, holder)))
     stream._uring_endpoint = endpoint
     return endpoint
 
@@ -326,7 +314,7 @@ def _require_way(fd: int, other: int) -> None:
       ClosedResourceError: as where read(2) or write(2) answers EBADF.
     """
     try:
-        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        mode = checked(beside.status_flags(fd)) & os.O_ACCMODE
     except OSError as exc:  # closed behind the stream's back
         _raise_fd_error(exc)
     if mode == other:
@@ -373,7 +361,7 @@ async def _read_when_ready(endpoint: Endpoint, size: int) -> bytes:
         _require_way(fileno(), os.O_WRONLY)
         await manager.wait_readable(fileno())
         try:
-            return os.read(fileno(), size)
+            return beside.read(fileno(), size)
         except BlockingIOError:
             pass  # another reader was faster
         except OSError as exc:
@@ -432,8 +420,10 @@ async def _write_when_ready(endpoint: Endpoint, data: memoryview) -> int:
         await manager.wait_writable(fileno())
         try:
             # What is writable has room for PIPE_BUF at least.
-            with data[:PIPE_BUF] if os.get_blocking(fileno()) else data[:] as part:
-                return os.write(fileno(), part)
+            fd = fileno()
+            waits = not checked(beside.status_flags(fd)) & os.O_NONBLOCK
+            with data[:PIPE_BUF] if waits else data[:] as part:
+                return beside.write_some(fd, part)
         except BlockingIOError:
             pass  # another writer was faster
         except OSError as exc:
