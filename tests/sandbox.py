@@ -20,8 +20,11 @@ from typing import Any
 IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427
 
 # <linux/filter.h>, <linux/seccomp.h>, <linux/prctl.h>
-BPF_LD_W_ABS, BPF_JGE_K, BPF_JGT_K, BPF_RET_K = 0x20, 0x35, 0x25, 0x06
+BPF_LD_W_ABS, BPF_JEQ_K, BPF_JGE_K, BPF_JGT_K, BPF_RET_K = 0x20, 0x15, 0x35, 0x25, 0x06
 SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_ERRNO, SECCOMP_RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+SECCOMP_RET_TRAP = 0x00030000
+# <linux/seccomp.h>, struct seccomp_data: the number, the address behind the call, its arguments.
+NUMBER_AT, ADDRESS_AT, ARGUMENTS_AT = 0, 8, 16
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
 
 CHILD_TIMEOUT_S = 50  # under pytest's own; on an idle machine the longest takes 10
@@ -45,15 +48,43 @@ def deny_io_uring(how: str, first: int = IO_URING_SETUP, last: int = IO_URING_RE
     action = SECCOMP_RET_KILL_PROCESS
     if how != "KILL":
         action = SECCOMP_RET_ERRNO | getattr(errno, how)
-    program = (SockFilter * 5)(
-        SockFilter(BPF_LD_W_ABS, 0, 0, 0),  # the number of the system call
+    install_filter(
+        SockFilter(BPF_LD_W_ABS, 0, 0, NUMBER_AT),
         SockFilter(BPF_JGE_K, 0, 2, first),
         SockFilter(BPF_JGT_K, 1, 0, last),
         SockFilter(BPF_RET_K, 0, 0, action),
         SockFilter(BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW),
     )
+
+
+def trap_calls(numbers: list[int], address: int, files: list[int]) -> None:
+    """From here on these calls of this thread raise SIGSYS in place of being made.
+
+    Args:
+      numbers: of the system calls.
+      address: where one may be made all the same: behind the instruction that does it.
+      files: descriptors that may be used from anywhere.
+    """
+    allow = SockFilter(BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW)
+    install_filter(
+        SockFilter(BPF_LD_W_ABS, 0, 0, NUMBER_AT),
+        *(SockFilter(BPF_JEQ_K, len(numbers) - at, 0, number) for at, number in enumerate(numbers)),
+        allow,
+        SockFilter(BPF_LD_W_ABS, 0, 0, ARGUMENTS_AT),
+        *(instruction for fd in files for instruction in (SockFilter(BPF_JEQ_K, 0, 1, fd), allow)),
+        SockFilter(BPF_LD_W_ABS, 0, 0, ADDRESS_AT),  # its lower half, on x86-64
+        SockFilter(BPF_JEQ_K, 0, 3, address & 0xFFFFFFFF),
+        SockFilter(BPF_LD_W_ABS, 0, 0, ADDRESS_AT + 4),
+        SockFilter(BPF_JEQ_K, 0, 1, address >> 32),
+        allow,
+        SockFilter(BPF_RET_K, 0, 0, SECCOMP_RET_TRAP),
+    )
+
+
+def install_filter(*instructions: SockFilter) -> None:
+    program = (SockFilter * len(instructions))(*instructions)
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0)
-    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(SockFprog(5, program)))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(SockFprog(len(program), program)))
 
 
 def prctl(option: int, second: int, third: Any) -> None:

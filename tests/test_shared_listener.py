@@ -17,6 +17,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import harness
+import kernel_table
 import pytest
 import trio
 import trio.testing
@@ -245,11 +246,9 @@ def cpu_s(pid: int) -> float:
 
 
 @pytest.mark.ring_only
-async def test_a_listener_that_was_seen_blocking_is_not_trusted_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_listener_that_was_seen_blocking_is_not_trusted_again() -> None:
     """O_NONBLOCK may be switched off between a look at it and accept4(2)."""
-    with trio.socket.socket() as listener:
+    with trio.socket.socket() as listener, contextlib.ExitStack() as undo:
         await listener.bind(("127.0.0.1", 0))
         listener.listen()
         fd = listener.fileno()
@@ -263,13 +262,13 @@ async def test_a_listener_that_was_seen_blocking_is_not_trusted_again(
             await trio.testing.wait_all_tasks_blocked()
             socket.create_connection(listener.getsockname()).close()
 
-        looks: list[tuple[Any, ...]] = []
+        looks: list[int] = []
 
-        def a_moment_ago(*args: Any) -> int:
-            looks.append(args)
+        def a_moment_ago(_real: Any, fd: int) -> int:
+            looks.append(fd)
             return os.O_NONBLOCK
 
-        monkeypatch.setattr("uring_trio._socket_operations.fcntl.fcntl", a_moment_ago)
+        undo.enter_context(kernel_table.calls(status_flags=a_moment_ago))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept_one)
             await trio.testing.wait_all_tasks_blocked()
