@@ -697,20 +697,20 @@ static bool is_short_of_buffers(const struct ut_engine *engine)
  * if operations find no memory: they stay in the SQ. */
 static int run_work(struct ut_engine *engine, unsigned *seen)
 {
-    bool starved = false;
+    bool no_memory = false;
     for (int round = 0; round < ENTER_ROUNDS_MAX; round++) {
         fill_sq(engine);
         /* An enter that submits less than it was told runs no work, and it is the
          * work that gives memory back: then one that submits nothing. */
-        unsigned to_submit = starved ? 0 : ut_ring_unsubmitted(&engine->ring);
+        unsigned to_submit = no_memory ? 0 : ut_ring_unsubmitted(&engine->ring);
         if (to_submit == 0 && !ut_ring_wants_enter(&engine->ring))
-            return starved ? -EAGAIN : 0;
+            return no_memory ? -EAGAIN : 0;
         if (engine->record_count == engine->record_capacity || is_short_of_buffers(engine))
             return 0;
         int result = enter(engine, to_submit, 0, 0);
         *seen += drain(engine);
-        starved = result == -EAGAIN && to_submit > 0;
-        if (result < 0 && !starved && result != -EINTR && result != -EBUSY && result != -ETIME)
+        no_memory = result == -EAGAIN && to_submit > 0;
+        if (result < 0 && !no_memory && result != -EINTR && result != -EBUSY && result != -ETIME)
             return result;
     }
     return 0;
@@ -830,17 +830,17 @@ int ut_engine_flush(struct ut_engine *engine)
 {
     if (ut_engine_is_foreign(engine))
         return -EOWNERDEAD;
-    bool starved = false; /* as in run_work() */
+    bool no_memory = false; /* as in run_work() */
     for (int round = 0; round < ENTER_ROUNDS_MAX; round++) {
         fill_sq(engine);
-        unsigned to_submit = starved ? 0 : ut_ring_unsubmitted(&engine->ring);
+        unsigned to_submit = no_memory ? 0 : ut_ring_unsubmitted(&engine->ring);
         if (round > 0 && to_submit == 0 && !ut_ring_wants_enter(&engine->ring))
             break;
         int result = enter(engine, to_submit, 0, 0);
         if (result == -EBUSY)
             break; /* the CQ is full: only a drain helps, and that is the next wait's */
-        starved = result == -EAGAIN && to_submit > 0;
-        if (result < 0 && !starved && result != -EINTR && result != -ETIME)
+        no_memory = result == -EAGAIN && to_submit > 0;
+        if (result < 0 && !no_memory && result != -EINTR && result != -ETIME)
             return result;
     }
     return 0;

@@ -64,7 +64,7 @@ int64_t ut_engine_wait(struct ut_engine *, int64_t timeout_ns);
 int ut_engine_flush(struct ut_engine *);
 int ut_engine_cancel(struct ut_engine *, uint32_t slot);
 int ut_engine_register_eventfd(struct ut_engine *, int event_fd);
-enum { UT_LOOK_NOTHING, UT_LOOK_SOMETHING, UT_LOOK_STARVED };
+enum { UT_LOOK_NOTHING, UT_LOOK_SOMETHING, UT_LOOK_NO_MEMORY };
 int ut_engine_look(struct ut_engine *);
 void ut_engine_statistics(const struct ut_engine *, struct ut_statistics *out);
 

@@ -126,7 +126,7 @@ int ut_engine_register_eventfd(struct ut_engine *engine, int event_fd);
 enum {
     UT_LOOK_NOTHING,   /* it may sleep */
     UT_LOOK_SOMETHING, /* the next wait brings something */
-    UT_LOOK_STARVED,   /* operations found no memory: nobody tells when there is some */
+    UT_LOOK_NO_MEMORY, /* operations found no memory: nobody tells when there is some */
 };
 int ut_engine_look(struct ut_engine *engine);
 

@@ -155,7 +155,7 @@ int ut_engine_look(struct ut_engine *engine)
         ut_ring_wants_enter(ring))
         return UT_LOOK_SOMETHING;
     if (ut_ring_unsubmitted(ring) > 0)
-        return UT_LOOK_STARVED;
+        return UT_LOOK_NO_MEMORY;
     return engine->queue_length > 0 ? UT_LOOK_SOMETHING : UT_LOOK_NOTHING;
 }
 

@@ -22,7 +22,7 @@ from guest_tools import Host
 from wakeup_kinds import KINDS, waker
 
 from uring_trio._guest import Helper
-from uring_trio._kernel import LOOK_NOTHING, LOOK_STARVED, Ring
+from uring_trio._kernel import LOOK_NO_MEMORY, LOOK_NOTHING, Ring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,7 @@ def test_registers_anew_only_after_a_signal() -> None:
 
 @pytest.mark.parametrize("timeout", [0.0, 0.0005, FOREVER_S])
 def test_tries_again_when_operations_found_no_memory(timeout: float) -> None:
-    with helper_of(Scripted(LOOK_STARVED, LOOK_NOTHING)) as helper:
+    with helper_of(Scripted(LOOK_NO_MEMORY, LOOK_NOTHING)) as helper:
         assert helper.prepare() is True
         assert seconds_asleep(helper, timeout) < AT_ONCE_S
         helper.prepare()

@@ -59,7 +59,7 @@ static void operations_without_memory_are_told_apart(void)
     ut_prep_poll(engine, 5, POLLIN, 0);
     int second = ut_prep_poll(engine, 6, POLLIN, 0);
     CHECK_EQ(tools_wait(engine, 0).answer, 0);
-    CHECK_EQ(ut_engine_look(engine), UT_LOOK_STARVED);
+    CHECK_EQ(ut_engine_look(engine), UT_LOOK_NO_MEMORY);
     fake_sleep(MS);
     CHECK_EQ(tools_await(engine, second).res, 2);
     CHECK_EQ(ut_engine_look(engine), UT_LOOK_NOTHING);

@@ -68,7 +68,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from uring_trio import _beside as beside
-from uring_trio._kernel import LOOK_NOTHING, LOOK_STARVED
+from uring_trio._kernel import LOOK_NO_MEMORY, LOOK_NOTHING
 
 if TYPE_CHECKING:
     from uring_trio._kernel import Ring
@@ -96,7 +96,7 @@ class Helper:
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self.prepared = False  # whether a helper may sleep
-        self._starved = False
+        self._no_memory = False
         self._eyes: select.epoll | None = None  # the eventfd, and what is shown
         self._event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
@@ -121,8 +121,8 @@ class Helper:
         found = self._ring.look()
         if found < 0:
             raise self._ring.error(found)
-        self._starved = found == LOOK_STARVED
-        self.prepared = found == LOOK_NOTHING or self._starved
+        self._no_memory = found == LOOK_NO_MEMORY
+        self.prepared = found == LOOK_NOTHING or self._no_memory
         return self.prepared
 
     def forget_preparation(self) -> None:
@@ -148,11 +148,11 @@ class Helper:
         """In a helper thread: sleep at most *timeout* seconds; whether the host must enter."""
         if not self.prepared:
             return True
-        if self._starved:
+        if self._no_memory:
             timeout = min(timeout, RETRY_S)
         if self._eyes is not None:
-            return bool(self._eyes.poll(max(0, timeout), SEEN_MAX)) or self._starved
-        return bool(beside.wait_for(self._event_fd, select.POLLIN, timeout)) or self._starved
+            return bool(self._eyes.poll(max(0, timeout), SEEN_MAX)) or self._no_memory
+        return bool(beside.wait_for(self._event_fd, select.POLLIN, timeout)) or self._no_memory
 
     def wake(self) -> None:
         """Have the helper thread return."""

@@ -70,7 +70,7 @@ TRANSFER_MAX = 0x7FFFF000
 RECORDS_MASK = (1 << 32) - 1
 
 # What a look answers: whether a thread that sleeps on the eventfd would be told of all.
-LOOK_NOTHING, LOOK_SOMETHING, LOOK_STARVED = range(3)
+LOOK_NOTHING, LOOK_SOMETHING, LOOK_NO_MEMORY = range(3)
 
 # Bytes; glibc's thresholds become this and twice this, as in any program that has ever
 # freed a block of the size.
