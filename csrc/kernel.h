@@ -62,7 +62,7 @@ struct ut_kernel {
 extern const struct ut_kernel ut_kernel_real;
 
 /* The one that calls beside the ring go to, and that Python opens its rings on; a ring keeps
- * the one that it was opened on. Written by tests alone, before anything is open. */
+ * the one that it was opened on. Written by tests alone. */
 extern const struct ut_kernel *ut_kernel_in_use;
 
 /*
