@@ -15,6 +15,7 @@ import errno
 import math
 import os
 import socket
+import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +80,26 @@ class Name:
     @property
     def address(self) -> Any:
         """The same in Python's form."""
-        return _addresses.unpack(self.packed)
+        end: int = _NAME_AT + self.c.length
+        return _addresses.unpack(self._view[_NAME_AT:end])
 
     @property
     def packed(self) -> bytes:
         """The sockaddr that the last call has told."""
         end: int = _NAME_AT + self.c.length
         return self._view[_NAME_AT:end]  # type: ignore[no-any-return]
+
+
+class Scratch(threading.local):
+    """What a call of this thread may write to, and the next one as well."""
+
+    name: Name
+
+    def __init__(self) -> None:
+        self.name = Name()
+
+
+scratch: Any = Scratch() if _lib is not None else None
 
 
 def own_address(fd: int) -> Any:

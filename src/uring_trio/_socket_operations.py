@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from uring_trio import _addresses
 from uring_trio._beside import (
     MIGHT_BLOCK,
-    Name,
     checked,
     close_fd,
     connect,
     network_of,
+    scratch,
     try_accept,
 )
 from uring_trio._kernel import EAGAIN, ECANCELED, ETIME, POLLIN
@@ -181,7 +181,7 @@ def accept_now(listener: socket.socket) -> tuple[int, Any] | None:
     Raises:
       BlockingIOError: there is nothing.
     """
-    peer = Name()
+    peer = scratch.name
     fd = try_accept(listener.fileno(), socket.SOCK_CLOEXEC, peer.c)
     if fd == MIGHT_BLOCK or (fd < 0 and listener.fileno() < 0):
         return None
