@@ -21,7 +21,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/python -m uring_trio demo $(ARGS)
+	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 test: $(VENV)/test.stamp
 	$(BIN)/python tests/run_all.py $(ARGS)

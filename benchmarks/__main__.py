@@ -12,7 +12,7 @@ from benchmarks import report
 from benchmarks.echo import ECHO_SCENARIOS, run_echo
 from benchmarks.idle import run_idle
 from benchmarks.peers import PEERS, RING, choose_peers
-from uring_trio._loadgen import cores_for_server_and_load
+from benchmarks.processes import cores_for_server_and_load
 
 IDLE = "idle"
 SCENARIOS = [*(scenario.name for scenario in ECHO_SCENARIOS), IDLE]

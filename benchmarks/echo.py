@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.comparison import Comparison, take_turns
+from benchmarks.loadgen import LoadOptions, LoadReport, measure_load
 from benchmarks.peers import STOCK, STOCK_AGAIN
-from uring_trio._loadgen import LoadOptions, LoadReport, cores_for_server_and_load, measure_load
+from benchmarks.processes import cores_for_server_and_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

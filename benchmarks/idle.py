@@ -14,14 +14,10 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.loadgen import LoadOptions, measure_load
 from benchmarks.observe import connect, rss_kib, voluntary_switches
+from benchmarks.processes import ServerProcess, cores_for_server_and_load
 from benchmarks.servers.control import allow_many_connections
-from uring_trio._loadgen import (
-    LoadOptions,
-    ServerProcess,
-    cores_for_server_and_load,
-    measure_load,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

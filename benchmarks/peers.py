@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import c_servers
-from uring_trio._loadgen import ServerProcess
+from benchmarks import c_programs
+from benchmarks.processes import ServerProcess, pinned
 from uring_trio._probe import probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
 # What ratios are relative to, and the same once more: how far apart two measurements of
 # one and the same program are is the noise of all the others.
@@ -23,24 +22,13 @@ STOCK_AGAIN = "stock-again"
 RING = "ring"
 
 
-@contextmanager
-def pinned(cpus: Iterable[int]) -> Iterator[None]:
-    """Run this thread on *cpus* alone; a process that it starts meanwhile stays there."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 @dataclass(frozen=True)
 class Peer:
     """A server to compare.
 
     Attributes:
       name: what it is called in options and tables.
-      program: a module of ``benchmarks.servers``, or one of ``c_servers.SOURCES``.
+      program: a module of ``benchmarks.servers``, or one of ``c_programs.SOURCES``.
       about: what it is, for people.
       arguments: its command line.
       cores: on how many it runs.
@@ -61,7 +49,7 @@ class Peer:
     def start(self) -> ServerProcess:
         """Start the server on the first cores that this process may use."""
         if self.is_c:
-            command = [str(c_servers.build(self.program))]
+            command = [str(c_programs.build(self.program))]
         else:
             command = [sys.executable, "-m", f"benchmarks.servers.{self.program}"]
         with pinned(sorted(os.sched_getaffinity(0))[: self.cores]):
@@ -75,7 +63,7 @@ class Peer:
                 return f"no io_uring: {report.reason}"
         if "uvloop" in self.needs and importlib.util.find_spec("uvloop") is None:
             return "uvloop is not installed; it is in the extra 'bench'"
-        return c_servers.missing(self.program) if self.is_c else None
+        return c_programs.missing(self.program) if self.is_c else None
 
 
 PEERS = (

@@ -13,12 +13,11 @@ CSRC = Path("csrc")
 
 # What Python may call, and the C headers that declare the same. cffi lets the C
 # compiler compare the two.
-DECLARATIONS = ("engine.cdef.h", "loadgen.cdef.h")
-HEADERS = ("prep.h", "beside.h", "probe.h", "loadgen.h")
+DECLARATIONS = "engine.cdef.h"
+HEADERS = ("prep.h", "beside.h", "probe.h")
 
 ffibuilder = FFI()
-for name in DECLARATIONS:
-    ffibuilder.cdef((CSRC / name).read_text(encoding="utf-8"))
+ffibuilder.cdef((CSRC / DECLARATIONS).read_text(encoding="utf-8"))
 
 ffibuilder.set_source(
     "uring_trio._engine",
@@ -27,6 +26,6 @@ ffibuilder.set_source(
     include_dirs=[str(CSRC)],
     # Listed so that an edit rebuilds, and so that the sdist carries them.
     depends=["csrc/build_ffi.py", *(str(path) for path in sorted(CSRC.glob("*.h")))],
-    # gnu11, not c11: syscall(2) and sched_setaffinity(2) are extensions.
+    # gnu11, not c11: syscall(2) is an extension.
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
 )

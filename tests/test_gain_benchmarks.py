@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import harness
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-# `benchmarks` is no part of the installed package.
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks import c_servers, echo
+from benchmarks import c_programs, echo
 from benchmarks.comparison import Bar, Comparison, take_turns
 from benchmarks.echo import EchoScenario, run_echo
 from benchmarks.gain import __main__ as command_line
@@ -33,15 +26,15 @@ from benchmarks.gain.peers import (
     UVLOOP_AGAIN,
     WORKERS_PEERS,
 )
+from benchmarks.loadgen import LoadReport
 from benchmarks.peers import Peer
 from benchmarks.report import check_bars
 from benchmarks.servers.responder import BAD_REQUEST, OK, Responder
 
-from uring_trio._loadgen import LoadReport
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 0.1
 REQUEST = b"GET /plaintext HTTP/1.1\r\nHost: here\r\nAccept: */*\r\n\r\n"
 
@@ -152,7 +145,7 @@ def test_the_responder_refuses_what_it_does_not_know(bad: bytes) -> None:
 
 
 def test_a_c_server_that_cannot_be_built_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    c_servers.build.cache_clear()
+    c_programs.build.cache_clear()
     monkeypatch.setenv("PATH", "/nonexistent")
     reason = next(peer for peer in ECHO_PEERS if peer.name == C_EPOLL).missing()
     assert reason is not None

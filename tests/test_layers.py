@@ -19,7 +19,7 @@ LAYERS = [
     {"_kernel", "_trio_private"},
     {"_shortage"},
     {"_remedies"},
-    {"_memory", "_loadgen", "_probe"},
+    {"_memory", "_probe"},
     {"_beside"},
     {"_guest"},
     {"_slots"},
@@ -35,7 +35,7 @@ LAYERS = [
     {"_anyio_options"},
     {"_anyio_backend"},
     {"_anyio_name"},
-    {"_doctor", "_launcher", "_demo", "_pytest_entry", "pytest_plugin"},
+    {"_doctor", "_launcher", "_pytest_entry", "pytest_plugin"},
     {"_api"},
     {"__init__"},
     {"__main__"},
@@ -75,16 +75,16 @@ GAIN_RESTS_ON |= {"_fast_ways", "_probe", "_process", "_ring_options", "_run"}
 CIRCLE_MAX = 2
 
 # Who may know what: the name -> the only modules that may import it.
-RESERVED = {
+RESERVED: dict[str, set[str]] = {
     "uring_trio._engine": {"_kernel"},
     # System calls beside the ring are made by `_beside`. These ask once what a place or a file
     # is like; see test_kernel_seam.py.
     "fcntl": {"gain._receiving", "gain._unix_path"},
     "termios": {"gain._receiving"},
     "select": {"_guest", "_polls", "_streams", "gain._capabilities"},
+    "benchmarks": set(),
     "anyio": {"_anyio_backend"},
     "pytest": {"pytest_plugin"},
-    "rich": {"_demo"},
     "multiprocessing": {"_launcher"},
     "signal": {"gain._signals"},
     "ssl": {"gain._config", "gain._secure", "gain._tls"},

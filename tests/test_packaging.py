@@ -8,6 +8,7 @@ start says why there is none; elsewhere the import says so.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,12 @@ def test_wheel_is_complete_and_its_tag_says_abi3(project: Path, tmp_path: Path) 
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     assert {"uring_trio/__init__.py", "uring_trio/gain/__init__.py"} <= modules
     assert names >= modules | {"uring_trio/py.typed"}
+    # What measures is not in it: no load generator, no demo.
+    (extension,) = [name for name in names if name.endswith(".so")]
+    functions = set(re.findall(rb"\but_\w+", zipfile.ZipFile(wheel).read(extension)))
+    assert b"ut_engine_wait" in functions
+    assert not {name for name in functions if name.startswith(b"ut_load")}
+    assert not {name for name in names if "demo" in name or "loadgen" in name}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"uring_trio"}
 
 

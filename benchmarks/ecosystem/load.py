@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.observe import cpu_ns
-from benchmarks.peers import pinned
-from uring_trio._loadgen import cores_for_server_and_load
+from benchmarks.processes import cores_for_server_and_load, pinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

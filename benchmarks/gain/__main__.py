@@ -28,8 +28,8 @@ from benchmarks.gain.peers import (
     WORKERS_PEERS,
 )
 from benchmarks.peers import choose_peers
+from benchmarks.processes import cores_for_server_and_load
 from benchmarks.report import check_bars, comparison_table, environment
-from uring_trio._loadgen import cores_for_server_and_load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Session:
     Attributes:
       options: the command line.
       found: every figure, for JSON.
-      bars: a line for each thing that the issue asks.
+      bars: a line for each bar, and whether it was met.
       errors: everything that broke or was wrong.
     """
 

@@ -13,15 +13,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.loadgen import LoadOptions, LoadReport, measure_load
 from benchmarks.observe import connect, round_trip, rss_kib
+from benchmarks.processes import ServerProcess, cores_for_server_and_load
 from benchmarks.servers.control import allow_many_connections
-from uring_trio._loadgen import (
-    LoadOptions,
-    LoadReport,
-    ServerProcess,
-    cores_for_server_and_load,
-    measure_load,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

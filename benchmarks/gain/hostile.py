@@ -19,15 +19,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.echo import WARMUP_S
 from benchmarks.gain.clients import ClientReport, Kind
 from benchmarks.gain.connections import read_statistics
+from benchmarks.loadgen import LoadOptions, LoadReport, measure_load
 from benchmarks.observe import connect, open_fds, rss_kib
-from benchmarks.peers import pinned
-from uring_trio._loadgen import (
-    LoadOptions,
-    LoadReport,
-    ServerProcess,
-    cores_for_server_and_load,
-    measure_load,
-)
+from benchmarks.processes import ServerProcess, cores_for_server_and_load, pinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The other end of ``uring_trio._loadgen.ServerProcess``; imports no event loop.
+"""The other end of ``benchmarks.processes.ServerProcess``; imports no event loop.
 
 A thread reads standard input, so that the loop under test has nothing more to watch.
 It sleeps in read(2) and costs nothing while nobody asks.

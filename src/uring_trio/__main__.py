@@ -1,4 +1,4 @@
-"""``python -m uring_trio doctor | run | demo``: arguments only, the work is elsewhere."""
+"""``python -m uring_trio doctor | run``: arguments only, the work is elsewhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import sys
 from uring_trio import __version__
 
 DESCRIPTION = "trio on Linux io_uring"
+# It needs a C compiler, and what loads a server has no place in a user's process.
+DEMO_IS_ELSEWHERE = (
+    f"The demo comes with the source of uring_trio {__version__}, and not with the installed "
+    "package: `make demo` in the source tree runs it (benchmarks/demo.py)."
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     # The arguments of these two are for others to read: a script's are its own.
     for name, text in (
         ("run", "run an unchanged trio program on the ring"),
-        ("demo", "an echo server on the ring and on stock trio, under load, compared"),
+        ("demo", "tell where the comparison of an echo server on both is"),
     ):
         commands.add_parser(name, help=text, add_help=False)
     return root
@@ -36,9 +41,8 @@ def main(argv: list[str]) -> int:
 
         return _launcher.main(argv[1:])
     if argv[:1] == ["demo"]:
-        from uring_trio import _demo
-
-        return _demo.main(argv[1:])
+        print(DEMO_IS_ELSEWHERE, file=sys.stderr)
+        return 2
     arguments = parser().parse_args(argv)
     from uring_trio import _doctor
 

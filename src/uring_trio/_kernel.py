@@ -1,10 +1,9 @@
 """The one Python door to the C engine: a ring, its operations, its memory.
 
-Nothing above this module and `_memory` sees cffi (but for `_loadgen`, which is no part of
-a run). Operations are small integers (slots), results are tuples of integers, data is
-``bytes``, and the functions that prepare a stream's operation are `functools.partial`
-objects around the C function with the engine already in them: a Python method around
-each would cost as much again as the call.
+Nothing above this module and `_memory` sees cffi. Operations are small integers (slots),
+results are tuples of integers, data is ``bytes``, and the functions that prepare a stream's
+operation are `functools.partial` objects around the C function with the engine already in
+them: a Python method around each would cost as much again as the call.
 
 cffi releases the GIL around every call and protects no C data, so a `Ring` belongs to
 the thread that made it, without exception: waking a ring from another thread goes

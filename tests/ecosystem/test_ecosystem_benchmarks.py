@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,6 @@ from ecosystem_tools import marks, need
 need("hypercorn", "trio_websocket")
 
 ROOT = Path(__file__).resolve().parents[2]
-# `benchmarks` is no part of the installed package.
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
 
 from benchmarks.ecosystem import __main__ as command_line
 from benchmarks.ecosystem import load

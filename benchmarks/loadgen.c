@@ -1,25 +1,45 @@
 /*
- * The load generator: one thread, one epoll set, edge-triggered.
+ * A load generator for echo servers on 127.0.0.1
  *
- * A connection is registered once, for both directions. At every event it sends
- * until its message is out or the socket is full, and receives until a read is
- * short. A read asks for one byte more than is missing: a whole reply is then a
- * short read, which under edge triggering means that the socket is empty, and a
+ * Each connection sends one message, waits until all of it came back, compares
+ * the bytes, and sends the next: N connections are N messages under way. Written
+ * in C because a Python client is slower than the servers that it should load.
+ *
+ * Time goes in three parts: a warm-up that is not counted, the measured window,
+ * and a drain that waits for replies still under way, so that no server sees a
+ * connection reset. Each part has a bound, so a server that hangs is reported
+ * as stalled and never hangs its caller.
+ *
+ * There is one thread and one epoll set, edge-triggered. A connection is
+ * registered once, for both directions. At every event it sends until its
+ * message is out or the socket is full, and receives until a read is short.
+ * A read asks for one byte more than is missing: a whole reply is then a short
+ * read, which under edge triggering means that the socket is empty, and a
  * server that sends too much is found out.
  *
  * Sending and receiving go on side by side, since a large message does not fit
  * into the two sockets' buffers and the echo comes back before all of it is out.
+ *
+ *     loadgen PORT CONNECTIONS MESSAGE_BYTES WARMUP_NS DURATION_NS CPU SERVER_PID
+ *
+ * CPU is the core to run on, and -1 leaves that alone; SERVER_PID is the process
+ * whose CPU time is measured over the same window, and 0 is none. The output is
+ * the fields of `struct report`, a line with name and value for each, or where
+ * the load could not be made at all one line: failed, the errno, at what.
+ * Broken connections are no such failure; they are counted.
  */
 #define _GNU_SOURCE /* cpu_set_t, sched_setaffinity */
-#include "loadgen.h"
-
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
 #include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -30,6 +50,10 @@
 
 #define NS_PER_SECOND 1000000000ull
 #define NS_PER_MS 1000000ull
+
+#define CONNECTIONS_MAX 16384u
+#define MESSAGE_BYTES_MAX (64u << 20) /* far above any size that is compared */
+#define TIME_MAX_NS (3600 * NS_PER_SECOND) /* no measurement takes an hour */
 
 #define CONNECT_LIMIT_NS (10 * NS_PER_SECOND) /* 1,000 connections take well under 1 s */
 #define DRAIN_LIMIT_NS (2 * NS_PER_SECOND)    /* 8 x 1 MiB take some 10 ms */
@@ -51,6 +75,30 @@
 #define LATENCY_MAX_NS ((1ull << OCTAVES) - 1)
 #define LATENCY_BUCKETS ((OCTAVES - PARTS_LOG2 + 1) * PARTS)
 
+struct options {
+    uint16_t port;
+    uint32_t connections;
+    uint32_t message_bytes;
+    uint64_t warmup_ns;
+    uint64_t duration_ns;
+    int cpu;
+    int server_pid;
+};
+
+struct report {
+    uint64_t messages;      /* round trips that ended inside the window */
+    uint64_t bytes;         /* of those messages, one direction */
+    uint64_t mismatches;    /* connections given up: a byte came back changed, or one too many */
+    uint64_t disconnects;   /* connections given up: closed or reset by the server */
+    uint64_t stalled;       /* connections whose reply had not come when the drain ended */
+    uint64_t elapsed_ns;    /* the window as it really was */
+    uint64_t load_cpu_ns;   /* user + system of this process, within the window */
+    uint64_t server_cpu_ns; /* user + system of all of the server's threads, within the window */
+    uint64_t p50_ns;        /* latencies are exact to 0.4 % */
+    uint64_t p99_ns;
+    uint64_t max_ns;
+};
+
 struct connection {
     int fd; /* -1 once given up */
     bool waiting; /* a message is under way */
@@ -61,8 +109,9 @@ struct connection {
 };
 
 struct load {
-    struct ut_load_options options;
-    struct ut_load_report *report;
+    struct options options;
+    struct report report;
+    const char *stage; /* what is being done, for the message if it fails */
     int epoll_fd;
     bool counting; /* inside the measured window */
     bool sending;  /* false from the end of the window: finish what is under way */
@@ -119,7 +168,7 @@ static uint64_t latency_of_bucket(uint32_t bucket)
 
 static uint64_t latency_percentile(const struct load *load, uint32_t percent)
 {
-    uint64_t wanted = (load->report->messages * percent + 99) / 100;
+    uint64_t wanted = (load->report.messages * percent + 99) / 100;
     uint64_t seen = 0;
     for (uint32_t bucket = 0; bucket < LATENCY_BUCKETS; bucket++) {
         seen += load->latencies[bucket];
@@ -131,7 +180,7 @@ static uint64_t latency_percentile(const struct load *load, uint32_t percent)
 
 static void count_message(struct load *load, uint64_t latency_ns)
 {
-    struct ut_load_report *report = load->report;
+    struct report *report = &load->report;
     report->messages++;
     report->bytes += load->options.message_bytes;
     load->latencies[latency_bucket(latency_ns)]++;
@@ -180,7 +229,7 @@ static bool send_more(struct load *load, struct connection *connection)
         } else if (errno == EAGAIN) {
             return true;
         } else if (errno != EINTR) {
-            give_up(load, connection, &load->report->disconnects);
+            give_up(load, connection, &load->report.disconnects);
             return false;
         }
     }
@@ -221,11 +270,11 @@ static bool receive_more(struct load *load, struct connection *connection)
         if (count < 0 && errno == EAGAIN)
             return true;
         if (count <= 0) {
-            give_up(load, connection, &load->report->disconnects);
+            give_up(load, connection, &load->report.disconnects);
             return false;
         }
         if (!take_reply(load, connection, (uint32_t)count)) {
-            give_up(load, connection, &load->report->mismatches);
+            give_up(load, connection, &load->report.mismatches);
             return false;
         }
         if (connection->received == load->options.message_bytes)
@@ -363,33 +412,23 @@ static int pin_to_cpu(int cpu)
     cpu_set_t set;
     if (cpu < 0)
         return 0;
-    if (cpu >= CPU_SETSIZE)
-        return -EINVAL;
     CPU_ZERO(&set);
     CPU_SET((size_t)cpu, &set);
     return sched_setaffinity(0, sizeof(set), &set) == 0 ? 0 : -errno;
-}
-
-static int check_options(const struct ut_load_options *options)
-{
-    bool valid = options->connections >= 1 && options->connections <= UT_LOAD_CONNECTIONS_MAX &&
-                 options->message_bytes >= 1 &&
-                 options->message_bytes <= UT_LOAD_MESSAGE_BYTES_MAX;
-    return valid ? 0 : -EINVAL;
 }
 
 /* The run. */
 
 static int measure(struct load *load)
 {
-    struct ut_load_report *report = load->report;
+    struct report *report = &load->report;
     load->sending = true; /* each connection's first EPOLLOUT starts its first message */
     int result = serve_until(load, monotonic_ns() + load->options.warmup_ns);
     if (result != 0)
         return result;
 
     load->counting = true;
-    uint64_t load_cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+    uint64_t load_cpu = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
     uint64_t server_cpu = process_cpu_ns(load->options.server_pid);
     uint64_t started = monotonic_ns();
     result = serve_until(load, started + load->options.duration_ns);
@@ -397,7 +436,7 @@ static int measure(struct load *load)
     /* A server that died has no clock any more. */
     uint64_t server_cpu_now = process_cpu_ns(load->options.server_pid);
     report->server_cpu_ns = server_cpu_now > server_cpu ? server_cpu_now - server_cpu : 0;
-    report->load_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID) - load_cpu;
+    report->load_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID) - load_cpu;
     load->counting = false;
     if (result != 0)
         return result;
@@ -410,30 +449,26 @@ static int measure(struct load *load)
     return result;
 }
 
+/* Returns 0, or -errno: -EINTR after a signal, -ETIMEDOUT when connecting took too long. */
 static int run(struct load *load)
 {
-    struct ut_load_report *report = load->report;
     int result;
 
-    report->failed_stage = "options";
-    if ((result = check_options(&load->options)) != 0)
-        return result;
-    report->failed_stage = "pinning to a core";
+    load->stage = "pinning to a core";
     if ((result = pin_to_cpu(load->options.cpu)) != 0)
         return result;
-    report->failed_stage = "memory";
+    load->stage = "memory";
     if ((result = allocate(load)) != 0)
         return result;
-    report->failed_stage = "epoll_create1";
+    load->stage = "epoll_create1";
     if ((load->epoll_fd = epoll_create1(EPOLL_CLOEXEC)) < 0)
         return -errno;
-    report->failed_stage = "connect";
+    load->stage = "connect";
     if ((result = connect_all(load)) != 0)
         return result;
-    report->failed_stage = "epoll_wait";
+    load->stage = "epoll_wait";
     if ((result = measure(load)) != 0)
         return result;
-    report->failed_stage = NULL;
     return 0;
 }
 
@@ -451,11 +486,75 @@ static void release(struct load *load)
     free(load->buffer);
 }
 
-int ut_load_run(const struct ut_load_options *options, struct ut_load_report *report)
+/* The command line, and the output. */
+
+static bool take_number(const char *text, long long least, long long most, long long *number)
 {
-    struct load load = {.options = *options, .report = report, .epoll_fd = -1};
-    memset(report, 0, sizeof(*report));
-    int result = run(&load);
+    char *end;
+    errno = 0;
+    *number = strtoll(text, &end, 10);
+    return errno == 0 && end != text && *end == '\0' && *number >= least && *number <= most;
+}
+
+static int take_options(char **words, int count, struct options *options)
+{
+    static const long long limits[][2] = {
+        {1, UINT16_MAX},        {1, CONNECTIONS_MAX}, {1, MESSAGE_BYTES_MAX},
+        {0, (long long)TIME_MAX_NS}, {0, (long long)TIME_MAX_NS}, {-1, CPU_SETSIZE - 1},
+        {0, INT_MAX},
+    };
+    enum { COUNT = sizeof(limits) / sizeof(limits[0]) };
+    long long numbers[COUNT];
+
+    if (count != COUNT)
+        return -EINVAL;
+    for (int i = 0; i < COUNT; i++)
+        if (!take_number(words[i], limits[i][0], limits[i][1], &numbers[i]))
+            return -EINVAL;
+    *options = (struct options){
+        .port = (uint16_t)numbers[0],
+        .connections = (uint32_t)numbers[1],
+        .message_bytes = (uint32_t)numbers[2],
+        .warmup_ns = (uint64_t)numbers[3],
+        .duration_ns = (uint64_t)numbers[4],
+        .cpu = (int)numbers[5],
+        .server_pid = (int)numbers[6],
+    };
+    return 0;
+}
+
+static void print_report(const struct report *report)
+{
+    const struct {
+        const char *name;
+        uint64_t value;
+    } lines[] = {
+        {"messages", report->messages},
+        {"bytes", report->bytes},
+        {"mismatches", report->mismatches},
+        {"disconnects", report->disconnects},
+        {"stalled", report->stalled},
+        {"elapsed_ns", report->elapsed_ns},
+        {"load_cpu_ns", report->load_cpu_ns},
+        {"server_cpu_ns", report->server_cpu_ns},
+        {"p50_ns", report->p50_ns},
+        {"p99_ns", report->p99_ns},
+        {"max_ns", report->max_ns},
+    };
+    for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++)
+        printf("%s %" PRIu64 "\n", lines[i].name, lines[i].value);
+}
+
+int main(int argc, char **argv)
+{
+    struct load load = {.epoll_fd = -1, .stage = "options"};
+    int result = take_options(argv + 1, argc - 1, &load.options);
+    if (result == 0)
+        result = run(&load);
     release(&load);
-    return result;
+    if (result < 0)
+        printf("failed %d %s\n", -result, load.stage);
+    else
+        print_report(&load.report);
+    return 0;
 }

@@ -1,4 +1,4 @@
-"""``python -m uring_trio demo``: an echo server on the ring beside the same on stock trio.
+"""``make demo``: an echo server on the ring beside the same on stock trio.
 
 Each server runs in a process of its own on one core, under load over loopback from the
 C generator on another. Both take turns, so that a machine that changes its speed changes
@@ -9,91 +9,37 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import os
 import statistics
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import trio
-
-from uring_trio import _kernel
-from uring_trio._loadgen import (
-    LoadOptions,
-    LoadReport,
-    ServerProcess,
-    cores_for_server_and_load,
-    measure_load,
-)
+from benchmarks import c_programs
+from benchmarks.echo import EchoScenario, measure_once
+from benchmarks.peers import Peer
+from benchmarks.processes import cores_for_server_and_load
 from uring_trio._probe import ProbeReport, backend_from_environment, probe
-from uring_trio._run import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-RING = "io_uring"
-STOCK = "stock"
+    from benchmarks.loadgen import LoadReport
 
-# 3 loads x 2 servers x 2 rounds of (0.2 + 0.8) s, and some 0.5 s to start each pair of
+# As in their runs' statistics, and not as in the benchmarks: here nobody knows "the ring" yet.
+RING = Peer("io_uring", "ring", "SocketStream on uring_trio")
+STOCK = Peer("stock", "stock", "SocketStream on trio's epoll")
+
+# 3 loads x 2 servers x 2 rounds of (0.3 + 0.8) s, and some 0.4 s to start each pair of
 # processes: 18 s, of the 30 s that people are willing to look at a demo. Where that takes
 # longer, because the machine is slow or has other work, there is only the first round of
 # some loads.
 ROUNDS = 2
-WARMUP_S = 0.2
 SECONDS = 0.8
 BUDGET_S = 24.0
 
-
-@dataclass(frozen=True)
-class Load:
-    """So many connections, each with messages of one size."""
-
-    connections: int
-    message_bytes: int
-
-    def __str__(self) -> str:
-        size = self.message_bytes
-        text = f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
-        return f"{self.connections} x {text}"
-
-
-LOADS = (Load(64, 64), Load(1, 64), Load(8, 100 * 1024))
-
-
-# The server, in its own process.
-
-
-async def echo(stream: trio.SocketStream) -> None:
-    """Send back what comes, until the client leaves."""
-    with contextlib.suppress(trio.BrokenResourceError):
-        while data := await stream.receive_some():
-            await stream.send_all(data)
-
-
-async def serve() -> None:
-    """Listen on a free port, print it, and echo until the process ends."""
-    async with trio.open_nursery() as nursery:
-        server = functools.partial(trio.serve_tcp, echo, 0, host="127.0.0.1")
-        listeners: list[trio.SocketListener] = await nursery.start(server)
-        print(listeners[0].socket.getsockname()[1], flush=True)
-
-
-def end_with_parent() -> None:
-    """End this process when its input does: the demo is over, or was killed."""
-    sys.stdin.read()
-    os._exit(0)
-
-
-def run_server(name: str) -> None:
-    """Be the server *name*, ``RING`` or ``STOCK``."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    if name == RING:
-        run(serve, backend="io_uring")
-    else:
-        trio.run(serve)
+LOADS = (EchoScenario(64, 64), EchoScenario(1, 64), EchoScenario(8, 100 << 10))
 
 
 # The measurement.
@@ -209,48 +155,30 @@ def make_display(plain: bool) -> Display:
     return PlainDisplay()
 
 
-def measure_once(name: str, load: Load, seconds: float) -> LoadReport:
-    """Start the server *name*, load it, and stop it."""
-    server_core, load_core = cores_for_server_and_load()
-    command = [sys.executable, "-m", "uring_trio._demo", "--serve", name]
-    with ServerProcess(command, cpu=server_core) as server:
-        return measure_load(
-            LoadOptions(
-                port=server.port,
-                connections=load.connections,
-                message_bytes=load.message_bytes,
-                seconds=seconds,
-                warmup_seconds=WARMUP_S,
-                cpu=load_core,
-                server_pid=server.pid,
-            )
-        )
-
-
 def measure_all(
-    display: Display, names: Sequence[str], seconds: float
-) -> dict[tuple[Load, str], Figures]:
+    display: Display, peers: Sequence[Peer], seconds: float
+) -> dict[tuple[EchoScenario, Peer], Figures]:
     """Every load on every server, the servers taking turns, as often as there is time for it."""
     plan = [
-        (load, name)
+        (load, peer)
         for turn in range(ROUNDS)
         for load in LOADS
-        for name in (names if turn % 2 == 0 else reversed(names))
+        for peer in (peers if turn % 2 == 0 else reversed(peers))
     ]
     # Who asks for more seconds has more time.
     budget_s = BUDGET_S * max(1.0, seconds / SECONDS)
     started = time.monotonic()
     longest_s = 0.0  # of a load on all servers
-    reports: dict[tuple[Load, str], list[LoadReport]] = {}
-    steps = display.steps([f"{name}: {load}" for load, name in plan])
-    for number, (load, name) in enumerate(plan):
+    reports: dict[tuple[EchoScenario, Peer], list[LoadReport]] = {}
+    steps = display.steps([f"{peer.name}: {load.name}" for load, peer in plan])
+    for number, (load, peer) in enumerate(plan):
         now = time.monotonic()
-        if number % len(names) == 0:
-            if number >= len(LOADS) * len(names) and now - started + longest_s > budget_s:
+        if number % len(peers) == 0:
+            if number >= len(LOADS) * len(peers) and now - started + longest_s > budget_s:
                 break
             pair_started = now
         next(steps)
-        reports.setdefault((load, name), []).append(measure_once(name, load, seconds))
+        reports.setdefault((load, peer), []).append(measure_once(peer, load, seconds))
         longest_s = max(longest_s, time.monotonic() - pair_started)
     steps.close()
     return {key: Figures.of(values) for key, values in reports.items()}
@@ -259,16 +187,16 @@ def measure_all(
 # What is told.
 
 
-def rows_of(figures: dict[tuple[Load, str], Figures]) -> list[list[str]]:
+def rows_of(figures: dict[tuple[EchoScenario, Peer], Figures]) -> list[list[str]]:
     """The table: a row for each load and server, the ring's with its share of stock's CPU."""
     rows = []
-    for (load, name), found in sorted(figures.items(), key=lambda item: LOADS.index(item[0][0])):
+    for (load, peer), found in sorted(figures.items(), key=lambda item: LOADS.index(item[0][0])):
         stock = figures[load, STOCK]
-        share = f"{found.cpu_us / stock.cpu_us:.2f}" if name == RING else ""
+        share = f"{found.cpu_us / stock.cpu_us:.2f}" if peer == RING else ""
         rows.append(
             [
-                str(load),
-                name,
+                load.name,
+                peer.name,
                 f"{found.cpu_us:.1f}",
                 share,
                 f"{found.per_second:,.0f}",
@@ -286,7 +214,7 @@ HEADER = ["load", "trio on", "CPU us/msg", "of stock", "msgs/s", "p50 us", "p99 
 def explain_backend(display: Display, report: ProbeReport) -> None:
     """Say what the comparison is about, or why there is none."""
     display.say(f"Linux {os.uname().release}, trio {report.trio_version}")
-    if report.backend == RING:
+    if report.backend == RING.name:
         display.say("An echo server on trio with io_uring, and the same on stock trio (epoll).")
         return
     display.say(f"io_uring cannot be used here: {report.reason}")
@@ -297,16 +225,18 @@ def explain_backend(display: Display, report: ProbeReport) -> None:
 
 def demo(display: Display, seconds: float) -> int:
     """Measure, and show the table."""
-    if not _kernel.extension_available():
-        display.say("The C extension is not there; it holds the load generator, and the ring.")
-        display.say("It is built on Linux when the package is installed, with a C compiler.")
+    if not sys.platform.startswith("linux"):
+        display.say("The demo is Linux's alone, as io_uring is.")
+        return 1
+    if reason := c_programs.missing("loadgen"):
+        display.say(f"The load comes from a program in C, which cannot be built: {reason}")
         return 1
     report = probe()
     explain_backend(display, report)
-    names = [RING, STOCK] if report.backend == RING else [STOCK]
+    peers = [RING, STOCK] if report.backend == RING.name else [STOCK]
     if len(set(cores_for_server_and_load())) == 1:
         display.say("There is one core only: server and load take time from each other.")
-    figures = measure_all(display, names, seconds)
+    figures = measure_all(display, peers, seconds)
     rounds = sorted({found.rounds for found in figures.values()})
     times = " or ".join(map(str, rounds)) + (" round" if rounds == [1] else " rounds")
     title = f"TCP echo over loopback, median of {times} of {seconds:g} s"
@@ -329,16 +259,12 @@ def duration(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m uring_trio demo",
+        prog="python -m benchmarks.demo",
         description="Compare an echo server on io_uring with the same on stock trio.",
     )
     parser.add_argument("--plain", action="store_true", help="plain lines, also where rich is")
     parser.add_argument("--seconds", type=duration, default=SECONDS, help="for each measurement")
-    parser.add_argument("--serve", choices=(RING, STOCK), help=argparse.SUPPRESS)
     arguments: Any = parser.parse_args(argv)
-    if arguments.serve:
-        run_server(arguments.serve)
-        return 0
     try:
         backend_from_environment()
     except ValueError as exc:

@@ -1,4 +1,4 @@
-"""The peers that are written in C: built when a benchmark starts, by the system's ``cc``."""
+"""The programs in C, peers and the load: built when a benchmark starts, by the system's ``cc``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SERVERS = Path(__file__).parent / "servers"
-CSRC = Path(__file__).parents[1] / "csrc"
+HERE = Path(__file__).parent
+SERVERS = HERE / "servers"
+CSRC = HERE.parent / "csrc"
 
 # The ring's server stands on the engine's own ring, so that both open it alike.
 SOURCES = {
+    "loadgen": [HERE / "loadgen.c"],
     "echo_epoll": [SERVERS / "echo_epoll.c"],
     "echo_uring": [
         SERVERS / "echo_uring.c",
@@ -33,7 +35,7 @@ def build_directory() -> Path:
 
 @functools.cache
 def build(name: str) -> Path:
-    """Compile a server, once in this process, and return the program.
+    """Compile a program, once in this process, and return the program.
 
     Raises:
       RuntimeError: there is no compiler, or it refused; what it said is in the message.
@@ -51,7 +53,7 @@ def build(name: str) -> Path:
 
 
 def missing(name: str) -> str | None:
-    """Why a server cannot be had here, or None; builds it."""
+    """Why a program cannot be had here, or None; builds it."""
     try:
         build(name)
     except RuntimeError as error:
