@@ -159,7 +159,7 @@ def judge(ratio: Ratio, bar: Bar, noise: Ratio | None) -> str:
 
 
 def check_bars(comparison: Comparison[Any], subject: str, bars: Sequence[Bar]) -> list[str]:
-    """What the issue asks of this scenario, and whether it was met."""
+    """A line for each bar of this scenario: whether it was met, and by how much."""
     lines = []
     for bar in bars:
         name = bar.subject or subject

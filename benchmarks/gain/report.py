@@ -1,4 +1,4 @@
-"""The tables of the callback servers, and what the issue asks of them."""
+"""The tables of the callback servers, and the bars that they are held to."""
 
 from __future__ import annotations
 
