@@ -3,7 +3,6 @@
 A Python block runs as a program of its own, or under pytest if it defines tests; those of
 callback servers only where there is a ring. Above a block may stand a comment:
 
-    <!-- file: examples/echo.py -->   the block is that file, which has a test of its own
     <!-- not run: reason -->          the block serves for ever, say
 """
 
@@ -38,7 +37,7 @@ USED = ("backends", "gain", "reference", "testing")  # the pages of docs/ that a
 BLOCK_LIMIT_S = 30  # a block takes well under a second; pytest in it one or two
 
 FENCE = re.compile(r"^```(\w*)$")
-COMMENT = re.compile(r"<!-- (file|not run): (.+) -->")
+NOT_RUN = re.compile(r"<!-- not run: .+ -->")
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 INLINE_CODE = re.compile(r"`[^`]+`")
 NEEDS_THE_RING = re.compile(r"^from uring_trio import gain$", re.MULTILINE)
@@ -55,7 +54,7 @@ class Block(NamedTuple):
     page: Path
     line: int
     language: str | None
-    comment: tuple[str, str] | None
+    runs: bool
     text: str
 
 
@@ -69,10 +68,10 @@ def blocks_of(page: Path) -> list[Block]:
     lines: list[str] = []
     language: str | None = None
     start = 1
-    comment: tuple[str, str] | None = None
+    runs = True
 
     def end_block() -> None:
-        found.append(Block(page, start, language, comment, "".join(f"{x}\n" for x in lines)))
+        found.append(Block(page, start, language, runs, "".join(f"{x}\n" for x in lines)))
 
     for number, line in enumerate(page.read_text().splitlines(), 1):
         fence = FENCE.match(line)
@@ -81,11 +80,10 @@ def blocks_of(page: Path) -> list[Block]:
             continue
         end_block()
         if language is None:
-            above = COMMENT.fullmatch(lines[-1].strip()) if lines else None
-            comment = (above[1], above[2]) if above else None
+            runs = not (lines and NOT_RUN.fullmatch(lines[-1].strip()))
             language = fence[1]
         else:
-            language, comment = None, None
+            language, runs = None, True
         lines, start = [], number + 1
     assert language is None, f"{name_of(page)}: the block at line {start} has no end"
     end_block()
@@ -94,7 +92,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PROSE = [block for block in BLOCKS if block.language is None]
-PYTHON = [block for block in BLOCKS if block.language == "python"]
+PYTHON = [block for block in BLOCKS if block.language == "python" and block.runs]
 SHELL = [block for block in BLOCKS if block.language in ("sh", "console")]
 
 
@@ -107,11 +105,6 @@ def block_id(block: Block) -> str:
 
 @pytest.mark.parametrize("block", PYTHON, ids=block_id)
 def test_python_block_runs(block: Block, tmp_path: Path) -> None:
-    if block.comment is not None:
-        kind, argument = block.comment
-        if kind == "file":
-            assert block.text == (ROOT / argument).read_text()
-        return
     reason = harness.ring_denied() if NEEDS_THE_RING.search(block.text) else None
     if reason is not None:
         if os.environ.get("URING_TRIO_REQUIRE") == "1":
@@ -204,6 +197,10 @@ def test_module_command_exists(page: str, line: str) -> None:
 @pytest.mark.parametrize(("page", "line"), SCRIPTS)
 def test_script_exists(page: str, line: str) -> None:
     assert (ROOT / line.split()[1]).is_file()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_the_two_commands_of_the_first_run_are_in_the_readme() -> None:

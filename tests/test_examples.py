@@ -1,4 +1,4 @@
-"""The example of the README runs as it stands there."""
+"""The example of an echo server runs as it stands there."""
 
 from __future__ import annotations
 
