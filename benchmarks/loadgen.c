@@ -309,7 +309,7 @@ static int serve_until(struct load *load, uint64_t until_ns)
             return 0;
         int timeout_ms = (int)((until_ns - now + NS_PER_MS - 1) / NS_PER_MS);
         int count = epoll_wait(load->epoll_fd, events, EVENTS_PER_WAIT, timeout_ms);
-        if (count < 0 && errno != EINTR) /* a signal, or work of a ring that this thread had */
+        if (count < 0 && errno != EINTR) /* a signal, or it was stopped and went on */
             return -errno;
         for (int i = 0; i < count; i++)
             handle_events(load, events[i].data.ptr, events[i].events);
@@ -449,7 +449,7 @@ static int measure(struct load *load)
     return result;
 }
 
-/* Returns 0, or -errno: -EINTR after a signal, -ETIMEDOUT when connecting took too long. */
+/* Returns 0, or -errno: -ETIMEDOUT when connecting took too long. */
 static int run(struct load *load)
 {
     int result;
