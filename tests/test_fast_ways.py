@@ -6,16 +6,19 @@ is what no test of behaviour would notice: what is remembered for the next time.
 
 from __future__ import annotations
 
+import mmap
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import harness
 import pytest
 import trio
-from hypothesis import given
+import trio.testing
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from uring_trio import _fast_ways
@@ -24,12 +27,17 @@ from uring_trio._kernel import (
     CQE_F_SOCK_NONEMPTY,
     GROUP_SIZES,
     RECORD_WAITED,
+    TRANSFER_MAX,
 )
 from uring_trio._lines import Backlog, Line, Receiver, Sender
-from uring_trio._operations import deliver
+from uring_trio._memory import pin
+from uring_trio._operations import ReceiveInto, deliver
 from uring_trio._slots import Record, Slots
 from uring_trio._streams import SEND_ALL_FLAGS
 from uring_trio._trio_private import park
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Tell = Callable[[Slots, list[Record]], None]
 
@@ -57,7 +65,7 @@ class FakeRing:
         self.next_slot += 1
         return self.next_slot
 
-    recv = send = read = write = _prepare
+    recv = recv_into = send = read = write = _prepare
 
     def error(self, result: int) -> Exception:
         return OSError(-result, "refused")
@@ -68,7 +76,7 @@ class Fixture:
 
     def __init__(self, tell: Tell) -> None:
         self.tell = tell
-        self.woken: list[tuple[Any, Any]] = []  # since the last look
+        self.woken: list[tuple[Any, ...]] = []  # since the last look
         self.ring = FakeRing()
         self.slots = Slots(self.ring, self.wake)  # type: ignore[arg-type]
         backlog = Backlog()
@@ -83,6 +91,14 @@ class Fixture:
     def receive(self, res: int, flags: int, size: int) -> None:
         operation = self.receiver.receive(size)
         self.tell(self.slots, [(operation.slot, res, flags, 64)])
+
+    def receive_into(self, size: int, res: int, flags: int) -> None:
+        memory = bytearray(size)
+        operation = ReceiveInto(self.receiver, pin(memory, writable=True), size, 0)
+        self.receiver.submit(operation)
+        self.tell(self.slots, [(operation.slot, res, flags, 0)])
+        memory.clear()  # BufferError: it is pinned
+        self.woken.append((operation.slot, operation.task, operation.trap))
 
     def send(self, size: int, res: int) -> None:
         operation = self.sender.send(bytes(size), 0)
@@ -119,6 +135,12 @@ receives = st.tuples(
     st.sampled_from(FLAGS),
     st.sampled_from([1, GROUP_SIZES[0], GROUP_SIZES[0] + 1, GROUP_SIZES[-1]]),
 )
+receives_into = st.tuples(
+    st.just("receive_into"),
+    st.integers(1, 100),
+    st.one_of(st.integers(0, 100), st.sampled_from(ERRORS)),
+    st.sampled_from(FLAGS),
+)
 sends = st.tuples(
     st.just("send"), st.integers(1, 100), st.one_of(st.integers(0, 100), st.sampled_from(ERRORS))
 )
@@ -151,7 +173,8 @@ def test_one_record_chooses_the_same_next_receive(res: int, flags: int) -> None:
     assert waits == (flags & RECORD_WAITED > 0 and not flags & CQE_F_SOCK_NONEMPTY)
 
 
-@given(st.lists(st.one_of(receives, sends), max_size=60))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+@given(st.lists(st.one_of(receives, receives_into, sends), max_size=60))
 def check_any_script(script: list[tuple[Any, ...]]) -> None:
     assert play(deliver, script) == play(Slots.deliver, script)
 
@@ -231,6 +254,70 @@ async def test_a_stream_begins_as_its_lines_do() -> None:
         without(different, each) for each in plain
     ]
     assert len(fast) == 3 * len(STATES)
+
+
+async def asked_for_into(*, fast: bool) -> list[Any]:
+    """What is prepared for a recv_into of a socket with nobody in the kernel."""
+    left, right = trio.socket.socketpair()
+    asked: list[Any] = []
+    with left, right:
+        receiver = right.ring_endpoint().receiver  # type: ignore[attr-defined]
+        prepare = receiver.slots.ring.recv_into
+
+        def prepare_and_note(fd: int, pinned: Any, *rest: Any) -> int:
+            asked.append((len(pinned), *map(int, rest)))
+            return int(prepare(fd, pinned, *rest))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(receiver.slots.ring, "recv_into", prepare_and_note)
+            for low_water, poll_first, size in INTO_STATES:
+                right.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
+                receiver.poll_first = poll_first
+                memory = bytearray(size)
+                await left.send(b"x")
+                if fast:
+                    assert await right.recv_into(memory) == 1
+                else:
+                    pinned = pin(memory, writable=True)
+                    receiving = receiver.submit(ReceiveInto(receiver, pinned, size, 0))
+                    assert receiving.unwrap(await park(receiving.trap)) == 1
+                assert memory[:1] == b"x"
+                memory.clear()  # BufferError: it is pinned
+                asked.append(("then", fields(receiver)))
+    return asked
+
+
+INTO_STATES = [
+    (low_water, poll_first, size)
+    for low_water in (1, 2)
+    for poll_first in (False, True)
+    for size in (1, 100)
+]
+
+
+@pytest.mark.differential
+@pytest.mark.ring_only
+async def test_recv_into_begins_as_its_line_does() -> None:
+    fast, plain = await asked_for_into(fast=True), await asked_for_into(fast=False)
+    different = {"getsockopt": None}
+    assert [without(different, each) for each in fast] == [
+        without(different, each) for each in plain
+    ]
+    assert [each[-1] for each in fast[::2]] == [0, 0, 1, 1, 0, 0, 0, 0]  # polls first
+
+
+@pytest.mark.differential
+async def test_a_buffer_that_the_ring_does_not_take_is_not_pinned(tmp_path: Path) -> None:
+    """Larger than what one operation moves: a file with nothing in it, so it takes no memory."""
+    left, right = trio.socket.socketpair()
+    with left, right, open(tmp_path / "sparse", "wb+") as file:  # noqa: ASYNC230
+        file.truncate(TRANSFER_MAX + 1)
+        memory = mmap.mmap(file.fileno(), 0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(right.recv_into, memory)
+            await trio.testing.wait_all_tasks_blocked()
+            memory.close()  # BufferError: it is pinned
+            nursery.cancel_scope.cancel()
 
 
 def without(names: dict[str, Any], entry: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ NAMES = "a function or class gets the name under which users know it"
 EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
     "_operations: deliver": (
         FAST_WAY,
-        {"operation.slot", "operation.task", "operation.pinned"}
+        {"operation.slot", "operation.task", "operation.pinned", "operation.trap"}
         | {"line.current", "line.spare", "line.poll_first"},
     ),
     "_streams: _receive_some": (
@@ -44,6 +44,7 @@ EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
         {"operation.slot", "operation.task", "operation.tick"}
         | {"operation.pinned", "operation.flags", "sender.current", "sender.spare"},
     ),
+    "_sockets: UringSocket.recv_into": (FAST_WAY, {"receiver.current"}),
     "_trio_private: make_waker.wake": (
         "as Runner.reschedule, flat",
         {"task._next_send_fn", "task._next_send", "task._abort_func", "task.custom_sleep_data"},

@@ -42,7 +42,14 @@ from outcome import Error
 from uring_trio._draining import drain
 from uring_trio._endpoints import Endpoint, Endpoints
 from uring_trio._fast_ways import FAST
-from uring_trio._kernel import POLLIN, POLLOUT, RECORDS_MASK, Ring
+from uring_trio._kernel import (
+    POLLIN,
+    POLLOUT,
+    RECORD_SIZE,
+    RECORDS_MASK,
+    Ring,
+    unpack_records,
+)
 from uring_trio._lines import Backlog
 from uring_trio._operations import CLOSED, deliver
 from uring_trio._polls import Poll, Polls
@@ -157,7 +164,10 @@ class UringIOManager:
         contended = backlog.take_contended() if backlog.contended else ()
         if events:
             self._batch = 0
-            records: Iterable[Record] = self.ring.records(events & RECORDS_MASK)
+            # `Ring.records`, flat.
+            area = self.ring.record_area
+            records: Iterable[Record]
+            records = unpack_records(area[: (events & RECORDS_MASK) * RECORD_SIZE])
             for take in slots.takers:
                 records = take(records)
             _tell(slots, records)

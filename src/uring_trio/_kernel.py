@@ -83,6 +83,8 @@ PROBE_TIMEOUT_NS = 100_000_000
 PYTHON_MEMORY = "allocate Python's objects"
 
 _RECORD = struct.Struct("IiII")  # slot, res, flags, offset: struct ut_record
+RECORD_SIZE = _RECORD.size
+unpack_records = _RECORD.iter_unpack
 
 
 def os_error(result: int) -> OSError:
@@ -241,8 +243,9 @@ class Ring:
         _raise_trim_threshold()
         self.owner_pid = os.getpid()
         self.fd: int = engine.ring.fd
-        size = engine.record_capacity * _RECORD.size
-        self._records = memoryview(_ffi.buffer(engine.records, size))
+        size = engine.record_capacity * RECORD_SIZE
+        #: Where a wait leaves its records; gone with `close`.
+        self.record_area = memoryview(_ffi.buffer(engine.records, size))
         #: All receive buffers; ``pool[a:b]`` copies out ``bytes``. Gone with `close`.
         self.pool: Any = _ffi.buffer(engine.pool, engine.pool_size)
         self.wait = partial(lib.ut_engine_wait, engine)
@@ -251,6 +254,7 @@ class Ring:
         self.cancel = partial(lib.ut_engine_cancel, engine)
         self.recv = partial(lib.ut_prep_recv, engine)
         self.send = partial(lib.ut_prep_send, engine)
+        self.recv_into = partial(lib.ut_prep_recv_into, engine)  # a pin, or a Memory's `c`
         self.read = partial(lib.ut_prep_read, engine)
         self.write = partial(lib.ut_prep_write, engine)
         self.poll = partial(lib.ut_prep_poll, engine)
@@ -260,11 +264,6 @@ class Ring:
         self.try_recv = lib.ut_try_recv
         self.send_from = partial(lib.ut_prep_send_from, engine)
         self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
-
-    def recv_into(self, fd: int, memory: Any, size: int, flags: int, poll_first: int) -> int:
-        """Receive into `Memory`, or into a writable pin."""
-        address = getattr(memory, "c", memory)
-        return int(_lib.ut_prep_recv_into(self._engine, fd, address, size, flags, poll_first))
 
     def recvmsg(self, fd: int, message: Message, flags: int, poll_first: int) -> int:
         """Receive into a message."""
@@ -293,7 +292,7 @@ class Ring:
 
     def records(self, count: int) -> Iterator[tuple[int, int, int, int]]:
         """The batch's records: slot, result, flags, offset into the pool."""
-        return _RECORD.iter_unpack(self._records[: count * _RECORD.size])
+        return unpack_records(self.record_area[: count * RECORD_SIZE])
 
     def register_eventfd(self, event_fd: int) -> None:
         """Signal *event_fd* when completions begin to wait for a `wait`; again, so anew."""
@@ -333,7 +332,7 @@ class Ring:
         Returns:
           Whether memory was given up.
         """
-        self._records.release()
+        self.record_area.release()
         self._box[0] = _ffi.NULL
         leaked = bool(_lib.ut_engine_close(self._engine, leak))
         self._engine = None

@@ -7,6 +7,7 @@ Whoever makes one keeps it until the operation's last cqe, and frees it then. As
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from uring_trio import _kernel
@@ -89,6 +90,15 @@ def unpin(pinned: Any) -> None:
     """End what `pin` began."""
     if type(pinned) is not bytes:
         _ffi.release(pinned)
+
+
+#: ``pin_memory(buffer)`` is ``pin(buffer, writable=True)``, and `unpin_memory` ends it: the
+#: same without a function of Python's.
+pin_memory: Any = None
+unpin_memory: Any = None
+if _ffi is not None:
+    pin_memory = partial(_ffi.from_buffer, "char[]", require_writable=True)
+    unpin_memory = _ffi.release
 
 
 class Memory:

@@ -1,4 +1,4 @@
-"""The operations of sockets that are not a stream's plain send and receive.
+"""The operations of sockets that `_operations` does not have already.
 
 A receive into a provided buffer is right only for a byte stream and no flags: of a
 datagram that is larger than the buffer the rest would be lost without a word, and
@@ -24,7 +24,7 @@ from uring_trio._beside import (
     try_accept,
 )
 from uring_trio._kernel import EAGAIN, ECANCELED, ETIME, POLLIN
-from uring_trio._memory import Memory, Message, unpin
+from uring_trio._memory import Memory, Message
 from uring_trio._operations import Operation
 
 if TYPE_CHECKING:
@@ -56,9 +56,8 @@ class ReceiveBytes(Operation):
 
     def prepare(self) -> int:
         line = self.line
-        return line.slots.ring.recv_into(
-            line.fileno(), self.memory, self.size, self.flags, line.polls_first()
-        )
+        receive = line.slots.ring.recv_into
+        return int(receive(line.fileno(), self.memory.c, self.size, self.flags, line.polls_first()))
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:
@@ -68,33 +67,6 @@ class ReceiveBytes(Operation):
 
     def release(self) -> None:
         self.memory.free()
-
-
-class ReceiveInto(Operation):
-    """recv_into: the count of bytes."""
-
-    __slots__ = ("flags", "pinned", "size")
-
-    line: Receiver
-
-    def __init__(self, line: Receiver, pinned: Any, size: int, flags: int) -> None:
-        super().__init__(line)
-        self.pinned = pinned
-        self.size = size
-        self.flags = flags
-
-    @property
-    def on_user_memory(self) -> bool:
-        return True
-
-    def prepare(self) -> int:
-        line = self.line
-        return line.slots.ring.recv_into(
-            line.fileno(), self.pinned, self.size, self.flags, line.polls_first()
-        )
-
-    def release(self) -> None:
-        unpin(self.pinned)
 
 
 class MessageOperation(Operation):

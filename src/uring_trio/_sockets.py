@@ -32,8 +32,9 @@ from uring_trio._io_manager import (
     let_go_unless_on_ring,
     look_for_low_water,
 )
-from uring_trio._kernel import EAGAIN
-from uring_trio._memory import Message
+from uring_trio._kernel import EAGAIN, TRANSFER_MAX
+from uring_trio._memory import Message, pin_memory, unpin
+from uring_trio._operations import ReceiveInto
 from uring_trio._socket_arguments import (
     MSG_NOSIGNAL,
     into_arguments,
@@ -50,7 +51,6 @@ from uring_trio._socket_operations import (
     Connect,
     ConnectLocal,
     ReceiveBytes,
-    ReceiveInto,
     ReceiveMessage,
     SendMessage,
     accept_now,
@@ -196,6 +196,20 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def recv_into(self, /, *args: Any, **kwargs: Any) -> int:
         """Like `socket.socket.recv_into`, but async."""
         endpoint = self.ring_endpoint()
+        if FAST and endpoint is not None and len(args) == 1 and not kwargs:
+            # What is below, flat, for a buffer and no more, where nobody is in the kernel.
+            receiver = endpoint.receiver
+            try:
+                pinned = pin_memory(args[0]) if receiver.current is None else b""
+            except (TypeError, BufferError, ValueError):
+                pinned = b""
+            if 0 < len(pinned) <= TRANSFER_MAX:
+                operation = ReceiveInto(receiver, pinned, len(pinned), NO_FLAGS)
+                operation.start()
+                receiver.current = operation
+                value = await park(operation.trap)
+                return value if type(value) is int and value >= 0 else operation.unwrap(value)
+            unpin(pinned)
         found = self._parse_into(endpoint, args, kwargs)
         if endpoint is None or found is None:
             return await super().recv_into(*args, **kwargs)
