@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import gain_tools
 import pytest
 from gain_accept_worker import share
-from gain_tools import BOUND_S, Recorder, server_in_thread, wait_until
+from gain_tools import BOUND_S, Recorder, connect, server_in_thread, wait_until
 
 from uring_trio import gain
 from uring_trio._beside import Name, try_accept
@@ -85,13 +85,6 @@ def served(process: subprocess.Popen[bytes]) -> int:
     return int(out)
 
 
-def connect_to(listener: socket.socket) -> socket.socket:
-    client = socket.socket(listener.family)
-    client.settimeout(BOUND_S)
-    client.connect(listener.getsockname())
-    return client
-
-
 # What another process does with the wake-up
 
 
@@ -105,7 +98,7 @@ def test_the_wake_up_of_another_process_is_not_lost(network: str, how: str) -> N
             odd.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, odd.pid, os.WSTOPPED | os.WNOWAIT)
         started = time.monotonic()
-        with connect_to(listener) as client:
+        with connect(listener) as client:
             if how == "killed":
                 odd.kill()
             assert client.recv(1) == b"1"
@@ -118,7 +111,7 @@ def test_what_a_busy_process_leaves_is_served_by_others(network: str) -> None:
         time.sleep(0.1)
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(connect_to(listener)) for _ in range(40)]
+            clients = [stack.enter_context(connect(listener)) for _ in range(40)]
             assert {client.recv(1) for client in clients} == {b"1"}
         assert time.monotonic() - started < 1
 
@@ -130,7 +123,7 @@ def test_idle_processes_share(network: str, burst: int) -> None:
     with listening(network) as listener, processes(listener, *["idle"] * 4) as four:
         for _ in range(total // burst):
             with contextlib.ExitStack() as stack:
-                clients = [stack.enter_context(connect_to(listener)) for _ in range(burst)]
+                clients = [stack.enter_context(connect(listener)) for _ in range(burst)]
                 assert all(client.recv(1) for client in clients)
         counts = [served(each) for each in four]
     assert sum(counts) == total
@@ -170,7 +163,7 @@ def test_idle_workers_share(shared: socket.socket, architecture: str, burst: int
     with server_in_thread(handler, workers=4, architecture=architecture):
         for _ in range(total // burst):
             with contextlib.ExitStack() as stack:
-                clients = [stack.enter_context(connect_to(shared)) for _ in range(burst)]
+                clients = [stack.enter_context(connect(shared)) for _ in range(burst)]
                 assert all(client.recv(1) for client in clients)
     assert sum(handler.counts.values()) == total
     assert max(handler.counts.values()) <= total / 2, handler.counts
@@ -186,11 +179,11 @@ def test_a_worker_in_a_callback_takes_nothing(shared: socket.socket) -> None:
         assert go_on.wait(BOUND_S)
 
     handler = Recorder(on_accept=hold)
-    with server_in_thread(handler, workers=1), connect_to(shared) as first:
+    with server_in_thread(handler, workers=1), connect(shared) as first:
         assert inside.wait(BOUND_S)
         with contextlib.ExitStack() as stack:
             for _ in range(5):
-                stack.enter_context(connect_to(shared))
+                stack.enter_context(connect(shared))
             time.sleep(0.05)
             for _ in range(5):
                 shared.accept()[0].close()
@@ -208,18 +201,18 @@ def test_what_there_is_no_room_for_is_not_taken(shared: socket.socket, workers: 
     handler = Recorder()
     with (
         server_in_thread(handler, workers=workers, max_connections=2) as server,
-        connect_to(shared) as one,
-        connect_to(shared) as two,
+        connect(shared) as one,
+        connect(shared) as two,
     ):
         wait_until(lambda: handler.counts().accept == 2)
-        with connect_to(shared):
+        with connect(shared):
             time.sleep(0.05)
             assert server.active_connections() == 2
             shared.accept()[0].close()
         one.close()
         two.close()
         wait_until(lambda: handler.counts().close == 2)
-        with connect_to(shared):
+        with connect(shared):
             wait_until(lambda: handler.counts().accept == 3)
 
 
@@ -244,7 +237,7 @@ def test_places_hold_while_many_come_and_go(shared: socket.socket) -> None:
 
     def visit() -> None:
         for _ in range(50):
-            with connect_to(shared) as client:
+            with connect(shared) as client:
                 assert client.recv(1) == b"x"
 
     with server_in_thread(Counting(), workers=4, max_connections=most):
@@ -318,12 +311,12 @@ def test_a_blocking_listener_does_not_block_the_loop(
         set_blocking(shared)
         go_on_ticking()
         for count in range(1, 6):
-            with connect_to(shared) as client:
+            with connect(shared) as client:
                 assert client.recv(1) == b"x"
             go_on_ticking()
             wait_until(lambda: handler.counts().close == count)  # noqa: B023  waits in this turn
         shared.setblocking(False)
-        with connect_to(shared) as client:
+        with connect(shared) as client:
             assert client.recv(1) == b"x"
 
 
@@ -334,7 +327,7 @@ def test_a_blocking_listener_whose_connections_others_take(shared: socket.socket
     with server_in_thread(handler, workers=4, architecture="sharding") as server:
         set_blocking(shared)
         for _ in range(50):
-            with connect_to(shared) as client:
+            with connect(shared) as client:
                 assert client.recv(1) == b"x"
         started = time.monotonic()
         assert len(server.statistics().workers) == 4  # each of them answers
@@ -348,7 +341,7 @@ def test_try_accept_takes_what_is_there_and_never_blocks() -> None:
     with listening("tcp") as listener:
         fd = listener.fileno()
         assert try_accept(fd, flags, peer.c) == EAGAIN
-        with connect_to(listener) as client:
+        with connect(listener) as client:
             accepted = try_accept(fd, flags, peer.c)
             assert accepted >= 0
             assert peer.address == client.getsockname()

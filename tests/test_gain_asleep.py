@@ -18,8 +18,7 @@ import gain_tools
 import harness
 import pytest
 import trio
-from gain_tls_contexts import NAME, client_context, server_context
-from gain_tools import CLOGGING, Recorder, until
+from gain_tools import CLOGGING, NAME, Recorder, client_context, server_context, until
 
 from uring_trio import gain
 

@@ -13,6 +13,7 @@ import trio.testing
 from gain_tools import (
     CLOGGING,
     Recorder,
+    Sink,
     connected,
     echo,
     open_client,
@@ -32,17 +33,6 @@ QUIET_S = 0.03  # for something to happen that must not
 KIB = 1024
 
 
-class Sink(Recorder):
-    """Consumes all that comes."""
-
-    def __init__(self) -> None:
-        super().__init__(on_read=lambda conn, n: conn.discard(n))
-
-    @property
-    def received(self) -> int:
-        return sum(self.values("on_read"))
-
-
 async def test_pause_and_resume_reading() -> None:
     sink = Sink()
     async with connected(sink) as (conn, client):
@@ -50,16 +40,16 @@ async def test_pause_and_resume_reading() -> None:
         conn.pause_reading()
         await client.send_all(b"x" * 1000)
         await trio.sleep(QUIET_S)
-        assert sink.received == 0
+        assert sink.received_size() == 0
         conn.resume_reading()
-        await until(lambda: sink.received == 1000)
+        await until(lambda: sink.received_size() == 1000)
         conn.resume_reading()
         conn.pause_reading()
         await client.send_all(b"x" * 1000)
         await trio.sleep(QUIET_S)
-        assert sink.received == 1000
+        assert sink.received_size() == 1000
         conn.resume_reading()
-        await until(lambda: sink.received == 2000)
+        await until(lambda: sink.received_size() == 2000)
 
 
 async def test_pause_in_on_read_stops_the_next_one() -> None:
@@ -95,7 +85,7 @@ async def test_paused_connection_holds_the_peer_back() -> None:
         assert not sent.is_set()
         assert conn.inbound_buffered() <= 128 * KIB
         conn.resume_reading()
-        await until(lambda: sink.received == len(CLOGGING))
+        await until(lambda: sink.received_size() == len(CLOGGING))
 
 
 async def test_input_that_nobody_consumes_is_bounded() -> None:
@@ -124,9 +114,9 @@ async def test_reading_stops_above_high_water_and_goes_on_below_low() -> None:
         assert conn.outbound_buffered() > 64 * KIB
         await client.send_all(b"x" * 1000)
         await trio.sleep(QUIET_S)
-        assert sink.received == 0
+        assert sink.received_size() == 0
         await read_exactly(client, len(CLOGGING))
-        await until(lambda: sink.received == 1000)
+        await until(lambda: sink.received_size() == 1000)
         assert conn.outbound_buffered() <= 16 * KIB
 
 

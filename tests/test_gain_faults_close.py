@@ -13,28 +13,25 @@ from typing import Any
 
 import harness
 import pytest
-from gain_faults_tools import (
-    MIB,
-    RESETS,
-    Sink,
-    architectures,
-    connect_to,
-    in_thread,
-    is_silent,
-    pattern,
-    receive_all,
-    round_trip,
-    run_in_worker,
-)
 from gain_tools import (
     BOUND_S,
+    MIB,
+    RESETS,
     Recorder,
+    Sink,
+    architectures,
     close_now,
     connect,
     echo,
+    in_thread,
+    is_silent,
     needs_ring,
+    pattern,
+    receive_all,
     receive_exactly,
     reset,
+    round_trip,
+    run_in_worker,
     server_in_thread,
     wait_until,
 )
@@ -91,7 +88,7 @@ def test_b1_reset_while_output_waits_gives_on_close_once_with_its_error(close: b
     """B1: the same for a send that fails; Gain's CLOSE linked behind it is never done."""
     handler = writer_of(bytes(8 * MIB), close=close)
     with server_in_thread(handler, workers=1) as server:
-        client = connect_to(server.addresses()[0], receive_buffer=65536)
+        client = connect(server, receive_buffer=65536)
         assert receive_exactly(client, 1000)
         assert handler.errors() == []
         reset(client)

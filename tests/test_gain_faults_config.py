@@ -13,20 +13,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gain_faults_tools import (
-    architectures,
-    connect_to,
-    in_thread,
-    receive_all,
-    round_trip,
-    run_in_worker,
-)
 from gain_tools import (
     LOOPBACK,
     Recorder,
+    architectures,
     connect,
     echo,
+    in_thread,
     needs_ring,
+    receive_all,
+    round_trip,
+    run_in_worker,
     server_in_thread,
     socket_option,
     wait_until,
@@ -209,7 +206,7 @@ def test_b18_every_form_of_address_is_served_and_its_port_is_known(address: str)
         for found in server.addresses():
             assert found.network == ("udp" if address.startswith("udp") else "tcp")
             assert found[1] > 0
-            with connect_to(found) as client:  # to 0.0.0.0 and :: is to this machine
+            with connect(found) as client:  # to 0.0.0.0 and :: is to this machine
                 round_trip(client, b"hello")
                 conn = handler.conns[-1]
                 assert conn.local_addr()[1] == found[1]

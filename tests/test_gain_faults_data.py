@@ -10,25 +10,23 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from gain_faults_tools import (
-    MIB,
-    in_thread,
-    is_silent,
-    pattern,
-    receive_all,
-    round_trip,
-    run_in_worker,
-)
 from gain_tools import (
+    MIB,
     MODES,
     Mode,
     Recorder,
     connect,
     echo,
+    in_thread,
+    is_silent,
     make_recorder,
     needs_ring,
     options_for,
+    pattern,
+    receive_all,
     receive_exactly,
+    round_trip,
+    run_in_worker,
     server_in_thread,
     wait_until,
 )

@@ -15,27 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
-from gain_faults_tools import (
-    MIB,
-    architectures,
-    connect_to,
-    is_silent,
-    pattern,
-    receive_all,
-    round_trip,
-    run_in_worker,
-)
 from gain_tools import (
     BOUND_S,
     LOOPBACK,
     LOOPBACK_UDP,
+    MIB,
     Boom,
     Recorder,
+    architectures,
     close_now,
     connect,
     echo,
+    is_silent,
     needs_ring,
+    pattern,
+    receive_all,
     receive_exactly,
+    round_trip,
+    run_in_worker,
     server_in_thread,
     wait_until,
 )
@@ -77,7 +74,7 @@ def test_b19_peer_who_does_not_read_is_let_go() -> None:
     handler = Recorder(on_accept=write)
     with (
         server_in_thread(handler, workers=1) as server,
-        connect_to(server.addresses()[0], receive_buffer=65536),
+        connect(server, receive_buffer=65536),
     ):
         wait_until(handler.errors)
     assert isinstance(handler.errors()[0], gain.DeadlineExceeded)
@@ -221,7 +218,7 @@ def test_b19_server_has_several_addresses_of_all_kinds(tmp_path: Path) -> None:
         assert [address.network for address in addresses] == ["tcp", "unix", "udp", "tcp"]
         assert str(addresses[1]) == str(path)
         for address in addresses:
-            with connect_to(address) as client:
+            with connect(address) as client:
                 round_trip(client, str(address).encode())
                 assert handler.conns[-1].local_addr().network == address.network
         with pytest.raises(OSError, match="use"):

@@ -12,29 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from gain_faults_tools import (
+from gain_tools import (
     MIB,
     RESETS,
+    Mode,
+    Recorder,
     Sink,
     bytes_buffered,
-    connect_to,
+    connect,
+    echo,
     in_thread,
+    make_recorder,
+    needs_ring,
     pattern,
     push_until_stuck,
     receive_all,
+    receive_exactly,
+    reset,
     resident_bytes,
     round_trip,
     run_in_worker,
-)
-from gain_tools import (
-    Mode,
-    Recorder,
-    connect,
-    echo,
-    make_recorder,
-    needs_ring,
-    receive_exactly,
-    reset,
     server_in_thread,
     wait_until,
 )
@@ -104,7 +101,7 @@ def stuck_client(handler: Recorder, **options: Any) -> Iterator[stdlib_socket.so
     """
     handler.actions["on_accept"] = lambda conn: conn.write(bytes(16 * MIB))
     with server_in_thread(handler, workers=1, **options) as server:
-        client = connect_to(server.addresses()[0], receive_buffer=65536)
+        client = connect(server, receive_buffer=65536)
         assert receive_exactly(client, 100)
         try:
             yield client
@@ -146,7 +143,7 @@ def test_b6_reset_is_noticed_while_reading_has_stopped(stop: Callable[[gain.Conn
     """B6: nor does Gain learn of a reset; here it is, though nothing is being received."""
     handler = Recorder(on_accept=stop)
     with server_in_thread(handler, workers=1) as server:
-        client = connect_to(server.addresses()[0], receive_buffer=65536)
+        client = connect(server, receive_buffer=65536)
         client.sendall(b"not read")
         wait_until(lambda: handler.conns)
         for _ in range(3):  # ticks, in which reading stops
@@ -165,7 +162,7 @@ def test_b6_fast_writer_who_does_not_read_is_held_back() -> None:
     message = pattern(64 * MIB)
     with (
         server_in_thread(handler, workers=1, **SMALL) as server,
-        connect_to(server.addresses()[0], receive_buffer=65536, send_buffer=65536) as client,
+        connect(server, receive_buffer=65536, send_buffer=65536) as client,
     ):
         before = resident_bytes()
         sent = push_until_stuck(client, message)
@@ -192,7 +189,7 @@ def test_b6_handler_who_does_not_consume_is_given_no_more_than_the_limit(mode: M
     message = pattern(64 * MIB)
     with (
         server_in_thread(handler, workers=1, **SMALL) as server,
-        connect_to(server.addresses()[0], send_buffer=65536) as client,
+        connect(server, send_buffer=65536) as client,
     ):
         sent = push_until_stuck(client, message)
         assert sent < 8 * MIB
@@ -224,7 +221,7 @@ def test_b6_drain_waits_for_low_water() -> None:
     handler = Recorder(on_accept=lambda conn: conn.start_soon(write_in_step, conn))
     with (
         server_in_thread(handler, workers=1) as server,
-        connect_to(server.addresses()[0], receive_buffer=65536) as client,
+        connect(server, receive_buffer=65536) as client,
     ):
         assert len(receive_all(client)) == 64 * len(piece)
     assert max(drained) <= LIMIT // 4

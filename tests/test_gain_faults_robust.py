@@ -17,28 +17,26 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gain_faults_tools import (
-    ARCHITECTURES,
-    architectures,
-    in_thread,
-    pattern,
-    receive_all,
-    ring_of,
-    round_trip,
-    run_in_worker,
-)
 from gain_tools import (
+    ARCHITECTURES,
     BOUND_S,
     LOOPBACK_UDP,
     MODES,
     Recorder,
+    architectures,
     connect,
     echo,
+    in_thread,
     make_recorder,
     needs_ring,
     options_for,
+    pattern,
+    receive_all,
     receive_exactly,
     reset,
+    ring_of,
+    round_trip,
+    run_in_worker,
     server_in_thread,
     wait_until,
 )

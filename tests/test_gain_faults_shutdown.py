@@ -12,26 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from gain_faults_tools import (
-    MIB,
-    architectures,
-    connect_to,
-    in_thread,
-    is_silent,
-    pattern,
-    receive_all,
-    round_trip,
-    run_in_worker,
-)
 from gain_tools import (
     BOUND_S,
     LOOPBACK,
+    MIB,
     AsyncRecorder,
     Recorder,
+    architectures,
     connect,
     echo,
+    in_thread,
+    is_silent,
     needs_ring,
+    pattern,
+    receive_all,
     receive_exactly,
+    round_trip,
+    run_in_worker,
     server_in_thread,
     wait_until,
 )
@@ -123,7 +120,7 @@ def test_b15_output_that_nobody_takes_is_aborted_at_the_deadline() -> None:
     handler = Recorder(on_accept=lambda conn: conn.write(pattern(16 * MIB)))
     with (
         server_in_thread(handler, workers=1) as server,
-        connect_to(server.addresses()[0], receive_buffer=65536) as client,
+        connect(server, receive_buffer=65536) as client,
     ):
         assert receive_exactly(client, 100)
         assert 0.3 <= seconds_of(server.shutdown, 0.3) < 1.5
@@ -218,7 +215,7 @@ def test_b15_connections_are_refused_while_closing() -> None:
     handler = Recorder(on_accept=lambda conn: conn.write(bytes(16 * MIB)))
     with (
         server_in_thread(handler, workers=1) as server,
-        connect_to(server.addresses()[0], receive_buffer=65536) as client,
+        connect(server, receive_buffer=65536) as client,
     ):
         address = server.addresses()[0]
         assert receive_exactly(client, 100)
@@ -230,7 +227,7 @@ def test_b15_connections_are_refused_while_closing() -> None:
 
         def is_refused() -> bool:
             try:
-                connect_to(address).close()
+                connect(address).close()
             except ConnectionError:
                 return True
             return False

@@ -11,7 +11,6 @@ import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gain_faults_tools import is_silent, pattern, run_in_worker
 from gain_tools import (
     BOUND_S,
     LOOPBACK_UDP,
@@ -20,9 +19,12 @@ from gain_tools import (
     Recorder,
     connect,
     echo,
+    is_silent,
     make_recorder,
     needs_ring,
     options_for,
+    pattern,
+    run_in_worker,
     server_in_thread,
     wait_until,
 )

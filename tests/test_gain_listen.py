@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import harness
 import pytest
-from gain_listen_tools import BOUND_S, accepted, again, bound, connect, one, refused
+from gain_tools import BOUND_S, accepted, again, bound, connect, one, refused
 
 from uring_trio.gain import _listen
 from uring_trio.gain._address import Address, parse_all

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gain_listen_tools import BOUND_S, accepted, bound, one, refused
+from gain_tools import BOUND_S, accepted, bound, connect, one, refused
 
 from uring_trio.gain import _unix_path
 from uring_trio.gain._address import parse_all
@@ -24,19 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from uring_trio.gain._listen import Listener
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "x.sock"
-
-
-def connect(listener: Listener) -> socket.socket:
-    client = socket.socket(socket.AF_UNIX)
-    client.settimeout(BOUND_S)
-    client.connect(listener.address.sockaddr(socket.AF_UNIX))
-    return client
 
 
 def make_stale(path: Path, kind: int = socket.SOCK_STREAM) -> None:

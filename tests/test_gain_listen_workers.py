@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gain_listen_tools import BOUND_S, accepted, again, bound, connect, one, refused
+from gain_tools import BOUND_S, accepted, again, bound, connect, one, refused
 
 from uring_trio.gain import _listen
 from uring_trio.gain._address import parse_all

@@ -32,7 +32,7 @@ LIMIT_S = 5.0
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
-class Sink(gain.EventHandler):
+class Holding(gain.EventHandler):
     """Answers nothing, and holds its worker while the peer sends and resets."""
 
     def __init__(self, where: str) -> None:
@@ -66,7 +66,7 @@ class Sink(gain.EventHandler):
         self.closed.set()
 
 
-async def end_of(address: str, handler: Sink, first: bytes, data: bytes, how: str) -> None:
+async def end_of(address: str, handler: Holding, first: bytes, data: bytes, how: str) -> None:
     """Have a client send *first*, and *data* and its end while the worker is held."""
 
     def client(address: gain.Address) -> None:
@@ -97,7 +97,7 @@ async def end_of(address: str, handler: Sink, first: bytes, data: bytes, how: st
 @pytest.mark.parametrize("size", [1, 5000, 50_000])
 @pytest.mark.parametrize("where", ["on_accept", "hold", "pause"])
 async def test_reset_behind_data_while_the_worker_is_busy(where: str, size: int) -> None:
-    handler = Sink(where)
+    handler = Holding(where)
     first = b"" if where == "on_accept" else where.encode()
     await end_of("tcp://127.0.0.1:0", handler, first, b"x" * size, "reset")
     assert isinstance(handler.err, ConnectionResetError)
@@ -110,7 +110,7 @@ async def test_reset_behind_data_while_the_worker_is_busy(where: str, size: int)
 async def test_end_of_file_behind_data_while_the_worker_is_busy(
     network: str, where: str, size: int, how: str, tmp_path: Path
 ) -> None:
-    handler = Sink(where)
+    handler = Holding(where)
     first = b"" if where == "on_accept" else where.encode()
     address = "tcp://127.0.0.1:0" if network == "tcp" else f"unix://{tmp_path}/s"
     await end_of(address, handler, first, b"x" * size, how)
@@ -121,7 +121,7 @@ async def test_end_of_file_behind_data_while_the_worker_is_busy(
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 async def test_reset_behind_data_before_it_is_accepted(host: str, size: int) -> None:
     """It waits in the kernel's queue, because the worker is held: nothing of it is lost."""
-    handler = Sink("hold")
+    handler = Holding("hold")
     handler.closed = trio.Event()
     held: list[gain.Conn] = []
     peers: list[gain.Address] = []
@@ -251,7 +251,7 @@ async def test_reset_wakes_who_drains_in_an_async_on_read() -> None:
     assert notes == ["drain", "drain", b"go", True]
 
 
-class Answering(Sink):
+class Answering(Holding):
     def on_read(self, conn: gain.Conn, n: int) -> None:
         conn.write(b"answer")
         super().on_read(conn, n)
@@ -272,7 +272,7 @@ class AsyncAnswering(gain.EventHandler):
                 conn.write(b"answer")
 
 
-def reset_behind(address: gain.Address, handler: Sink, data: bytes) -> None:
+def reset_behind(address: gain.Address, handler: Holding, data: bytes) -> None:
     """Send *data* while the worker is held, and reset when the other side has all of it."""
     with socket.socket() as sock:
         sock.settimeout(LIMIT_S)

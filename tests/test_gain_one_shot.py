@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import gain_scenarios
 import gain_tools
 import pytest
 import test_gain_lost_end
@@ -60,45 +59,45 @@ def operations_of_this_ring(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
 @architectures
 @pytest.mark.parametrize("mode", MODES)
 def test_requests_and_responses(architecture: str, mode: str) -> None:
-    gain_scenarios.request_response(architecture=architecture, mode=mode, workers=2, rounds=3)
+    gain_tools.request_response(architecture=architecture, mode=mode, workers=2, rounds=3)
 
 
 def test_more_connections_than_there_are_buffers() -> None:
-    gain_scenarios.request_response(clients=200, workers=1, rounds=2)
+    gain_tools.request_response(clients=200, workers=1, rounds=2)
 
 
 @architectures
 def test_ping_pong(architecture: str) -> None:
-    gain_scenarios.ping_pong(architecture=architecture)
+    gain_tools.ping_pong(architecture=architecture)
 
 
 @architectures
 @pytest.mark.parametrize("times", [1, 2])
 def test_shutdown(architecture: str, times: int) -> None:
-    gain_scenarios.shutdown_after_clients("tcp", times=times, architecture=architecture)
+    gain_tools.shutdown_after_clients("tcp", times=times, architecture=architecture)
 
 
 def test_shutdown_with_connected_clients() -> None:
-    gain_scenarios.shutdown_with_connected_clients()
+    gain_tools.shutdown_with_connected_clients()
 
 
 def test_shutdown_under_traffic() -> None:
-    gain_scenarios.shutdown_under_traffic("tcp")
+    gain_tools.shutdown_under_traffic("tcp")
 
 
 @pytest.mark.parametrize("with_answer", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_close_in_on_read(mode: str, with_answer: bool) -> None:
-    gain_scenarios.close_in_on_read(mode, with_answer=with_answer)
+    gain_tools.close_in_on_read(mode, with_answer=with_answer)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_multiple_reads(mode: str) -> None:
-    gain_scenarios.multiple_reads(mode)
+    gain_tools.multiple_reads(mode)
 
 
 def test_connections_are_counted_until_they_close() -> None:
-    gain_scenarios.connections_are_counted_until_they_close()
+    gain_tools.connections_are_counted_until_they_close()
 
 
 # In one run
@@ -184,7 +183,7 @@ class TestOnTheRing:
     async def test_an_end_behind_data(
         self, network: str, how: str, where: str, size: int, tmp_path: Path
     ) -> None:
-        handler = test_gain_lost_end.Sink(where)
+        handler = test_gain_lost_end.Holding(where)
         first = b"" if where == "on_accept" else where.encode()
         address = gain_tools.LOOPBACK if network == "tcp" else f"unix://{tmp_path}/s"
         await test_gain_lost_end.end_of(address, handler, first, b"x" * size, how)

@@ -6,7 +6,6 @@ import socket as stdlib_socket
 import threading
 from typing import Any
 
-import gain_scenarios
 import gain_tools
 import pytest
 from gain_tools import MODES, Recorder, wait_until
@@ -34,72 +33,70 @@ def balancing(name: str) -> gain.LoadBalancing:
     ("clients", "workers"), [(1, 1), (8, 1), (16, 8)], ids=["1-1", "8-1", "16-8"]
 )
 def test_requests_and_responses(clients: int, workers: int) -> None:
-    gain_scenarios.request_response(**REACTOR, clients=clients, workers=workers, rounds=2)
+    gain_tools.request_response(**REACTOR, clients=clients, workers=workers, rounds=2)
 
 
 def test_async_def_handler() -> None:
-    gain_scenarios.request_response(**REACTOR, mode="async def", workers=2)
+    gain_tools.request_response(**REACTOR, mode="async def", workers=2)
 
 
 def test_async_handler() -> None:
-    gain_scenarios.request_response(**REACTOR, mode="async_handler", workers=2)
+    gain_tools.request_response(**REACTOR, mode="async_handler", workers=2)
 
 
 def test_async_handler_with_a_small_pool() -> None:
-    gain_scenarios.request_response(**REACTOR, mode="async_handler", workers=2, pool=2)
+    gain_tools.request_response(**REACTOR, mode="async_handler", workers=2, pool=2)
 
 
 def test_dialled_clients_are_counted() -> None:
-    gain_scenarios.dialled_clients_are_counted(**REACTOR)
+    gain_tools.dialled_clients_are_counted(**REACTOR)
 
 
 def test_ping_pong() -> None:
-    gain_scenarios.ping_pong(**REACTOR)
+    gain_tools.ping_pong(**REACTOR)
 
 
 def test_connections_are_counted_until_they_close() -> None:
-    gain_scenarios.connections_are_counted_until_they_close(**REACTOR)
+    gain_tools.connections_are_counted_until_they_close(**REACTOR)
 
 
 @both_networks
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
 def test_shutdown(network: str, times: int) -> None:
-    gain_scenarios.shutdown_after_clients(network, times=times, **REACTOR)
+    gain_tools.shutdown_after_clients(network, times=times, **REACTOR)
 
 
 def test_shutdown_with_connected_clients() -> None:
-    gain_scenarios.shutdown_with_connected_clients(**REACTOR)
+    gain_tools.shutdown_with_connected_clients(**REACTOR)
 
 
 @both_networks
 def test_shutdown_under_traffic(network: str) -> None:
-    gain_scenarios.shutdown_under_traffic(network, **REACTOR)
+    gain_tools.shutdown_under_traffic(network, **REACTOR)
 
 
 @modes
 @pytest.mark.parametrize("with_answer", [True, False], ids=["answer", "no answer"])
 def test_close_in_on_read(mode: str, with_answer: bool) -> None:
-    gain_scenarios.close_in_on_read(mode, with_answer=with_answer, **REACTOR)
+    gain_tools.close_in_on_read(mode, with_answer=with_answer, **REACTOR)
 
 
 def test_addresses_of_connections() -> None:
-    gain_scenarios.addresses_of_connections("tcp", **REACTOR)
+    gain_tools.addresses_of_connections("tcp", **REACTOR)
 
 
 def test_large_read() -> None:
-    gain_scenarios.large_read(**REACTOR)
+    gain_tools.large_read(**REACTOR)
 
 
 @modes
 def test_multiple_reads(mode: str) -> None:
-    gain_scenarios.multiple_reads(mode, **REACTOR)
+    gain_tools.multiple_reads(mode, **REACTOR)
 
 
 @pytest.mark.parametrize("name", BALANCERS)
 def test_load_balancing(name: str) -> None:
-    gain_scenarios.request_response(
-        **REACTOR, clients=16, workers=8, load_balancing=balancing(name)
-    )
+    gain_tools.request_response(**REACTOR, clients=16, workers=8, load_balancing=balancing(name))
 
 
 def workers_of(load_balancing: object, connections: int) -> list[int]:
@@ -154,7 +151,7 @@ def test_keep_alive() -> None:
     recorder = Recorder(on_accept=accept)
     with (
         gain_tools.server_in_thread(recorder, **REACTOR, tcp_keep_alive=60.0) as server,
-        gain_scenarios.clients_of(server, 4),
+        gain_tools.clients_of(server, 4),
     ):
         wait_until(lambda: recorder.counts().accept == 4)
     assert options == [[1, 60, 60]] * 4

@@ -11,20 +11,29 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.lowlevel
-from gain_faults_tools import MIB, QUIET_S, bytes_buffered, pattern, run_in_worker
-from gain_tls_contexts import TLS_1_2, TLS_1_3, client_context, server_context, versions
-from gain_tls_tools import Peer, connect_tls
 from gain_tools import (
+    MIB,
     MODES,
+    QUIET_S,
+    TLS_1_2,
+    TLS_1_3,
     Mode,
+    Peer,
     Recorder,
+    bytes_buffered,
+    client_context,
     connect,
+    connect_tls,
     echo,
     make_recorder,
     needs_ring,
     options_for,
+    pattern,
     receive_exactly,
+    run_in_worker,
+    server_context,
     server_in_thread,
+    versions,
     wait_until,
 )
 

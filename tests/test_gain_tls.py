@@ -6,7 +6,7 @@ import ssl
 from typing import Any
 
 import pytest
-from gain_tls_contexts import NAME, TLS_1_2, TLS_1_3, client_context, server_context, versions
+from gain_tools import NAME, TLS_1_2, TLS_1_3, client_context, server_context, versions
 
 from uring_trio.gain._tls import PIECE_SIZE_MAX, RECORD_SIZE_MAX, TLSLayer
 

@@ -12,35 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from gain_faults_tools import RESETS, receive_all, round_trip
-from gain_tls_contexts import (
-    NAME,
-    TLS_1_2,
-    TLS_1_3,
-    client_context,
-    server_context,
-    versions,
-)
-from gain_tls_tools import Peer, connect_tls
 from gain_tools import (
     BOUND_S,
     CLOGGING,
     MODES,
+    NAME,
+    RESETS,
+    TLS_1_2,
+    TLS_1_3,
     Boom,
     Mode,
+    Peer,
     Recorder,
+    client_context,
     connect,
+    connect_tls,
     echo,
     make_recorder,
     needs_ring,
     open_client,
     options_for,
     read_to_end,
+    receive_all,
     receive_exactly,
     reset,
+    round_trip,
+    server_context,
     server_in_thread,
     serving,
     until,
+    versions,
     wait_until,
 )
 

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gain_tls_contexts import NAME, TLS_1_3, client_context, server_context, versions
+from gain_tools import NAME, TLS_1_3, client_context, server_context, versions
 
 from uring_trio.gain._tls import TLSLayer
 

@@ -11,36 +11,37 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from gain_faults_tools import (
-    MIB,
-    QUIET_S,
-    RESETS,
-    Sink,
-    bytes_buffered,
-    connect_to,
-    in_thread,
-    pattern,
-    push_until_stuck,
-    run_in_worker,
-)
-from gain_tls_contexts import NAME, client_context, server_context, versions
-from gain_tls_tools import Peer, connect_tls
 from gain_tools import (
     BOUND_S,
     CLOGGING,
+    MIB,
     MODES,
+    NAME,
+    QUIET_S,
+    RESETS,
     Mode,
+    Peer,
     Recorder,
+    Sink,
+    bytes_buffered,
+    client_context,
     connect,
+    connect_tls,
     echo,
+    in_thread,
     make_recorder,
     needs_ring,
     open_client,
     options_for,
+    pattern,
+    push_until_stuck,
     receive_exactly,
     reset,
+    run_in_worker,
+    server_context,
     server_in_thread,
     serving,
+    versions,
     wait_until,
 )
 
@@ -372,7 +373,7 @@ def test_close_timeout_is_about_progress(reads: bool) -> None:
     tls = server_context()
     with (
         server_in_thread(handler, workers=1, tls=tls, close_timeout=0.3) as server,
-        connect_to(server.addresses()[0], receive_buffer=4096) as raw,
+        connect(server, receive_buffer=4096) as raw,
     ):
         peer = Peer(raw)
         peer.shake_hands()
