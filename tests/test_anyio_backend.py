@@ -11,6 +11,7 @@ import harness
 import pytest
 import sniffio
 import trio
+from marks import needs_ring
 
 import uring_trio
 from uring_trio import _anyio_name
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 
 anyio = pytest.importorskip("anyio")
 
-pytestmark = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
+pytestmark = needs_ring
 
 NAME = "uring_trio"
 

@@ -12,6 +12,7 @@ import pytest
 import sandbox
 import trio
 import trio.testing
+from marks import needs_ring
 
 import uring_trio
 from uring_trio import _anyio_options, _hooks
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 anyio = pytest.importorskip("anyio")
-
-needs_ring = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
 
 
 async def backend() -> str:

@@ -11,17 +11,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import harness
 import pytest
+from marks import needs_ring
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytest.importorskip("anyio")
-
-needs_ring = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
 
 BY_NAME = """
 import pytest

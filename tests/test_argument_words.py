@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import harness
 import pytest
 import trio
+from marks import needs_ring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
     Call = Callable[[Any, Any], Any]
     Cases = dict[str, Call]
 
-pytestmark = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
+pytestmark = needs_ring
 
 UNIX, INET, INET6 = stdlib_socket.AF_UNIX, stdlib_socket.AF_INET, stdlib_socket.AF_INET6
 STREAM, DGRAM = stdlib_socket.SOCK_STREAM, stdlib_socket.SOCK_DGRAM

@@ -7,15 +7,11 @@ import os
 import subprocess
 import sys
 
-import harness
 import pytest
 import sandbox
+from marks import needs_ring
 
 import uring_trio
-
-needs_ring = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
 
 
 def uring(

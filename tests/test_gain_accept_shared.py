@@ -24,6 +24,7 @@ import gain_tools
 import pytest
 from gain_accept_worker import share
 from gain_tools import BOUND_S, Recorder, connect, server_in_thread, wait_until
+from marks import needs_ring
 
 from uring_trio import gain
 from uring_trio._beside import Name, try_accept
@@ -33,7 +34,7 @@ from uring_trio.gain import _session
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = gain_tools.needs_ring
+pytestmark = needs_ring
 
 ON_RING = [pytest.mark.differential, pytest.mark.ring_only]
 

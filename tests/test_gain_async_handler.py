@@ -25,6 +25,7 @@ from gain_tools import (
     until,
     wait_until,
 )
+from marks import ON_RING
 
 from uring_trio import gain
 from uring_trio.gain import _worker
@@ -35,7 +36,7 @@ from uring_trio.gain._states import State
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 
 @contextlib.asynccontextmanager

@@ -15,9 +15,9 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import gain_tools
 import harness
 import pytest
+from marks import needs_ring
 
 from uring_trio._kernel import CQE_F_MORE, ECANCELED, Ring
 from uring_trio.gain import _capabilities
@@ -26,7 +26,7 @@ from uring_trio.gain._capabilities import Capabilities, capabilities, try_ring
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = gain_tools.needs_ring
+pytestmark = needs_ring
 
 Record = tuple[int, int, int, int]  # slot, res, flags, offset
 RESET = -errno.ECONNRESET

@@ -25,6 +25,7 @@ from gain_tools import (
     socket_option,
     until,
 )
+from marks import ON_RING
 
 from uring_trio import gain
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 TCP = stdlib_socket.IPPROTO_TCP
 SOCKET = stdlib_socket.SOL_SOCKET

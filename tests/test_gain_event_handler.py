@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gain_tools
 import pytest
 from gain_tools import MODES, Counts, Recorder, close_now, echo, echo_and_close
+from marks import needs_ring
 
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = gain_tools.needs_ring
+pytestmark = needs_ring
 
 MESSAGE = bytes(range(256)) * 2
 ANSWER = MESSAGE[::-1]

@@ -8,10 +8,11 @@ import gain_tools
 import pytest
 import trio
 from gain_tools import open_client, read_exactly, read_to_end, serving, until
+from marks import ON_RING
 
 from uring_trio import gain
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 
 async def test_only_on_read() -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-import gain_tools
 import pytest
 import trio
 import trio.testing
 from gain_tools import Recorder, until
+from marks import ON_RING
 from test_gain_asleep import Client, connected
 
 from uring_trio import gain
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 KIB = 1024
 LIMIT = 16 * KIB

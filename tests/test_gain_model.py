@@ -16,13 +16,14 @@ import gain_tools
 import pytest
 import trio
 from gain_tools import MODES, Recorder, open_client, serving, until
+from marks import ON_RING
 
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 SEEDS = 4
 CLIENTS = 12

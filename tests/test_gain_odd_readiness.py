@@ -29,6 +29,7 @@ from gain_tools import (
     serving,
     until,
 )
+from marks import ON_RING
 from test_gain_asleep import WAKE_S, HalfCloser, assert_asleep, connected
 
 from uring_trio.gain import _worker
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from uring_trio import gain
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 MANY = 140  # more than the 128 times that the kernel tries by itself
 SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000  # asm-generic/socket.h, linux/socket.h

@@ -9,6 +9,7 @@ import pytest
 import test_gain_lost_end
 import trio
 from gain_tools import MODES, Counts, Recorder, connected, echo, read_exactly, serving, until
+from marks import needs_ring
 
 from uring_trio._trio_private import current_runner
 from uring_trio.gain import EndOfStream, _worker
@@ -17,7 +18,7 @@ from uring_trio.gain._capabilities import Capabilities
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = gain_tools.needs_ring
+pytestmark = needs_ring
 on_ring = [pytest.mark.differential, pytest.mark.ring_only]
 
 NOTHING = Capabilities(False, ("a test",))

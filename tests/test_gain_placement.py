@@ -11,11 +11,12 @@ import threading
 import gain_tools
 import pytest
 from gain_tools import LOOPBACK, Recorder, server_in_thread, wait_until
+from marks import ON_RING
 
 from uring_trio import gain
 from uring_trio.gain._placement import NICENESS, placed, usable_cpus
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 NO_CPU = 1023  # the last that glibc's set has; no machine of ours has so many
 

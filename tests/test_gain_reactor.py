@@ -9,10 +9,11 @@ from typing import Any
 import gain_tools
 import pytest
 from gain_tools import MODES, Recorder, wait_until
+from marks import needs_ring
 
 from uring_trio import gain
 
-pytestmark = gain_tools.needs_ring
+pytestmark = needs_ring
 
 REACTOR: dict[str, Any] = {"architecture": "reactor"}
 both_networks = pytest.mark.parametrize("network", ["tcp", "udp"])

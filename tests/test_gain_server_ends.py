@@ -21,11 +21,12 @@ from gain_tools import (
     server_in_thread,
     wait_until,
 )
+from marks import ON_RING
 
 import uring_trio
 from uring_trio import gain
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 BOUND_S = gain_tools.BOUND_S
 

@@ -9,8 +9,9 @@ from typing import Any
 import gain_tools
 import pytest
 from gain_tools import MODES, Recorder, wait_until
+from marks import needs_ring
 
-pytestmark = gain_tools.needs_ring
+pytestmark = needs_ring
 
 SHARDING: dict[str, Any] = {"architecture": "sharding"}
 KEEP_ALIVE = [

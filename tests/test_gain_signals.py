@@ -20,13 +20,14 @@ import gain_tools
 import pytest
 import trio
 from gain_tools import LOOPBACK, Recorder, connect, wait_until
+from marks import ON_RING
 
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 BOUND_S = gain_tools.BOUND_S
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

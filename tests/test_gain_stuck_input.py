@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 from gain_tools import CLOGGING, AsyncRecorder, Recorder, open_client, serving, until
+from marks import ON_RING
 from test_gain_asleep import NETWORKS, HalfCloser, assert_asleep, connected
 
 from uring_trio import gain
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 LIMIT = 1000
 TIMEOUT_S = 0.15

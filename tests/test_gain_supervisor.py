@@ -11,10 +11,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import harness
 import outcome
 import pytest
 import trio
+from marks import needs_ring
 
 from uring_trio.gain import _supervisor
 from uring_trio.gain._config import Config
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = [
-    pytest.mark.skipif(harness.ring_denied() is not None, reason=str(harness.ring_denied())),
+    needs_ring,
     pytest.mark.differential,
     pytest.mark.ring_only,
 ]

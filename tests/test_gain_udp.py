@@ -13,6 +13,7 @@ import gain_tools
 import pytest
 import trio
 from gain_tools import BOUND_S, LOOPBACK_UDP, Recorder, echo, serving, until
+from marks import ON_RING
 
 from uring_trio import gain
 from uring_trio._slots import Occupant
@@ -20,7 +21,7 @@ from uring_trio._slots import Occupant
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 # Every method that a thread other than the worker's may not call.
 IN_WORKER_ONLY: dict[str, Callable[[Any], Any]] = {

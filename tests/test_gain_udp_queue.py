@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gain_tools
 import trio
 from gain_tools import LOOPBACK_UDP, AsyncRecorder, Recorder, serving, until
+from marks import ON_RING
 
 from uring_trio import gain
 from uring_trio.gain import _datagram
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from uring_trio.gain._datagram import DatagramSocket
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 SIZE = 100  # bytes of a datagram here
 HIGH_WATER = 1000  # bytes, so ten of these

@@ -19,6 +19,7 @@ import pytest
 import trio
 import trio.lowlevel
 from guest_tools import Host
+from marks import needs_ring
 from wakeup_kinds import KINDS, waker
 
 from uring_trio._guest import Helper
@@ -26,10 +27,6 @@ from uring_trio._kernel import LOOK_NO_MEMORY, LOOK_NOTHING, Ring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-needs_ring = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
 
 FOREVER_S = 30.0  # a sleep that nothing ends fails the test by its length
 AT_ONCE_S = 5.0

@@ -24,6 +24,7 @@ import pytest
 import trio
 import trio.lowlevel
 from guest_tools import HOSTS
+from marks import needs_ring
 from wakeup_kinds import DELAYS_S, Waker, waker
 
 if TYPE_CHECKING:
@@ -366,7 +367,7 @@ def test_cancelled_waits_take_nobodys_wakeup(run: Any, cancelled: str) -> None:
 # ---- callback servers ----------------------------------------------------------------------
 
 
-@gain_tools.needs_ring
+@needs_ring
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_worker_is_told_by_threads_and_by_clients(host: str) -> None:
     # A thread posts to the worker; beside it come a client's bytes, and an eventfd's wake-up

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import harness
 import pytest
 import trio
+from marks import needs_ring
 
 import uring_trio
 from uring_trio import _hooks, _probe, _trio_private
@@ -22,9 +23,7 @@ from uring_trio._sockets import UringSocket
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
+pytestmark = needs_ring
 
 # Where trio keeps what we exchange: taken from trio itself, when nothing is exchanged.
 PLACES: list[tuple[Any, str]] = [

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import harness
 import pytest
 import trio
+from marks import needs_ring
 from trio.testing import wait_all_tasks_blocked
 
 import uring_trio
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 
     Pair = tuple[SocketType, SocketType]
 
-pytestmark = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
+pytestmark = needs_ring
 
 stock_type = _trio_private.stock_socket_type
 StockSocket: Any = stock_type

@@ -8,17 +8,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-import harness
 import pytest
 import sandbox
 import trio
+from marks import needs_ring
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-needs_ring = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
 
 PLAIN_RUN = """
 import trio

@@ -10,13 +10,12 @@ import harness
 import pytest
 import sandbox
 import trio
+from marks import needs_ring
 
 import uring_trio
 from uring_trio._kernel import EINTR
 
-pytestmark = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
+pytestmark = needs_ring
 
 # What the run does when the filter comes, by name; then how the run ended, and what the
 # next one is on. A run that goes on or spins meets the limit on CPU time.

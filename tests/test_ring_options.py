@@ -10,16 +10,13 @@ import anyio
 import harness
 import pytest
 import trio
+from marks import needs_ring
 
 import uring_trio
 from uring_trio import RingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-needs_ring = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
 
 USUAL = RingOptions()
 SMALL = RingOptions(sq_entries=4, cq_entries=16)

@@ -17,6 +17,7 @@ import harness
 import outcome
 import pytest
 import trio
+from marks import needs_ring
 from trio.testing import MockClock
 
 import uring_trio
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 pytestmark = [
-    pytest.mark.skipif(harness.ring_denied() is not None, reason=str(harness.ring_denied())),
+    needs_ring,
 ]
 
 

@@ -7,19 +7,15 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-import harness
 import pytest
 import sandbox
+from marks import needs_ring
 
 import uring_trio
 from uring_trio import _kernel, _remedies, _shortage
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-needs_ring = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
 
 # A limit just above what the process uses; then what a run is on, and what is said of it.
 UNDER_A_LIMIT = """
