@@ -34,12 +34,6 @@ from uring_trio.gain._listen import Listener, bind
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-needs_ring = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
-# For modules: async tests run on the ring, and all are skipped where there is none.
-ON_RING = [needs_ring, pytest.mark.differential, pytest.mark.ring_only]
-
 # Everything waited for here comes within milliseconds; the bound makes a hang a failure.
 BOUND_S = 5.0
 WORKERS = 4
@@ -213,6 +207,17 @@ def close_now(conn: gain.Conn, *_: object) -> None:
     conn.close()
 
 
+def writer_of(data: bytes, *, close: bool = False) -> Recorder:
+    """A handler that writes ``data`` to every client at once, and then perhaps closes."""
+
+    def write(conn: gain.Conn) -> None:
+        conn.write(data)
+        if close:
+            conn.close()
+
+    return Recorder(on_accept=write)
+
+
 # Waiting
 
 
@@ -234,7 +239,22 @@ async def until(condition: Callable[[], object], what: str = "") -> None:
         await trio.sleep(0.0005)
 
 
+def wait_errors(handler: Recorder, count: int = 1) -> list[BaseException | None]:
+    wait_until(lambda: len(handler.errors()) >= count, f"{count} on_close")
+    return handler.errors()
+
+
 # Servers
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), stdlib_socket.socket(stdlib_socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        return True
+    return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no ::1 on this machine")
 
 
 def busy_threads() -> set[threading.Thread]:

@@ -126,11 +126,9 @@ def test_make_demo_tells_what_it_does_while_it_installs(tmp_path: Path) -> None:
     assert "this takes a minute" in before
 
 
-# ---- bad usage: told in a line, with exit status 2, as doctor tells it -------------------
-
-
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
 def test_seconds_must_be_a_duration(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bad usage is told in a line, with exit status 2, as doctor tells it."""
     with pytest.raises(SystemExit) as exit_:
         demo.main(["--plain", "--seconds", seconds])
     assert exit_.value.code == 2

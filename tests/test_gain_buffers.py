@@ -8,9 +8,22 @@ import io
 import random
 from typing import TYPE_CHECKING, Any
 
-import gain_tools
 import pytest
-from gain_tools import Recorder, connected, read_exactly, until
+from gain_tools import (
+    MIB,
+    Recorder,
+    connect,
+    connected,
+    in_thread,
+    pattern,
+    read_exactly,
+    receive_all,
+    receive_exactly,
+    server_in_thread,
+    until,
+    wait_until,
+)
+from marks import ON_RING
 
 from uring_trio import gain
 
@@ -19,7 +32,8 @@ if TYPE_CHECKING:
 
     import trio
 
-pytestmark = gain_tools.ON_RING
+
+pytestmark = ON_RING
 
 DATA = bytes(range(256)) * 4  # 1024 bytes
 
@@ -337,3 +351,100 @@ async def test_many_writes_arrive_whole_and_in_order() -> None:
         assert await read_exactly(client, total) == b"".join(pieces)
         await until(lambda: conn.outbound_buffered() == 0)
         await until(lambda: sum(recorder.values("on_write")) == total)
+
+
+@pytest.mark.parametrize("size", [1, 2000])
+def test_writev_sends_all_buffers_in_order(size: int) -> None:
+    """B19: Gain has no writev."""
+    pieces = [b"%d," % i * (i % 7) for i in range(size)]
+
+    def write(conn: gain.Conn) -> None:
+        conn.writev([bytearray(piece) if i % 2 else piece for i, piece in enumerate(pieces)])
+        conn.close()
+
+    handler = Recorder(on_accept=write)
+    with server_in_thread(handler, workers=1) as server, connect(server) as client:
+        assert receive_all(client) == b"".join(pieces)
+
+
+def test_read_from_an_empty_file_writes_nothing() -> None:
+    """B9: Gain then sends 4,096 bytes of garbage."""
+    results = []
+
+    def write(conn: gain.Conn) -> None:
+        results.append(conn.read_from(io.BytesIO(b"")))
+        results.append(conn.outbound_buffered())
+        results.append(conn.read_from(io.BytesIO(b"all there is")))
+        results.append(conn.read_from(io.BytesIO(b"")))
+        conn.close()
+
+    handler = Recorder(on_accept=write)
+    with server_in_thread(handler, workers=1) as server, connect(server) as client:
+        assert receive_all(client) == b"all there is"
+    assert results == [0, 0, 12, 0]
+    assert handler.values("on_write") == [12]
+
+
+def test_discard_of_a_negative_count_is_all_that_is_there() -> None:
+    """B10: Gain returns -1, and has one byte more in its buffer than before."""
+    results = []
+
+    def discard(conn: gain.Conn, n: int) -> None:
+        assert n == 10
+        for count in (0, 3, 100):
+            results.append((conn.discard(count), conn.inbound_buffered(), conn.peek()))
+        results.append((conn.discard(-1), conn.inbound_buffered(), conn.peek()))
+        handler.actions["on_read"] = lambda conn, n: results.append(
+            (conn.discard(-1), conn.inbound_buffered(), conn.next())
+        )
+        conn.write(b"next")
+
+    handler = Recorder(on_read=discard)
+    with server_in_thread(handler, workers=1) as server, connect(server) as client:
+        client.sendall(b"0123456789")
+        assert receive_exactly(client, 4) == b"next"
+        client.sendall(b"abcde")
+        wait_until(lambda: len(results) == 5)
+    assert results == [
+        (0, 10, b"0123456789"),
+        (3, 7, b"3456789"),
+        (7, 0, b""),
+        (0, 0, b""),
+        (5, 0, b""),
+    ]
+
+
+def test_bytes_are_right_whatever_the_sizes() -> None:
+    """B11: Gain's pool gives a ring of 8,192 bytes a mapping of 12,288, and bytes go wrong."""
+    generator = random.Random(11)
+    message = pattern(4 * MIB)
+
+    def take_some(conn: gain.Conn, n: int) -> None:
+        while conn.inbound_buffered() > conn.context:
+            size = generator.choice([1, 7, 4096, 8192, 12_288, 12_289, conn.inbound_buffered()])
+            size = min(size, conn.inbound_buffered())
+            ahead = conn.peek(size)
+            scratch = bytearray(size)
+            if size % 2:
+                assert conn.read_into(scratch) == size
+            else:
+                scratch[:] = conn.next(size)
+            assert scratch == ahead
+            conn.write(scratch)
+            conn.context = generator.choice([0, 0, 1, 4000])
+
+    def begin(conn: gain.Conn) -> None:
+        conn.context = 0
+
+    handler = Recorder(on_accept=begin, on_read=take_some)
+    with (
+        server_in_thread(handler, workers=1) as server,
+        connect(server) as client,
+        in_thread(receive_exactly, client, len(message) - 4000) as answer,
+    ):
+        at = 0
+        while at < len(message):
+            size = generator.choice([1, 100, 4095, 8192, 12_288, 100_000])
+            client.sendall(message[at : at + size])
+            at += size
+    assert answer == [message[:-4000]]

@@ -8,20 +8,34 @@ import trio
 import trio.testing
 from gain_tools import (
     CLOGGING,
+    MODES,
     AsyncRecorder,
+    Mode,
     Recorder,
+    connect,
     connected,
     echo,
+    in_thread,
+    is_silent,
+    make_recorder,
     open_client,
+    options_for,
+    pattern,
     read_exactly,
     read_to_end,
+    receive_exactly,
+    round_trip,
+    run_in_worker,
+    server_in_thread,
     serving,
     until,
+    wait_until,
 )
+from marks import ON_RING
 
 from uring_trio import gain
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 KINDS = [Recorder, AsyncRecorder]
 both_kinds = pytest.mark.parametrize("kind", KINDS, ids=["def", "async def"])
@@ -302,3 +316,58 @@ async def test_async_on_start_is_awaited_before_accepting() -> None:
             gate.open.set()
             await until(lambda: recorder.counts().accept == 1)
             server.async_shutdown()
+
+
+# What on_read announces, to blocking clients
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [10_000, 200_000])
+def test_echo_of_next_n_is_complete(mode: Mode, size: int) -> None:
+    """B4: of 10,000 bytes Gain announced the last 1,808; its own echo stranded the rest."""
+    handler = make_recorder(mode, on_read=echo)
+    message = pattern(size)
+    with (
+        server_in_thread(handler, workers=1, **options_for(mode)) as server,
+        connect(server) as client,
+        in_thread(receive_exactly, client, size) as answer,
+    ):
+        client.sendall(message)
+    assert answer == [message]
+    assert sum(handler.values("on_read")) == size
+
+
+def test_n_counts_what_no_on_read_has_announced_and_nobody_consumed() -> None:
+    """B4: so that what a callback leaves is not announced again."""
+    seen = []
+
+    def leave(conn: gain.Conn, n: int) -> None:
+        seen.append((n, conn.inbound_buffered()))
+
+    def take_all(conn: gain.Conn, n: int) -> None:
+        leave(conn, n)
+        conn.write(conn.next())
+
+    handler = Recorder(on_read=leave)
+    with server_in_thread(handler, workers=1) as server, connect(server) as client:
+        client.sendall(b"a" * 1000)
+        wait_until(lambda: len(seen) == 1)
+        handler.actions["on_read"] = take_all
+        client.sendall(b"b" * 500)
+        assert receive_exactly(client, 1500) == b"a" * 1000 + b"b" * 500
+        round_trip(client, b"c" * 10)
+    assert seen == [(1000, 1000), (500, 1500), (10, 10)]
+
+
+def test_bytes_consumed_elsewhere_are_not_announced() -> None:
+    """B4: what was gathered while reading was paused and then taken is nobody's news."""
+    handler = Recorder(on_accept=lambda conn: conn.pause_reading())
+    with server_in_thread(handler, workers=1) as server, connect(server) as client:
+        client.sendall(b"x" * 100)
+        assert is_silent(client)
+        assert handler.values("on_read") == []
+        run_in_worker(handler.conn, handler.conn.resume_reading)
+        wait_until(lambda: handler.values("on_read") == [100])
+        assert run_in_worker(handler.conn, lambda: handler.conn.next(100)) == b"x" * 100
+        client.sendall(b"y" * 7)
+        wait_until(lambda: handler.values("on_read") == [100, 7])

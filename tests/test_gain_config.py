@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import pickle
+import socket as stdlib_socket
 import ssl
 import sys
 from typing import Any
 
 import pytest
+from gain_tools import (
+    LOOPBACK,
+    Recorder,
+    connect,
+    echo,
+    round_trip,
+    run_in_worker,
+    server_in_thread,
+    socket_option,
+)
+from marks import needs_ring
 
+from uring_trio import gain
 from uring_trio.gain._config import (
     Architecture,
     Config,
@@ -245,3 +259,58 @@ def test_worker_count_without_gil_is_one_a_cpu(monkeypatch: pytest.MonkeyPatch) 
 
 def test_usable_cpus_are_those_of_the_affinity() -> None:
     assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
+
+
+# Given to a server
+
+
+@needs_ring
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("workers", 0),
+        ("workers", -1),
+        ("tcp_keep_alive", 0.5),
+        ("tcp_keep_alive", 0),
+        ("max_sq_entries", 0),
+        ("max_sq_entries", 32769),
+        ("max_cq_events", 0),
+        ("load_balancing", 10),
+        ("architecture", "neither"),
+        ("cbpf", True),  # without sharding
+    ],
+)
+def test_option_that_cannot_work_is_refused_when_it_is_given(option: str, value: Any) -> None:
+    """B18: with some of them Gain panics at the first connection, with others it is deaf."""
+    with pytest.raises(ValueError, match=option):
+        gain.Config(**{option: value})
+    with pytest.raises(ValueError, match=option):
+        gain.listen_and_serve(LOOPBACK, Recorder(), **{option: value})
+
+
+@needs_ring
+def test_keep_alive_of_a_second_is_set() -> None:
+    """B18: below it Gain's acceptor dies; here one that is too short changes nothing."""
+    handler = Recorder(on_read=echo)
+    refusals = []
+
+    def try_options(conn: gain.Conn) -> None:
+        with pytest.raises(gain.InvalidDuration) as caught:
+            conn.set_keep_alive_period(0.5)
+        refusals.append(caught.value)
+
+    handler.actions["on_accept"] = try_options
+    with (
+        server_in_thread(handler, workers=1, tcp_keep_alive=1) as server,
+        connect(server) as client,
+    ):
+        round_trip(client, b"hello")
+        conn = handler.conn
+        for level, option in (
+            (stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE),
+            (stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_KEEPIDLE),
+            (stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_KEEPINTVL),
+        ):
+            ask = functools.partial(socket_option, conn, level, option)
+            assert run_in_worker(conn, ask) == 1
+    assert len(refusals) == 1

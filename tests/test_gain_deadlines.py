@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-import gain_tools
 import pytest
 import trio
 from gain_tools import (
     CLOGGING,
+    MIB,
     AsyncRecorder,
     Recorder,
+    connect,
     connected,
     echo,
     read_exactly,
     read_to_end,
+    receive_all,
+    round_trip,
+    run_in_worker,
+    server_in_thread,
     until,
+    wait_until,
 )
+from marks import ON_RING
 
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 SHORT_S = 0.03
 LONG_S = 0.12  # four times as long: a busy machine may sleep through one SHORT_S
@@ -209,3 +217,55 @@ async def test_what_is_no_time_is_refused() -> None:
         for wrong in (float("nan"), -1, "1"):
             with pytest.raises((ValueError, TypeError)):
                 conn.set_deadline(wrong)  # type: ignore[arg-type]
+
+
+# Blocking clients
+
+
+@pytest.mark.parametrize("kind", ["set_deadline", "set_read_deadline", "set_idle_timeout"])
+def test_silent_peer_is_let_go(kind: str) -> None:
+    """B19: a Gain server keeps a silent peer for ever."""
+    handler = Recorder(on_accept=lambda conn: getattr(conn, kind)(0.1))
+    with server_in_thread(handler, workers=1) as server:
+        start = time.monotonic()
+        with connect(server) as client:
+            assert receive_all(client) == b""
+        assert 0.08 < time.monotonic() - start < 1
+        wait_until(handler.errors)
+    (error,) = handler.errors()
+    assert isinstance(error, gain.DeadlineExceeded)
+    assert isinstance(error, TimeoutError)
+
+
+def test_peer_who_does_not_read_is_let_go() -> None:
+    """B19: nor has Gain a deadline for writing."""
+
+    def write(conn: gain.Conn) -> None:
+        conn.write(bytes(16 * MIB))
+        conn.set_write_deadline(0.1)
+
+    handler = Recorder(on_accept=write)
+    with (
+        server_in_thread(handler, workers=1) as server,
+        connect(server, receive_buffer=65536),
+    ):
+        wait_until(handler.errors)
+    assert isinstance(handler.errors()[0], gain.DeadlineExceeded)
+
+
+def test_peer_who_talks_is_kept() -> None:
+    """B19: every byte starts the idle timeout again, on_read meets the read deadline."""
+
+    def begin(conn: gain.Conn) -> None:
+        conn.set_idle_timeout(0.2)
+        conn.set_read_deadline(0.2)
+
+    handler = Recorder(on_accept=begin, on_read=echo)
+    with server_in_thread(handler, workers=1) as server, connect(server) as client:
+        for _ in range(8):
+            time.sleep(0.05)
+            round_trip(client, b"still here")
+        assert handler.errors() == []
+        run_in_worker(handler.conn, lambda: handler.conn.set_idle_timeout(None))
+        time.sleep(0.3)
+        round_trip(client, b"and now for as long as I like")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket as stdlib_socket
 from typing import Any
 
 import gain_tools
@@ -10,21 +11,33 @@ import pytest
 import trio
 from gain_tools import (
     CLOGGING,
+    MIB,
     AsyncRecorder,
     Boom,
     Recorder,
+    Sink,
+    connect,
     connected,
     echo,
+    in_thread,
+    is_silent,
     open_client,
+    pattern,
     read_exactly,
     read_to_end,
+    receive_all,
+    run_in_worker,
+    server_in_thread,
     serving,
     until,
+    wait_errors,
+    wait_until,
 )
+from marks import ON_RING
 
 from uring_trio import gain
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 
 def consume(conn: gain.Conn, n: int) -> None:
@@ -211,3 +224,103 @@ async def test_end_of_the_stream_while_output_waits_for_a_slow_peer() -> None:
         assert await read_to_end(client) == CLOGGING
         await until(lambda: recorder.counts().close == 1)
     assert isinstance(recorder.errors()[0], gain.EndOfStream)
+
+
+# Blocking clients
+
+
+@pytest.mark.parametrize("size", [5, 10_000, 300_000])
+def test_data_that_comes_with_the_fin_is_delivered_and_answered(size: int) -> None:
+    """B3: Gain answered 1 time in 50; the FIN hid the bytes that came with it."""
+    handler = Recorder(on_read=echo)
+    message = pattern(size)
+    with server_in_thread(handler, workers=1) as server:
+        for _ in range(50):
+            with connect(server) as client, in_thread(receive_all, client) as answer:
+                client.sendall(message)
+                client.shutdown(stdlib_socket.SHUT_WR)
+            assert answer == [message]
+        errors = wait_errors(handler, 50)
+    assert {type(error) for error in errors} == {gain.EndOfStream}
+    assert issubclass(gain.EndOfStream, EOFError)
+    for conn in handler.conns:
+        assert sum(handler.values("on_read", conn)) == size
+
+
+def test_every_byte_is_announced_before_the_end_of_the_stream() -> None:
+    """B3: in Gain what had not been read when the FIN came could not be read any more."""
+    handler = Sink()
+    message = pattern(4 * MIB)
+    with server_in_thread(handler, workers=1) as server:
+        with connect(server) as client:
+            client.sendall(message)
+        (error,) = wait_errors(handler)
+        assert isinstance(error, gain.EndOfStream)
+    assert handler.received(handler.conn) == message
+
+
+class CountingHalfCloser(Recorder):
+    """With ``on_eof``, so that the peer's FIN does not close; reads nothing by itself."""
+
+    def on_eof(self, conn: gain.Conn) -> None:
+        with self.recorded("on_eof", conn, conn.inbound_buffered()):
+            self.act("on_eof", conn)
+
+
+def test_unread_bytes_are_still_there_in_on_eof() -> None:
+    """B3: what on_read left in the buffer can be read when the peer has ended its half."""
+
+    def answer(conn: gain.Conn) -> None:
+        conn.write(conn.next())
+        conn.close()
+
+    handler = CountingHalfCloser(on_eof=answer)
+    message = pattern(30_000)
+    with server_in_thread(handler, workers=1) as server, connect(server) as client:
+        client.sendall(message)
+        client.shutdown(stdlib_socket.SHUT_WR)
+        assert receive_all(client) == message
+        assert wait_errors(handler) == [None]
+    assert handler.values("on_eof") == [len(message)]
+
+
+def test_half_closed_connection_stays_open_for_writing() -> None:
+    """B3: Gain has no half-close; a FIN shuts both directions down at once."""
+    handler = CountingHalfCloser()
+    answer = pattern(2 * MIB)
+    with server_in_thread(handler, workers=1) as server, connect(server) as client:
+        client.sendall(b"question")
+        client.shutdown(stdlib_socket.SHUT_WR)
+        wait_until(lambda: handler.values("on_eof") == [8])
+        assert is_silent(client)
+        assert server.active_connections() == 1
+
+        def reply() -> None:
+            handler.conn.write(answer)
+            handler.conn.close()
+
+        run_in_worker(handler.conn, reply)
+        assert receive_all(client) == answer
+        assert wait_errors(handler) == [None]
+    assert handler.values("on_eof") == [8]
+    names = handler.names()
+    assert names.count("on_eof") == 1
+    assert "on_read" not in names[names.index("on_eof") :]
+
+
+def test_send_eof_ends_our_half_and_reading_goes_on() -> None:
+    """B3: nor can a Gain server end its own half."""
+
+    def end_first(conn: gain.Conn) -> None:
+        conn.write(b"that is all")
+        conn.send_eof()
+
+    handler = Sink(on_accept=end_first)
+    message = pattern(MIB)
+    with server_in_thread(handler, workers=1) as server:
+        with connect(server) as client:
+            assert receive_all(client) == b"that is all"
+            client.sendall(message)
+        (error,) = wait_errors(handler)
+        assert isinstance(error, gain.EndOfStream)
+    assert handler.received(handler.conn) == message

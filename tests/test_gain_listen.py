@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import harness
 import pytest
-from gain_tools import BOUND_S, accepted, again, bound, connect, one, refused
+from gain_tools import BOUND_S, accepted, again, bound, connect, needs_ipv6, one, refused
 
 from uring_trio.gain import _listen
 from uring_trio.gain._address import Address, parse_all
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 
 TCP = "tcp://127.0.0.1:0"
 UDP = "udp://127.0.0.1:0"
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="there is no ::1 here")
 
 
 def resolver(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:

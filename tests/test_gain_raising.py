@@ -9,21 +9,28 @@ import gain_tools
 import pytest
 import trio
 from gain_tools import (
+    BOUND_S,
     AsyncRecorder,
     Boom,
     Recorder,
+    connect,
     connected,
     echo,
     open_client,
     read_exactly,
     read_to_end,
+    receive_all,
+    round_trip,
+    server_in_thread,
     serving,
     until,
+    wait_until,
 )
+from marks import ON_RING
 
 from uring_trio import gain
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 both_kinds = pytest.mark.parametrize("kind", [Recorder, AsyncRecorder], ids=["def", "async def"])
 
@@ -104,3 +111,31 @@ def test_interrupt_in_a_callback_stops_the_server(error: type, workers: int) -> 
     with pytest.raises(error):
         serve()
     assert recorder.counts().close == 1
+
+
+def test_faults_of_callbacks_go_to_the_programs_own_logging(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """B19, B2: Gain writes to stdout, and a panic in a handler ends the process."""
+
+    def fail(conn: gain.Conn, n: int) -> None:
+        raise Boom("on purpose")
+
+    handler = Recorder(on_read=fail)
+    with (
+        caplog.at_level(logging.WARNING, "uring_trio.gain"),
+        server_in_thread(handler, workers=1) as server,
+        connect(server) as one,
+        connect(server) as other,
+    ):
+        one.sendall(b"x")
+        one.settimeout(BOUND_S)
+        assert receive_all(one) == b""
+        handler.actions["on_read"] = echo
+        round_trip(other, b"unharmed")
+        wait_until(handler.errors)
+        (error,) = handler.errors()
+        assert isinstance(error, Boom)
+    records = [record for record in caplog.records if record.exc_info]
+    assert [record.exc_info[1] for record in records if record.exc_info] == [error]
+    assert all(record.name.startswith("uring_trio.gain") for record in records)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import gain_tools
 import harness
 import pytest
 import trio
-from gain_tools import Boom, Recorder, echo, open_client, read_exactly, serving
+from gain_tools import LOOPBACK, Boom, Recorder, echo, open_client, read_exactly, serving
+from marks import ON_RING
 
 from uring_trio import gain
 from uring_trio.gain._routing import route
 
 # To have them for oneself is a fast way: without it there is nothing to be taken off.
-pytestmark = [*gain_tools.ON_RING, pytest.mark.fast_ways]
+pytestmark = [*ON_RING, pytest.mark.fast_ways]
 
 
 @pytest.fixture
@@ -62,8 +62,7 @@ async def test_a_server_that_has_ended_has_no_batch_any_more(batches: list[int])
 async def test_one_of_two_servers_in_a_run_ends(batches: list[int], first: int) -> None:
     async with trio.open_nursery() as nursery:
         servers = [
-            await nursery.start(gain.serve, gain_tools.LOOPBACK, Recorder(on_read=echo))
-            for _ in range(2)
+            await nursery.start(gain.serve, LOOPBACK, Recorder(on_read=echo)) for _ in range(2)
         ]
         for server in servers:
             await ping(server)
@@ -81,8 +80,8 @@ class FailsToStart(gain.EventHandler):
 
 async def test_a_server_that_fails_or_is_cancelled(batches: list[int]) -> None:
     with pytest.raises(Boom):
-        await gain.serve(gain_tools.LOOPBACK, FailsToStart())
+        await gain.serve(LOOPBACK, FailsToStart())
     assert await talk_beside_it(batches) == 0
     with trio.move_on_after(0.05):
-        await gain.serve(gain_tools.LOOPBACK, Recorder())
+        await gain.serve(LOOPBACK, Recorder())
     assert await talk_beside_it(batches) == 0

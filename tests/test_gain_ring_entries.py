@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-import gain_tools
 import harness
 import pytest
-from gain_tools import LOOPBACK, Recorder, connect, receive_exactly, server_in_thread, serving
+from gain_tools import (
+    LOOPBACK,
+    Recorder,
+    architectures,
+    connect,
+    echo,
+    pattern,
+    receive_all,
+    receive_exactly,
+    round_trip,
+    server_in_thread,
+    serving,
+    wait_until,
+)
+from marks import ON_RING
 
 import uring_trio
 from uring_trio import _kernel, gain
 
-pytestmark = gain_tools.ON_RING
-
-
-def echo(conn: gain.Conn, n: int) -> None:
-    conn.write(conn.next(n))
+pytestmark = ON_RING
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -72,3 +81,43 @@ def test_more_completions_than_submissions_is_what_the_kernel_wants() -> None:
     gain.Server(Recorder(), gain.Config(max_sq_entries=64, max_cq_events=1))
     with server_in_thread(Recorder(), max_sq_entries=64, max_cq_events=1) as server:
         assert server.addresses()[0][0] in LOOPBACK
+
+
+@architectures
+@pytest.mark.parametrize("entries", [1, 2, 4])
+def test_full_sq_is_waited_out(options: dict[str, Any], entries: int) -> None:
+    """B2: with 4 entries the sixth connection ends a Gain worker, and Shutdown never returns."""
+    handler = Recorder(on_read=echo)
+    message = pattern(20_000)
+    with server_in_thread(handler, max_sq_entries=entries, **options) as server:
+        clients = [connect(server) for _ in range(64)]
+        for client in clients:
+            client.sendall(message)
+        for client in clients:
+            assert receive_exactly(client, len(message)) == message
+        assert server.active_connections() == 64
+        for client in clients:
+            client.close()
+        wait_until(lambda: server.active_connections() == 0)
+        with connect(server) as client:
+            round_trip(client, b"still here")
+
+
+def test_one_callback_may_start_more_than_the_sq_holds() -> None:
+    """B2: the same where all the sends and closes come from one callback."""
+
+    def tell_all(conn: gain.Conn, n: int) -> None:
+        data = conn.next(n)
+        for other in handler.conns:
+            other.write(data)
+            other.close()
+
+    handler = Recorder(on_read=tell_all)
+    with server_in_thread(handler, workers=1, max_sq_entries=2) as server:
+        clients = [connect(server) for _ in range(64)]
+        wait_until(lambda: len(handler.conns) == 64)
+        clients[0].sendall(b"good-bye")
+        for client in clients:
+            assert receive_all(client) == b"good-bye"
+            client.close()
+        wait_until(lambda: handler.errors() == [None] * 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import itertools
@@ -11,31 +12,37 @@ import math
 import socket as stdlib_socket
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gain_tools
 import pytest
 import trio
 from gain_tools import (
+    BOUND_S,
     LOOPBACK,
     Boom,
     Recorder,
+    architectures,
     connect,
     echo,
+    in_thread,
+    round_trip,
     server_in_thread,
     serving,
     until,
     wait_until,
 )
+from marks import ON_RING
 
 import uring_trio
 from uring_trio import gain
 from uring_trio.gain import _listen
 from uring_trio.gain._lifecycle import NEXT, Event, Lifecycle, State
 
-pytestmark = gain_tools.ON_RING
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-BOUND_S = gain_tools.BOUND_S
+pytestmark = ON_RING
 
 
 def is_echoed(server: gain.Server) -> bool:
@@ -374,3 +381,63 @@ def test_options_of_the_logger_are_taken_back(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("WARNING  Closing connections worker=0") == 1
+
+
+class StartFault(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def taken_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that another program listens on."""
+    with stdlib_socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        yield sock.getsockname()[1]
+
+
+@architectures
+def test_server_starts_after_starts_that_failed(options: dict[str, Any]) -> None:
+    """B18: after a failed Start a Gain server is neither started nor stopped, for ever."""
+
+    def fail(server: gain.Server) -> None:
+        raise StartFault
+
+    handler = Recorder(on_read=echo)
+    server = gain.Server(handler, gain.Config(**options))
+    with pytest.raises(gain.AddressError):
+        server.start("no such thing")
+    with taken_port() as port, pytest.raises(OSError, match="use") as caught:
+        # The first could be bound, and must not stay so.
+        server.start([LOOPBACK, f"tcp://127.0.0.1:{port}"])
+    assert caught.value.errno == errno.EADDRINUSE
+    handler.actions["on_start"] = fail
+    with pytest.raises(StartFault):
+        server.start(LOOPBACK)
+    assert not server.is_running()
+    del handler.actions["on_start"]
+    with in_thread(server.start, LOOPBACK):
+        wait_until(server.is_running)
+        with connect(server) as client:
+            round_trip(client, b"at last")
+        server.shutdown()
+    handler.verify()
+
+
+@architectures
+def test_statistics_tell_what_the_workers_do(options: dict[str, Any]) -> None:
+    """B19: Gain has no numbers but that of its connections."""
+    handler = Recorder(on_read=echo)
+    with server_in_thread(handler, **options) as server:
+        clients = [connect(server) for _ in range(6)]
+        for client in clients:
+            round_trip(client, b"x" * 1000)
+        workers = server.statistics().workers
+        assert len(workers) == options["workers"]
+        assert sum(worker.connections for worker in workers) == 6
+        wait_until(lambda: sum(w.bytes_out for w in server.statistics().workers) == 6000)
+        assert sum(worker.bytes_in for worker in server.statistics().workers) == 6000
+        with pytest.raises(AttributeError):
+            workers[0].connections = 0  # type: ignore[misc]
+        for client in clients:
+            client.close()

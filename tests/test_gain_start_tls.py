@@ -26,16 +26,18 @@ from gain_tools import (
     connect_tls,
     echo,
     make_recorder,
-    needs_ring,
     options_for,
     pattern,
     receive_exactly,
+    round_trip,
     run_in_worker,
+    secure,
     server_context,
     server_in_thread,
     versions,
     wait_until,
 )
+from marks import needs_ring
 
 from uring_trio import gain
 
@@ -401,3 +403,20 @@ def test_close_timeout_holds_for_a_client_that_does_not_shake_hands() -> None:
     with clear_client(handler, close_timeout=QUIET_S) as raw:
         switch(raw)
         assert isinstance(the_error(handler), TimeoutError)
+
+
+def test_connection_turns_to_tls() -> None:
+    """B19: also later, as STARTTLS does."""
+
+    def begin_tls(conn: gain.Conn, n: int) -> None:
+        assert conn.next(n) == b"STARTTLS"
+        conn.write(b"go ahead")
+        handler.actions["on_read"] = echo
+        conn.start_tls(server_context())
+
+    handler = Recorder(on_read=begin_tls)
+    with server_in_thread(handler, workers=1) as server, connect(server) as plain:
+        plain.sendall(b"STARTTLS")
+        assert receive_exactly(plain, 8) == b"go ahead"
+        with secure(plain) as client:
+            round_trip(client, b"hush")

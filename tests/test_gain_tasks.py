@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import gain_tools
@@ -17,14 +18,16 @@ from gain_tools import (
     echo,
     open_client,
     read_exactly,
+    server_in_thread,
     serving,
     until,
     wait_until,
 )
+from marks import ON_RING
 
 from uring_trio import gain
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 
 class Log:
@@ -191,3 +194,20 @@ async def test_async_ticks_do_not_overlap() -> None:
     async with serving(ticker, tick=0.002):
         await until(lambda: len(ticker.ticks) >= 4)
     assert overlaps == []
+
+
+def test_on_tick_comes_as_often_as_was_asked_for() -> None:
+    """B19: Gain has no timers."""
+    times: list[float] = []
+    threads = set()
+
+    class Ticking(Recorder):
+        def on_tick(self, server: gain.Server) -> None:
+            assert server.is_running()
+            times.append(time.monotonic())
+            threads.add(threading.get_ident())
+
+    with server_in_thread(Ticking(), workers=2, tick=0.05):
+        wait_until(lambda: len(times) >= 5)
+    assert 0.15 < times[4] - times[0] < 2
+    assert len(threads) == 1

@@ -6,6 +6,7 @@ import contextlib
 import io
 import ssl
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import gain_tools
@@ -15,22 +16,27 @@ import trio
 from gain_tools import (
     LOOPBACK_UDP,
     Recorder,
+    architectures,
+    connect,
     connected,
     echo,
     open_client,
     read_exactly,
+    receive_all,
     receive_exactly,
+    server_in_thread,
     serving,
     until,
     wait_until,
 )
+from marks import ON_RING
 
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 # Everything of a connection but call_soon_threadsafe, context and the addresses.
 REFUSED: dict[str, Callable[[gain.Conn], Any]] = {
@@ -271,3 +277,51 @@ async def test_shutdown_in_a_task_acts_like_async_shutdown() -> None:
         await until(lambda: recorder.conns)
         server.shutdown()
         assert await read_exactly(client, 1) == b""
+
+
+@architectures
+def test_other_threads_reach_a_connection(options: dict[str, Any]) -> None:
+    """B19: in Gain nothing but a connection's own callbacks can write to it, or wake it."""
+    handler = Recorder()
+    order: list[int] = []
+    with server_in_thread(handler, **options) as server, connect(server) as client:
+        wait_until(lambda: handler.conns)
+        conn = handler.conn
+        for name, operation in (
+            ("write", lambda: conn.write(b"x")),
+            ("next", lambda: conn.next()),
+            ("close", lambda: conn.close()),
+        ):
+            with pytest.raises(gain.OpNotAvailableInMode, match="call_soon_threadsafe") as caught:
+                operation()
+            assert name in str(caught.value)
+        start = time.monotonic()
+        conn.call_soon_threadsafe(conn.write, b"pushed")
+        assert receive_exactly(client, 6) == b"pushed"
+        assert time.monotonic() - start < 0.1
+        for i in range(1000):
+            conn.call_soon_threadsafe(order.append, i)
+        conn.call_soon_threadsafe(conn.close)
+        assert receive_all(client) == b""
+    assert order == list(range(1000))
+    with pytest.raises(gain.ConnectionClosed):
+        conn.call_soon_threadsafe(order.append, 0)
+
+
+@architectures
+def test_one_connection_writes_to_all(options: dict[str, Any]) -> None:
+    """B19: so a chat or anything that publishes cannot be written with Gain."""
+
+    def tell_all(conn: gain.Conn, n: int) -> None:
+        data = conn.next(n)
+        for other in handler.conns:
+            other.call_soon_threadsafe(other.write, data)
+
+    handler = Recorder(on_read=tell_all)
+    with server_in_thread(handler, **options) as server:
+        clients = [connect(server) for _ in range(10)]
+        wait_until(lambda: len(handler.conns) == 10)
+        clients[3].sendall(b"to whom it may concern")
+        for client in clients:
+            assert receive_exactly(client, 22) == b"to whom it may concern"
+            client.close()

@@ -15,6 +15,7 @@ import trio
 from gain_tools import (
     BOUND_S,
     CLOGGING,
+    MIB,
     MODES,
     NAME,
     RESETS,
@@ -25,18 +26,20 @@ from gain_tools import (
     Peer,
     Recorder,
     client_context,
+    close_now,
     connect,
     connect_tls,
     echo,
     make_recorder,
-    needs_ring,
     open_client,
     options_for,
+    pattern,
     read_to_end,
     receive_all,
     receive_exactly,
     reset,
     round_trip,
+    run_in_worker,
     server_context,
     server_in_thread,
     serving,
@@ -44,12 +47,14 @@ from gain_tools import (
     versions,
     wait_until,
 )
+from marks import needs_ring
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
     from collections.abc import Callable, Iterator
 
     from uring_trio import gain
+
 
 pytestmark = needs_ring
 
@@ -396,3 +401,23 @@ def test_data_that_cannot_be_encrypted_ends_the_connection(closes: bool) -> None
         wait_until(handler.errors)
         (error,) = handler.errors()
     assert isinstance(error, ssl.SSLError)
+
+
+def test_server_talks_tls() -> None:
+    """B19: what the users of servers like Gain ask for most."""
+    message = pattern(MIB)
+
+    def begin(conn: gain.Conn) -> None:
+        conn.write(message)
+
+    handler = Recorder(on_accept=begin, on_read=echo, on_write=lambda conn, n: None)
+    with (
+        server_in_thread(handler, workers=1, tls=server_context()) as server,
+        connect_tls(server) as client,
+    ):
+        assert receive_exactly(client, len(message)) == message
+        round_trip(client, b"hush")
+        run_in_worker(handler.conn, lambda: close_now(handler.conn))
+        assert receive_all(client) == b""  # after a close_notify, or this would raise
+    assert sum(handler.values("on_write")) == len(message) + 4
+    assert handler.values("on_read") == [4]

@@ -30,7 +30,6 @@ from gain_tools import (
     echo,
     in_thread,
     make_recorder,
-    needs_ring,
     open_client,
     options_for,
     pattern,
@@ -44,6 +43,7 @@ from gain_tools import (
     versions,
     wait_until,
 )
+from marks import needs_ring
 
 from uring_trio import gain
 

@@ -19,9 +19,11 @@ from gain_tools import (
     AsyncRecorder,
     Recorder,
     echo,
+    needs_ipv6,
     serving,
     until,
 )
+from marks import ON_RING
 
 from uring_trio import gain
 from uring_trio.gain import _datagram
@@ -29,19 +31,9 @@ from uring_trio.gain import _datagram
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = gain_tools.ON_RING
+pytestmark = ON_RING
 
 DATAGRAM = stdlib_socket.SOCK_DGRAM
-
-
-def has_ipv6() -> bool:
-    with contextlib.suppress(OSError), stdlib_socket.socket(stdlib_socket.AF_INET6) as sock:
-        sock.bind(("::1", 0))
-        return True
-    return False
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on loopback here")
 
 
 @contextlib.contextmanager

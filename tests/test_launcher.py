@@ -9,15 +9,11 @@ import sys
 import zipapp
 from typing import TYPE_CHECKING, Any
 
-import harness
 import pytest
+from marks import needs_ring
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-pytestmark = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
 
 TIMEOUT_S = 50
 
@@ -75,6 +71,7 @@ def make_programs(directory: Path) -> None:
     zipapp.create_archive(app, directory / "app.zip")
 
 
+@needs_ring
 @pytest.mark.parametrize(
     "program",
     [
@@ -100,6 +97,7 @@ def test_program_sees_what_it_sees_under_plain_python_but_the_ring(
     assert ours.stderr == plain.stderr == ""
 
 
+@needs_ring
 def test_program_run_through_a_symbolic_link_imports_from_beside_its_file(tmp_path: Path) -> None:
     make_programs(tmp_path)
     (tmp_path / "link.py").symlink_to(tmp_path / "scripts" / "show.py")
@@ -107,6 +105,7 @@ def test_program_run_through_a_symbolic_link_imports_from_beside_its_file(tmp_pa
     assert json.loads(ours.stdout)["path"] == json.loads(plain.stdout)["path"]
 
 
+@needs_ring
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -123,6 +122,7 @@ def test_exit_status_is_the_programs(tmp_path: Path, body: str, status: int) -> 
     assert python(tmp_path, "script.py").returncode == status
 
 
+@needs_ring
 def test_backend_option_and_environment_choose(tmp_path: Path) -> None:
     make_programs(tmp_path)
 
@@ -140,6 +140,7 @@ def test_backend_option_and_environment_choose(tmp_path: Path) -> None:
     assert refused.stdout == ""
 
 
+@needs_ring
 def test_missing_program_is_refused_before_anything_runs(tmp_path: Path) -> None:
     done = launch(tmp_path, "nowhere.py")
     assert done.returncode == 2
@@ -181,6 +182,7 @@ if __name__ == "__main__":
 """
 
 
+@needs_ring
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_children_of_multiprocessing_are_on_the_ring_and_other_processes_are_not(
     tmp_path: Path, method: str
@@ -192,6 +194,7 @@ def test_children_of_multiprocessing_are_on_the_ring_and_other_processes_are_not
     assert done.stdout.split() == ["io_uring", "io_uring", "io_uring", "epoll"]
 
 
+@needs_ring
 def test_main_stays_for_threads_that_outlive_it(tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text("""
 import pickle, threading, time
@@ -203,3 +206,12 @@ threading.Thread(target=late).start()
 """)
     done = launch(tmp_path, "late.py")
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_program_does_not_inherit_our_future_statements(tmp_path: Path) -> None:
+    """It is compiled by its own rules."""
+    program = tmp_path / "program.py"
+    program.write_text("def f(x: int) -> None: ...\nprint(f.__annotations__['x'])\n")
+    command = [sys.executable, "-m", "uring_trio", "run", "--backend=epoll", str(program)]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    assert printed.stdout == "<class 'int'>\n"

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -158,3 +159,41 @@ def test_off_linux_it_installs_without_the_extension_and_runs(
     assert not list(installed.rglob("*.so"))
     for program in (RUN_WITHOUT_EXTENSION, SERVE_WITHOUT_EXTENSION, IMPORT_ELSEWHERE):
         run_python("-c", program, str(installed), cwd=tmp_path, PYTHONPATH=str(installed))
+
+
+# Of the repository, and of no use without it.
+NOT_SHIPPED = (".ci/", ".gitignore")
+BUILD_SDIST = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
+SDIST_TIMEOUT_S = 50
+
+
+def test_sdist_has_what_the_repository_has(tmp_path: Path) -> None:
+    """So that it can be tested, not only built."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        [git, "ls-files"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SDIST_TIMEOUT_S,
+        check=True,
+    ).stdout.split()
+    files = {name for name in listed if not name.startswith(NOT_SHIPPED)}
+    tree = tmp_path / "tree"
+    for name in files:
+        if (ROOT / name).exists():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tree / name)
+    built = subprocess.run(
+        [sys.executable, "-c", BUILD_SDIST, str(tmp_path)],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=SDIST_TIMEOUT_S,
+        check=True,
+    )
+    with tarfile.open(tmp_path / built.stdout.split()[-1]) as archive:
+        shipped = {name.partition("/")[2] for name in archive.getnames()}
+    assert files - shipped == set()

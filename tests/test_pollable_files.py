@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import harness
 import pytest
 import trio
+from marks import needs_ring
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -233,9 +234,6 @@ def compare(opener: Any, folder: Path) -> list[Any]:
     return expected
 
 
-needs_ring = pytest.mark.skipif(harness.ring_denied() is not None, reason="no io_uring here")
-
-
 @needs_ring
 @pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
 def test_as_on_stock(opener: Any, tmp_path: Path) -> None:
@@ -342,3 +340,29 @@ def test_refusal_leaves_no_waiter_behind(
                 assert caught.value.errno == errno.EPERM
 
     harness.run(backend, main)
+
+
+@pytest.mark.differential
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
+async def test_wait_on_a_device_that_cannot_be_polled(device: str) -> None:
+    """Without a poll function: refused, as epoll refuses it, and not found ready."""
+    fd = os.open(device, os.O_RDWR)
+    try:
+        for wait in (trio.lowlevel.wait_readable, trio.lowlevel.wait_writable):
+            with pytest.raises(PermissionError):
+                await wait(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.differential
+async def test_a_terminal_can_be_waited_for() -> None:
+    master, slave = os.openpty()
+    try:
+        await trio.lowlevel.wait_writable(slave)
+        with trio.move_on_after(0.01) as scope:
+            await trio.lowlevel.wait_readable(slave)
+        assert scope.cancelled_caught
+    finally:
+        os.close(master)
+        os.close(slave)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,15 +15,12 @@ import harness
 import pytest
 import sandbox
 import trio
+from marks import needs_ring
 
 import uring_trio
 from uring_trio import _hooks, _kernel, _probe, _remedies, _shortage
 
 TESTS = Path(__file__).parent
-
-needs_ring = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
 
 # What a program sees: two runs by default, then one that insists.
 TWO_RUNS_AND_A_DEMAND = """
@@ -472,3 +470,58 @@ def test_unexpected_errno_is_explained_with_its_name_and_the_step() -> None:
     failure = _remedies.explain(errno.EIO, "register buffer ring")
     assert "register buffer ring: Input/output error (EIO)" in failure.reason
     assert failure.remedy
+
+
+ASKED_IN_A_HANDLER = """
+import signal, uring_trio
+from uring_trio import _kernel
+ask = _kernel.probe_kernel
+
+def interrupted(*args):
+    _kernel.probe_kernel = ask
+    signal.raise_signal(signal.SIGUSR1)
+    return ask(*args)
+
+_kernel.probe_kernel = interrupted
+signal.signal(signal.SIGUSR1, lambda *_: print(uring_trio.probe().backend))
+print(uring_trio.probe().backend)
+"""
+ANSWER_TIMEOUT_S = 20
+
+
+def test_handler_may_ask_while_its_own_thread_is_asking() -> None:
+    """Both are answered, and alike."""
+    command = [sys.executable, "-c", ASKED_IN_A_HANDLER]
+    printed = subprocess.run(
+        command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=True
+    )
+    inner, outer = printed.stdout.split()
+    assert inner == outer
+
+
+PROMISED_AND_GIVEN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import sandbox, trio, uring_trio
+
+async def backend():
+    return trio.lowlevel.current_statistics().io_statistics.backend
+
+sandbox.limit_memlock(int(sys.argv[2]) << 10)
+promised = uring_trio.probe(refresh=True).backend
+print(promised, uring_trio.run(backend))
+"""
+
+
+# 24 KiB: not even the smallest. 48: the first ring that fits leaves no room for its buffer
+# rings, so it takes a smaller one, and patience until the kernel has taken the first apart.
+@needs_ring
+@pytest.mark.parametrize("kib", [24, 32, 48, 64])
+def test_promise_is_kept_under_a_small_memlock(kib: int) -> None:
+    """What `probe()` promises outside of runs is what a run gets."""
+    command = [sys.executable, "-c", PROMISED_AND_GIVEN, str(Path(__file__).parent), str(kib)]
+    printed = subprocess.run(
+        command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=True
+    )
+    promised, given = printed.stdout.split()
+    assert promised == given

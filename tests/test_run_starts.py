@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from typing import Any
 
 import harness
 import pytest
 import sandbox
+import trio
+from marks import needs_ring
 
-pytestmark = pytest.mark.skipif(
-    harness.ring_denied() is not None, reason=str(harness.ring_denied())
-)
+import uring_trio
+
+pytestmark = needs_ring
 
 # One process, warm, that forks a child for each amount of what is left: [left, what a run of
 # stock was on, what ours was], each with the error's name in place of the backend.
@@ -192,3 +196,30 @@ print(len(begun))
     done = sandbox.run_python("NONE", code)
     assert done.stdout.splitlines() == ["True None None", "True None None", "2"], done.stderr
     assert done.stderr == ""
+
+
+async def nothing() -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def test_ring_of_a_refused_run_is_closed_without_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that trio cannot set up gives its ring back at once, as epoll's file is given back."""
+
+    def no_files_left() -> Any:
+        raise OSError(24, "Too many open files")
+
+    uring_trio.install(backend="io_uring")
+    gc.disable()
+    try:
+        # What trio makes after its IO manager: its wakeup socketpair takes two files.
+        monkeypatch.setattr("socket.socketpair", no_files_left)
+        before = harness.open_fds()
+        for _ in range(3):
+            with pytest.raises(OSError, match="Too many open files"):
+                trio.run(nothing)
+        assert harness.open_fds() == before
+    finally:
+        gc.enable()
+        uring_trio.uninstall()

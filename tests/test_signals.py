@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import harness
 import pytest
 import trio
+from marks import needs_ring
 from trio.testing import wait_all_tasks_blocked
 
 if TYPE_CHECKING:
@@ -361,3 +362,48 @@ def test_storm_of_keyboard_interrupts(backend: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"interrupted {STORM_RUNS} leaked 0\n", done.stderr
     assert "internal error" not in done.stderr, done.stderr
+
+
+class Struck(Exception):
+    """What the handler raises."""
+
+
+@needs_ring
+def test_closing_waits_for_no_cqe_that_a_handler_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that raises as the wait returns: what the kernel has ended is ended."""
+    # trio unwinds nothing when its IO manager raises: its coroutines are collected.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    from uring_trio import _draining
+
+    # Who waits for what does not come waits until then.
+    monkeypatch.setattr(_draining, "CLOSE_TIMEOUT_S", 20.0)
+    managers: list[Any] = []
+
+    async def main() -> None:
+        left, right = trio.socket.socketpair()
+        manager = harness.io_manager()
+        managers.append(manager)
+        wait = manager.ring.wait
+
+        def struck(timeout_ns: int) -> int:
+            answer: int = wait(timeout_ns)
+            if answer <= 0:
+                return answer
+            # Python runs handlers here, before the answer is in anybody's hands.
+            manager.ring.wait = wait
+            raise Struck
+
+        with left, right:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(left.recv, 10)
+                await trio.sleep(0.01)
+                manager.ring.wait = struck
+                await right.send(b"x")
+
+    start = time.monotonic()
+    with pytest.raises(Struck):
+        harness.run_raw(harness.RING, main)
+    gc.collect()  # the run was abandoned, and is closed when it is collected
+    assert managers[0].closed
+    assert time.monotonic() - start < 10
+    assert not managers[0].leaked

@@ -486,3 +486,42 @@ def test_an_instrument_that_cancels_while_events_are_processed(backend: str) -> 
     received: list[bytes] = []
     cancelled: list[SocketType] = []
     harness.run(backend, main, instruments=[Canceller()])
+
+
+MORE_THAN_OPTMEM_MAX = 1 << 20  # bytes; the sysctl is 20 or 128 KiB by default
+
+
+async def test_sendmsg_with_too_much_control_data() -> None:
+    """ENOBUFS without a buffer ring is an error like any other, not back-pressure.
+
+    The kernel answers it to a sendmsg with more control data than it takes. Held back and
+    tried again, as a receive that found no buffer is, it would spin for ever.
+    """
+    a, b = trio.socket.socketpair(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM)
+    with a, b:
+        with pytest.raises(OSError, match="buffer space") as caught, trio.fail_after(5):
+            await a.sendmsg([b"x"], [(stdlib_socket.SOL_SOCKET, 99, bytes(MORE_THAN_OPTMEM_MAX))])
+        assert caught.value.errno == errno.ENOBUFS
+        await a.send(b"still works")
+        assert await b.recv(100) == b"still works"
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("recv", (10,)), ("recv_into", (bytearray(10),)), ("recvmsg", (10,))]
+)
+@pytest.mark.parametrize("family", [stdlib_socket.AF_INET, stdlib_socket.AF_UNIX])
+async def test_receive_on_a_listening_socket(
+    family: stdlib_socket.AddressFamily, name: str, args: tuple[Any, ...]
+) -> None:
+    """It fails at once; nobody will ever send anything there."""
+    with trio.socket.socket(family) as listener:
+        await listener.bind(
+            ("127.0.0.1", 0) if family == stdlib_socket.AF_INET else b"\0" + os.urandom(8)
+        )
+        listener.listen()
+        for _ in range(2):
+            with (
+                pytest.raises(OSError, match=r"not connected|Invalid argument"),
+                trio.fail_after(5),
+            ):
+                await getattr(listener, name)(*args)

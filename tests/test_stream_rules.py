@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket as stdlib_socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 import harness
 import pytest
 import trio
+import trio.testing
 from trio.lowlevel import FdStream
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
@@ -379,3 +381,84 @@ async def test_listener_rules() -> None:
         await listener.accept()
     with assert_checkpoints():
         await listener.aclose()
+
+
+MORE_THAN_BUFFERS_TAKE = 1 << 24
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+async def test_half_done_send_all_ends_when_another_task_notifies(kind: type) -> None:
+    a, b = await harness.stream_pair()
+    async with a, b:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                harness.expect_exception,
+                trio.ClosedResourceError,
+                a.send_all,
+                kind(MORE_THAN_BUFFERS_TAKE),
+            )
+            await wait_all_tasks_blocked()
+            trio.lowlevel.notify_closing(a.socket)
+            with trio.fail_after(5):
+                while nursery.child_tasks:
+                    await trio.lowlevel.checkpoint()
+        # Nobody closed it, so it still works, and a cancel is a cancel.
+        with trio.move_on_after(0.05) as scope:
+            await a.send_all(bytearray(MORE_THAN_BUFFERS_TAKE))
+        assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+async def test_half_done_send_of_an_fd_stream_ends_when_another_task_notifies(kind: type) -> None:
+    read_end, write_end = os.pipe()
+    async with FdStream(read_end), FdStream(write_end) as writer, trio.open_nursery() as nursery:
+        nursery.start_soon(
+            harness.expect_exception,
+            trio.ClosedResourceError,
+            writer.send_all,
+            kind(MORE_THAN_BUFFERS_TAKE),
+        )
+        await wait_all_tasks_blocked()
+        trio.lowlevel.notify_closing(write_end)
+        with trio.fail_after(5):
+            while nursery.child_tasks:
+                await trio.lowlevel.checkpoint()
+
+
+async def hear_of_reset(*, with_reader: bool) -> list[str]:
+    """The causes of the errors of a blocked send_all, and of a receive beside it."""
+    causes: list[str] = []
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    peer = await trio.open_tcp_stream(*listener.socket.getsockname())
+    stream = await listener.accept()
+
+    async def send() -> None:
+        try:
+            await stream.send_all(bytes(8 << 20))  # more than both socket buffers take
+        except trio.BrokenResourceError as exc:
+            causes.append(type(exc.__cause__).__name__)
+
+    async def receive() -> None:
+        try:
+            await stream.receive_some()
+        except trio.BrokenResourceError as exc:
+            causes.append(type(exc.__cause__).__name__)
+
+    async with listener, stream, trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        if with_reader:
+            nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        peer.socket.setsockopt(
+            stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        await peer.aclose()
+    return causes
+
+
+async def test_reset_while_send_all_waits_is_a_reset_to_the_sender_alone() -> None:
+    assert await hear_of_reset(with_reader=False) == ["ConnectionResetError"]
+
+
+async def test_reset_while_send_all_waits_is_a_reset_to_one_of_those_who_are_there() -> None:
+    assert "ConnectionResetError" in await hear_of_reset(with_reader=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import queue
 import threading
 import traceback
 import warnings
@@ -13,6 +15,9 @@ import pytest
 import trio
 import trio.lowlevel
 import trio.testing
+from marks import needs_ring
+
+from uring_trio._io_manager import UringIOManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -250,3 +255,71 @@ def test_subprocesses_do_not_inherit_the_managers_files(backend: str) -> None:
         assert b"anon_inode" not in done.stdout
 
     harness.run(backend, main)
+
+
+@needs_ring
+def test_collecting_the_parents_manager_closes_no_file_of_the_child() -> None:
+    """A forked child closes its copy of the ring's descriptor once.
+
+    Closed right after the fork, it must not be closed again when the manager is collected: by
+    then the number may be a file of the child's own.
+    """
+    read_end, write_end = os.pipe()
+    managers = [UringIOManager()]
+    pid = os.fork()
+    if pid == 0:
+        files = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
+        managers.clear()
+        gc.collect()
+        still_open = set(map(int, os.listdir("/proc/self/fd")))
+        os.write(write_end, b"closed" if set(files) - still_open else b"ok")
+        os._exit(0)
+    os.close(write_end)
+    with open(read_end, "rb") as answers:
+        assert answers.read() == b"ok"
+    os.waitpid(pid, 0)
+    managers.pop().close()
+
+
+CALLBACK_TIMEOUT_S = 20
+SETTLE_S = 0.05  # long enough for the helper thread to be asleep in the kernel
+
+
+@needs_ring
+def test_cancel_in_the_child_of_a_guest_run_does_not_wake_the_parent() -> None:
+    """A forked child does not signal the parent's helper thread."""
+    callbacks: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+    outcomes: list[Any] = []
+    scope = trio.CancelScope()
+
+    async def main() -> None:
+        with scope:
+            await trio.sleep_forever()
+
+    harness.start_guest_run(
+        harness.RING, main, run_sync_soon_threadsafe=callbacks.put, done_callback=outcomes.append
+    )
+    run_while_busy(callbacks)
+    child = os.fork()
+    if child == 0:
+        scope.cancel()
+        os._exit(0)
+    os.waitpid(child, 0)
+    woken = run_while_busy(callbacks)
+    scope.cancel()
+    while not outcomes:
+        callbacks.get(timeout=CALLBACK_TIMEOUT_S)()
+    outcomes[0].unwrap()
+    assert not woken
+
+
+def run_while_busy(callbacks: queue.SimpleQueue[Callable[[], Any]]) -> int:
+    """Run the host's callbacks until none comes; how many there were."""
+    count = 0
+    while True:
+        try:
+            callback = callbacks.get(timeout=SETTLE_S)
+        except queue.Empty:
+            return count
+        callback()
+        count += 1

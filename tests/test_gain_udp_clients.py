@@ -1,6 +1,6 @@
-"""Datagrams: with which of them one packet ends a Gain server, and must not end this one.
+"""Datagrams of blocking clients: whole, one by one, and each answered to its own sender.
 
-Each test names the fault of Gain that it is about, as ``docs/gain.md`` numbers them.
+A fault of Gain that a test is about stands in its docstring, as ``docs/gain.md`` numbers them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gain_tools import (
     echo,
     is_silent,
     make_recorder,
-    needs_ring,
     options_for,
     pattern,
     run_in_worker,
     server_in_thread,
     wait_until,
 )
+from marks import needs_ring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ def ask(client: stdlib_socket.socket, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_b7_empty_datagram_is_a_datagram(mode: Mode) -> None:
+def test_empty_datagram_is_a_datagram(mode: Mode) -> None:
     """B7: one of them and a Gain worker's socket is shut down, as at the end of a stream."""
     handler = make_recorder(mode, on_read=echo)
     with (
@@ -69,7 +69,7 @@ def test_b7_empty_datagram_is_a_datagram(mode: Mode) -> None:
     assert handler.values("on_read") == [0, 1, 0, 0, 2, 0]
 
 
-def test_b7_empty_datagrams_reach_every_worker_and_end_none() -> None:
+def test_empty_datagrams_reach_every_worker_and_end_none() -> None:
     """B7: the same with a socket for each worker."""
     handler = Recorder(on_read=echo)
     with server_in_thread(handler, LOOPBACK_UDP, workers=2) as server:
@@ -82,7 +82,7 @@ def test_b7_empty_datagrams_reach_every_worker_and_end_none() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_b8_datagrams_need_no_answer(mode: Mode) -> None:
+def test_datagrams_need_no_answer(mode: Mode) -> None:
     """B8: after one that was not answered Gain swallows the next, and its socket is gone."""
     taken = []
     handler = make_recorder(mode, on_read=lambda conn, n: taken.append(conn.next(n)))
@@ -104,7 +104,7 @@ def test_b8_datagrams_need_no_answer(mode: Mode) -> None:
     assert set(handler.names()) == {"on_read", "on_write"}
 
 
-def test_b8_datagram_that_nobody_reads_harms_nobody() -> None:
+def test_datagram_that_nobody_reads_harms_nobody() -> None:
     """B8: nor need it be consumed, and what is left is not the next one's."""
     handler = Recorder()
     with (
@@ -119,7 +119,7 @@ def test_b8_datagram_that_nobody_reads_harms_nobody() -> None:
 
 
 @pytest.mark.parametrize("size", [4096, 4097, 6000, LARGEST - 1, LARGEST])
-def test_b8_datagrams_of_every_size_are_whole(size: int) -> None:
+def test_datagrams_of_every_size_are_whole(size: int) -> None:
     """B7, B8: Gain cuts a datagram to 4,096 bytes, and says nothing."""
     handler = Recorder(on_read=echo)
     message = pattern(size)
@@ -133,7 +133,7 @@ def test_b8_datagrams_of_every_size_are_whole(size: int) -> None:
     assert handler.values("on_write") == [size] * 3
 
 
-def test_b8_datagram_that_is_too_large_is_refused_at_once() -> None:
+def test_datagram_that_is_too_large_is_refused_at_once() -> None:
     """B7, B8: and costs neither the socket nor what is sent after it."""
     refusals = []
 
@@ -159,7 +159,7 @@ def test_b8_datagram_that_is_too_large_is_refused_at_once() -> None:
     assert refusals == [errno.EMSGSIZE] * 3
 
 
-def test_b8_each_write_is_one_datagram() -> None:
+def test_each_write_is_one_datagram() -> None:
     """B8: Gain sends all that one callback writes as one datagram."""
 
     def answer(conn: gain.Conn, n: int) -> None:
@@ -178,7 +178,7 @@ def test_b8_each_write_is_one_datagram() -> None:
 
 
 @pytest.mark.parametrize("mode", ["def", "async def"])
-def test_b12_kept_datagram_answers_its_own_sender(mode: Mode) -> None:
+def test_kept_datagram_answers_its_own_sender(mode: Mode) -> None:
     """B12: Gain uses the object again for the next datagram; here each stays its own."""
     kept: dict[bytes, gain.Conn] = {}
 
@@ -204,7 +204,7 @@ def test_b12_kept_datagram_answers_its_own_sender(mode: Mode) -> None:
             client.close()
 
 
-def test_b8_answer_to_a_client_who_has_gone_harms_nobody() -> None:
+def test_answer_to_a_client_who_has_gone_harms_nobody() -> None:
     """B8: the ICMP error that comes back is logged, and ends nothing."""
     handler = Recorder(on_read=echo)
     with server_in_thread(handler, LOOPBACK_UDP, workers=1) as server:
@@ -217,7 +217,7 @@ def test_b8_answer_to_a_client_who_has_gone_harms_nobody() -> None:
                 assert ask(client, b"here") == b"here"
 
 
-def test_b19_send_to_goes_anywhere() -> None:
+def test_send_to_goes_anywhere() -> None:
     """B19: a Gain server can answer the sender, at once, and nobody else."""
     with stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM) as third:
         third.bind(("127.0.0.1", 0))
