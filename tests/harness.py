@@ -104,6 +104,24 @@ def io_manager() -> Any:
     return trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
 
 
+@contextlib.contextmanager
+def before_wakes(act: Callable[[], object]) -> Iterator[None]:
+    """Have ``act()`` called each time that something has come, and nobody is woken yet."""
+    manager = io_manager()
+    process = manager.process_events
+
+    def act_and_process(events: Any) -> None:
+        if events:
+            act()
+        process(events)
+
+    manager.process_events = act_and_process
+    try:
+        yield
+    finally:
+        del manager.process_events
+
+
 async def assert_books_balance() -> None:
     """Nothing in flight, no lease out, no waiter; gives late cqes time to arrive."""
     deadline = time.monotonic() + BOOKS_TIMEOUT_S
@@ -141,17 +159,38 @@ def running_time() -> float:
 
 
 @contextlib.contextmanager
-def no_new_fds() -> Iterator[None]:
-    """Fail if there are more file descriptors at the end than at the start."""
+def no_new_fds(*, collecting: bool = False) -> Iterator[None]:
+    """Fail if there are more file descriptors at the end than at the start.
+
+    What only the garbage collector would close counts as open, as it is to everybody else
+    until some later collection: who holds a file must not be part of a cycle. So there is no
+    collection meanwhile, but with *collecting*.
+    """
     before = open_fds()
-    yield
-    deadline = time.monotonic() + FDS_TIMEOUT_S
-    while len(after := open_fds()) > len(before):
+    with no_collection():
+        yield
+        deadline = time.monotonic() + FDS_TIMEOUT_S
+        while len(after := open_fds()) > len(before) and time.monotonic() < deadline:
+            if collecting:
+                gc.collect()
+            time.sleep(0.005)
+    if len(after) > len(before):
+        new = {fd: what for fd, what in after.items() if before.get(fd) != what}
         gc.collect()
-        if time.monotonic() > deadline:
-            new = {fd: what for fd, what in after.items() if before.get(fd) != what}
-            raise AssertionError(f"file descriptors left open: {new}")
-        time.sleep(0.005)
+        how = "closed by the garbage collector alone" if open_fds() != after else "left open"
+        raise AssertionError(f"file descriptors {how}: {new}")
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Nothing is collected that is part of a cycle."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def fill(sock: stdlib_socket.socket) -> int:

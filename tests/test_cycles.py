@@ -1,8 +1,13 @@
-"""What ends with an exception leaves no cycle behind: stock trio does not, either."""
+"""What ends with an exception leaves no cycle behind: stock trio does not, either.
+
+A cycle keeps a user's locals, and the files that they hold, until some later collection. After
+each test `conftest.py` looks for descriptors that only a collection would close.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 from typing import TYPE_CHECKING
 
 import harness
@@ -70,3 +75,29 @@ async def test_no_cycles() -> None:
                 assert Canary.alive == 0, index
         finally:
             gc.enable()
+
+
+class Holder:
+    """Has a pipe, and perhaps itself."""
+
+    def __init__(self) -> None:
+        self.files = [open(fd, "rb") for fd in os.pipe()]  # noqa: SIM115
+        self.itself: Holder | None = None
+
+    def hold_itself(self) -> None:
+        self.itself = self
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_who_looks_for_descriptors_sees_those_that_only_a_collection_closes() -> None:
+    with harness.no_new_fds():
+        Holder()
+    with pytest.raises(AssertionError, match="garbage collector alone"), harness.no_new_fds():
+        Holder().hold_itself()
+    with harness.no_new_fds(collecting=True):
+        Holder().hold_itself()
+    with pytest.raises(AssertionError, match="left open"), harness.no_new_fds():
+        holder = Holder()
+    for file in holder.files:
+        file.close()

@@ -453,6 +453,8 @@ def test_end_of_the_run(name: str, backend: str, tmp_path: Path) -> None:
 
         async def second() -> None:
             assert await waiting.start() == waiting.result
+            if isinstance(waiting.thing, trio.lowlevel.FdStream):
+                await waiting.thing.aclose()  # others are closed by who made them
 
         harness.run(backend, second)
         assert waiting.done() == 1
