@@ -1,6 +1,7 @@
 # make demo    set up, build, and compare an echo server on the ring with stock trio
 # make test    set up, build, and run the tests; what .ci/run calls; ARGS="pytest mypy": only these
 # make test-all  the same, and what does not fit into a quarter of an hour
+# make mutations  break the product on purpose, line by line: some test must see each; ARGS="WORD"
 # make bench   the comparison with stock trio, asyncio and uvloop; ARGS="--rounds 1" and so on
 # make bench-gain  callback servers beside uvloop's protocol and plain C; ARGS="echo --rounds 3"
 # make matrix  trio's own suite on the oldest and newest trio and on each Python at hand
@@ -17,7 +18,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-.PHONY: demo test test-all bench bench-gain matrix anyio build clean
+.PHONY: demo test test-all mutations bench bench-gain matrix anyio build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -28,6 +29,9 @@ test: $(VENV)/test.stamp
 
 test-all: $(VENV)/test.stamp
 	$(BIN)/python tests/run_all.py --all $(ARGS)
+
+mutations: $(VENV)/test.stamp
+	$(BIN)/python tests/mutations.py $(ARGS)
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -113,6 +113,7 @@ def checks(slowness: float = 1.0) -> list[Check]:
         Check("trio's suite", [*unbuffered, "tests/trio_suite/run.py"], 420),
         Check("anyio's suite", [*unbuffered, "tests/anyio_suite/compare.py"], 330),
         Check("long tests", [*pytest, "-m", "long"], 1800, always=False),
+        Check("mutations", [*unbuffered, "tests/mutations.py"], 1800, quiet=True, always=False),
         Check(
             "plain ways, all",
             [*plainly, *side_by_side, "-m", "not long", "--ignore=tests/ecosystem"],

@@ -142,6 +142,30 @@ async def test_wait_all_tasks_blocked_waits_for_data_that_is_ready(
         assert pairs[-1][1].recv(1) == b"x"
 
 
+async def test_who_is_found_busy_is_not_the_end_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Two begin in one tick: on the ring one waits, and the other is told so at the next look,
+    # which no completion of the kernel's ends.
+    recorder = Recorder(monkeypatch)
+    a, b = trio.socket.socketpair()
+    told: list[bool] = []
+
+    async def receive() -> None:
+        try:
+            await a.recv(1)
+        except trio.BusyResourceError:
+            told.append(True)
+            await b.send(b"x")
+
+    with a, b:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            nursery.start_soon(receive)
+    assert told == [True]
+    recorder.assert_falsy_only_after_the_timeout()
+
+
 async def test_wait_all_tasks_blocked_waits_for_receives_that_can_complete() -> None:
     pairs = [trio.socket.socketpair() for _ in range(20)]
 
@@ -318,16 +342,23 @@ def test_a_crashed_run_leaves_nothing_behind(
             nursery.start_soon(blocked, b)
             nursery.start_soon(trio.lowlevel.wait_writable, full)
             await wait_all_tasks_blocked()
+            managers.append(harness.io_manager())
             if cancel_first:
                 nursery.cancel_scope.cancel()
             with trio.CancelScope() as scope:
                 scope.cancel()
                 await trio.lowlevel.wait_task_rescheduled(abort_badly)
 
+    managers: list[Any] = []
     with harness.nonblocking_pair() as (full, _):
         harness.fill(full)
         with pytest.raises(trio.TrioInternalError):
             harness.run_raw(backend, main)
+        manager = managers.pop()
+        if backend == harness.RING:
+            assert manager.closed
+            assert not manager.leaked  # it waited for the kernel, which has finished
+        del manager
         gc.collect()
     if backend == harness.RING:
         # Stock adds ValueError: I/O operation on closed epoll object.

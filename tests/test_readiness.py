@@ -244,6 +244,20 @@ async def test_waiting_on_a_half_closed_full_socket_blocks_and_can_be_cancelled(
     assert waiters[2].outcome == "ClosedResourceError"
 
 
+@pytest.mark.ring_only  # stock's epoll looks at what is asked for
+async def test_waiting_on_a_half_closed_full_socket_costs_nothing(tcp: Pair) -> None:
+    """POLLRDHUP is told again and again to a poll that is armed again and again."""
+    a, b = tcp
+    harness.fill(a)
+    b.shutdown(stdlib_socket.SHUT_WR)
+    async with trio.open_nursery() as nursery:
+        await start(nursery, Waiter(wait_writable, a))
+        before = harness.io_statistics().enters
+        await trio.sleep(0.1)
+        assert harness.io_statistics().enters - before < 20
+        nursery.cancel_scope.cancel()
+
+
 async def test_half_closed_peer_is_readable(tcp: Pair) -> None:
     a, b = tcp
     b.shutdown(stdlib_socket.SHUT_WR)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -246,7 +247,8 @@ def cpu_s(pid: int) -> float:
 
 
 @pytest.mark.ring_only
-async def test_a_listener_that_was_seen_blocking_is_not_trusted_again() -> None:
+@pytest.mark.parametrize("when", ["before it is tried", "while it is waited for"])
+async def test_a_listener_that_was_seen_blocking_is_not_trusted_again(when: str) -> None:
     """O_NONBLOCK may be switched off between a look at it and accept4(2)."""
     with trio.socket.socket() as listener, contextlib.ExitStack() as undo:
         await listener.bind(("127.0.0.1", 0))
@@ -256,10 +258,11 @@ async def test_a_listener_that_was_seen_blocking_is_not_trusted_again() -> None:
         async def accept_one() -> None:
             (await listener.accept())[0].close()
 
-        os.set_blocking(fd, True)
+        os.set_blocking(fd, when == "before it is tried")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept_one)
             await trio.testing.wait_all_tasks_blocked()
+            os.set_blocking(fd, True)
             socket.create_connection(listener.getsockname()).close()
 
         looks: list[int] = []
@@ -279,3 +282,26 @@ async def test_a_listener_that_was_seen_blocking_is_not_trusted_again() -> None:
                     await trio.testing.wait_all_tasks_blocked(0.01)  # the loop turns
             socket.create_connection(listener.getsockname()).close()
         assert not looks
+
+
+@pytest.mark.ring_only
+async def test_an_accept_that_was_closed_keeps_no_connection() -> None:
+    """The kernel has accepted one when its listener is closed, and its task is told of that."""
+    with trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        os.set_blocking(listener.fileno(), True)  # so that it is accepted on the ring
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(harness.expect_exception, trio.ClosedResourceError, listener.accept)
+            await trio.testing.wait_all_tasks_blocked()
+
+            def close_if_taken() -> None:
+                fd = listener.fileno()
+                if fd >= 0 and not select.select([fd], [], [], 0)[0]:
+                    listener.close()
+
+            with socket.create_connection(listener.getsockname(), timeout=5) as client:
+                with harness.before_wakes(close_if_taken):
+                    while nursery.child_tasks:
+                        await trio.lowlevel.checkpoint()
+                assert client.recv(1) == b""

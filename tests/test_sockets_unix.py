@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import select
 import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +186,36 @@ async def test_truncated_control_data_leaks_no_descriptor(type_: int, room: int)
         for fd in fds_in(cargo):
             os.close(fd)
         assert len(harness.open_fds()) == before
+
+
+@pytest.mark.ring_only
+async def test_descriptors_that_nobody_receives_are_closed() -> None:
+    """The receive has brought them when its socket is closed, and its task is told of that."""
+    a, b = trio.socket.socketpair(AF_UNIX, DGRAM)
+    read_end, write_end = os.pipe()
+    with a, b:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                harness.expect_exception,
+                trio.ClosedResourceError,
+                a.recvmsg,
+                100,
+                stdlib_socket.CMSG_SPACE(4),
+            )
+            await wait_all_tasks_blocked()
+
+            def close_if_taken() -> None:
+                if a.fileno() >= 0 and not select.select([a.fileno()], [], [], 0)[0]:
+                    a.close()
+
+            b._sock.sendmsg([b"x"], rights(read_end))  # type: ignore[attr-defined]
+            os.close(read_end)
+            with harness.before_wakes(close_if_taken):
+                while nursery.child_tasks:
+                    await trio.lowlevel.checkpoint()
+    with pytest.raises(BrokenPipeError):
+        os.write(write_end, b"x")
+    os.close(write_end)
 
 
 async def test_truncated_control_data_is_as_from_the_standard_library() -> None:

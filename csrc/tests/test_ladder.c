@@ -749,6 +749,18 @@ static void a_watch_is_cancelled_when_its_operation_is_over(void)
     tools_close(engine);
 }
 
+static void a_watch_is_cancelled_at_once_though_buffers_are_short(void)
+{
+    set_up(8, 32);
+    int slot = recv_with((struct fake_plan){.res = 10, .sticky = POLLERR, .delay_ns = 2 * MS}, 5);
+    CHECK_EQ(tools_await(engine, slot).res, 10);
+    CHECK_EQ(engine->groups[0].leased, 1); /* so there is no further round */
+    CHECK_EQ(fake.submitted[IORING_OP_ASYNC_CANCEL], 1);
+    CHECK_EQ(run_for(10 * MS), 0);
+    CHECK_EQ(engine->lingering, 0);
+    tools_close(engine);
+}
+
 static void a_slot_is_used_again_while_a_watch_lingers(void)
 {
     set_up(8, 32);
@@ -1227,6 +1239,7 @@ int main(void)
     RUN(a_cancel_at_every_step_and_in_every_order);
     RUN(data_beside_a_cancel_is_delivered);
     RUN(a_watch_is_cancelled_when_its_operation_is_over);
+    RUN(a_watch_is_cancelled_at_once_though_buffers_are_short);
     RUN(a_slot_is_used_again_while_a_watch_lingers);
     RUN(late_words_of_a_watch_are_nobodys);
     RUN(rings_of_all_sizes);

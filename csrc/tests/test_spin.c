@@ -67,6 +67,16 @@ static void short_sleeps_give_credit_and_long_ones_and_misses_take_it(void)
     CHECK(ut_spin_is_wanted(&spin));
 }
 
+static void one_look_in_vain_costs_several_short_sleeps(void)
+{
+    struct ut_spin spin = {0};
+    while (!ut_spin_is_wanted(&spin))
+        ut_spin_slept(&spin, SHORT_NS);
+    ut_spin_miss(&spin);
+    ut_spin_slept(&spin, SHORT_NS);
+    CHECK(!ut_spin_is_wanted(&spin));
+}
+
 static void looks_in_vain_become_rare_although_sleeps_are_short(void)
 {
     struct ut_spin spin = {0};
@@ -180,6 +190,7 @@ int main(void)
     check_after_each = fake_check_books;
     RUN(a_fresh_engine_does_not_look);
     RUN(short_sleeps_give_credit_and_long_ones_and_misses_take_it);
+    RUN(one_look_in_vain_costs_several_short_sleeps);
     RUN(looks_in_vain_become_rare_although_sleeps_are_short);
     RUN(what_comes_soon_is_seen_without_a_sleep);
     RUN(what_comes_at_once_needs_one_enter);

@@ -1,0 +1,782 @@
+"""Rules of behaviour, each with a line that breaks it and the tests that must see it.
+
+`mutations.py` makes and judges them, and says what the words mean. A rule is in its own
+words, so that its line can be chosen anew when the text of the product changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+C_TESTS = "csrc/tests/"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A line that breaks a rule, and who must notice.
+
+    Attributes:
+      rule: what holds without it.
+      path: the file, from the root of the project.
+      text: what stands there, once.
+      instead: what breaks the rule.
+      caught_by: tests, as pytest names them, or ``csrc/tests/test_x.c::function``, or a file of
+        either for all that is in it. One that fails is enough.
+    """
+
+    rule: str
+    path: str
+    text: str
+    instead: str
+    caught_by: tuple[str, ...]
+
+    @property
+    def is_c(self) -> bool:
+        return self.path.endswith(".c")
+
+    def apply(self, tree: Path) -> None:
+        """Make it in a copy of the project.
+
+        Raises:
+          LookupError: its text is not there, or more than once.
+        """
+        file = tree / self.path
+        source = file.read_text(encoding="utf-8") if file.exists() else ""
+        if source.count(self.text) != 1 or self.text == self.instead:
+            raise LookupError(
+                f"stands in {self.path} {source.count(self.text)} times: {self.text!r}"
+            )
+        file.write_text(source.replace(self.text, self.instead), encoding="utf-8")
+
+
+ENGINE = [
+    Mutation(
+        "A token of an earlier use of a slot is nobody's: its generation is compared.",
+        "csrc/op.c",
+        "if (op->state == UT_OP_FREE || op->sqe.user_data != token)",
+        "if (op->state == UT_OP_FREE)",
+        (
+            "csrc/tests/test_op.c::a_token_names_one_use_of_a_slot",
+            "csrc/tests/test_cancel.c::a_late_answer_does_not_reach_the_slots_next_user",
+        ),
+    ),
+    Mutation(
+        "A slot has a new generation each time that it is freed.",
+        "csrc/op.c",
+        "op->generation = (op->generation + 1) & GENERATION_MASK;",
+        "op->generation = op->generation & GENERATION_MASK;",
+        ("csrc/tests/test_op.c::a_token_names_one_use_of_a_slot",),
+    ),
+    Mutation(
+        "An operation that was cancelled is over with its own last cqe, not with one before.",
+        "csrc/op.c",
+        "{REFUSED,         REFUSED,         UT_OP_CANCELING, UT_OP_DONE, REFUSED,    REFUSED},",
+        "{REFUSED,         REFUSED,         UT_OP_IN_FLIGHT, UT_OP_DONE, REFUSED,    REFUSED},",
+        (
+            "csrc/tests/test_op.c",
+            "csrc/tests/test_multishot.c::a_cancel_between_its_cqes",
+        ),
+    ),
+    Mutation(
+        "The buffers of a batch stay where they are until the next wait: a flush frees none.",
+        "csrc/engine.c",
+        "    bool no_memory = false; /* as in run_work() */",
+        "    bool no_memory = false;\n    release_batch(engine);",
+        ("csrc/tests/test_engine.c::a_flush_submits_and_does_not_touch_the_batch",),
+    ),
+    Mutation(
+        "Each buffer of a batch goes home at its end, and the kernel is told.",
+        "csrc/engine.c",
+        "            dirty[group] = true;",
+        "            dirty[group] = false;",
+        (
+            "csrc/tests/test_engine.c::no_buffer_is_an_answer_and_the_batchs_end_brings_them_back",
+            "tests/test_sockets_edges.py::test_more_ready_receives_than_any_pool_has_buffers",
+        ),
+    ),
+    Mutation(
+        "An attempt that was refused with a buffer in its hand gives it back.",
+        "csrc/engine.c",
+        "    put_back(engine, op, cqe->flags);\n    if (canceling) {",
+        "    (void)put_back;\n    if (canceling) {",
+        ("csrc/tests/test_ladder.c::a_refusal_with_a_buffer_puts_it_back",),
+    ),
+    Mutation(
+        "No enter that might find no small buffer, while the batch holds so many.",
+        "csrc/engine.c",
+        "return small->leased > 0 && small->entries - small->leased < WORK_MAX;",
+        "return small->leased > small->entries;",
+        ("csrc/tests/test_prep.c::rounds_stop_while_there_are_buffers_for_one_more",),
+    ),
+    Mutation(
+        "A cancel of what is in flight is sent to the kernel.",
+        "csrc/engine.c",
+        "    if (op->main == UT_REQUEST_SENT)\n        push(engine, token | UT_TOKEN_CANCEL);\n"
+        "    if (op->watch",
+        "    if (op->watch",
+        (
+            "csrc/tests/test_ladder.c::a_cancel_at_every_step_and_in_every_order",
+            "tests/test_cancel.py::test_cancelled_in_flight",
+        ),
+    ),
+    Mutation(
+        "A watch is cancelled when its operation has its answer.",
+        "csrc/engine.c",
+        "        if (op->state != UT_OP_CANCELING)\n            push(",
+        "        if (op->state == UT_OP_FREE)\n            push(",
+        ("csrc/tests/test_ladder.c::a_watch_is_cancelled_when_its_operation_is_over",),
+    ),
+    Mutation(
+        "A watch is armed once, and not beside one that is armed.",
+        "csrc/engine.c",
+        "if (ut_step_is_watched(step) && op->watch == UT_REQUEST_ABSENT && !of_watch) {",
+        "if (ut_step_is_watched(step) && !of_watch) {",
+        (
+            "csrc/tests/test_ladder.c::a_bit_that_stays_set_ends_in_a_sleeping_watch",
+            "csrc/tests/test_ladder.c::a_cancel_at_every_step_and_in_every_order",
+        ),
+    ),
+    Mutation(
+        "A watch is not armed again because of its own cqe: that might be a spin.",
+        "csrc/engine.c",
+        "if (ut_step_is_watched(step) && op->watch == UT_REQUEST_ABSENT && !of_watch) {",
+        "if (ut_step_is_watched(step) && op->watch == UT_REQUEST_ABSENT &&\n"
+        "        (of_watch || !of_watch)) {",
+        (
+            "csrc/tests/test_ladder.c::an_error_of_the_watch_beside_a_request_does_not_spin",
+            "csrc/tests/test_ladder.c::a_watch_that_ends_is_armed_again",
+        ),
+    ),
+    Mutation(
+        "What a wait ends with lets go of files: watches that linger are cancelled at once.",
+        "csrc/engine.c",
+        "    if (engine->lingering > 0 &&\n",
+        "    if (engine->lingering > 1000 &&\n",
+        ("csrc/tests/test_ladder.c::a_watch_is_cancelled_at_once_though_buffers_are_short",),
+    ),
+    Mutation(
+        "A lost cqe (-EBADR) is told by the next wait, though other cqes came with the error.",
+        "csrc/engine.c",
+        "    if (error == -EBADR)\n",
+        "    if (error == -EBADF)\n",
+        ("csrc/tests/test_wait.c::a_lost_cqe_is_told_though_others_came_with_it",),
+    ),
+    Mutation(
+        "A submission hides a signal, and that is not taken for the end of the time.",
+        "csrc/engine.c",
+        "return over ? 0 : -EINTR; /* a submission hid what ended the wait */",
+        "return over && false ? -EINTR : 0;",
+        ("csrc/tests/test_wait.c::a_submission_hides_a_signal_and_it_is_not_taken_for_the_end",),
+    ),
+    Mutation(
+        "Operations that found no memory are tried again after a millisecond.",
+        "csrc/engine.c",
+        "    if (timeout_ns < 0 || timeout_ns > RETRY_NS)\n",
+        "    if (timeout_ns > RETRY_NS)\n",
+        (
+            "csrc/tests/test_wait.c::no_memory_and_a_wait",
+            "csrc/tests/test_wait.c::no_memory_at_all_sleeps_and_does_not_spin",
+            "csrc/tests/test_wait.c::no_memory_for_a_request_keeps_it_for_later",
+        ),
+    ),
+    Mutation(
+        "The kernel's work that is left is done before the wait ends, or 64 receives are 4 ticks.",
+        "csrc/ring.c",
+        "return (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;",
+        "return (flags & IORING_SQ_CQ_OVERFLOW) != 0;",
+        (
+            "csrc/tests/test_wait.c::sixty_four_ready_receives_are_one_batch",
+            "csrc/tests/test_real.c::sixty_four_ready_operations_are_one_batch",
+        ),
+    ),
+    Mutation(
+        "A completion queue that overflowed is emptied.",
+        "csrc/ring.c",
+        "return (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;",
+        "return (flags & IORING_SQ_TASKRUN) != 0;",
+        (
+            "csrc/tests/test_engine.c::an_overflowing_CQ_loses_nothing",
+            "csrc/tests/test_fuzz.c::a_block_of_seeds",
+        ),
+    ),
+    Mutation(
+        "A wait's time has nanoseconds.",
+        "csrc/ring.c",
+        "ts.tv_nsec = timeout_ns % 1000000000;",
+        "ts.tv_nsec = 0;",
+        (
+            "csrc/tests/test_ring.c::the_wait_ends_with_its_time",
+            "csrc/tests/test_wait.c::falsy_means_that_the_time_is_over",
+        ),
+    ),
+    Mutation(
+        "Memory that the kernel may still write to is given up and not freed.",
+        "csrc/engine.c",
+        "bool leaked = leak || engine->in_flight > 0;",
+        "bool leaked = leak;",
+        (
+            "csrc/tests/test_engine.c::closing_with_operations_in_flight_leaks_and_says_so",
+            "csrc/tests/test_real.c::closing_with_operations_in_flight_leaks",
+        ),
+    ),
+    Mutation(
+        "A forked child must not cancel on its parent's ring.",
+        "csrc/engine.c",
+        "int ut_engine_cancel(struct ut_engine *engine, uint32_t slot)\n{\n"
+        "    if (ut_engine_is_foreign(engine))",
+        "int ut_engine_cancel(struct ut_engine *engine, uint32_t slot)\n{\n    if (false)",
+        ("csrc/tests/test_faults.c::a_forked_child_is_refused_and_may_open_its_own",),
+    ),
+    Mutation(
+        "A look sees a lost cqe's error that is still to be told, and nobody sleeps over it.",
+        "csrc/engine.c",
+        "    if (result < 0 || engine->pending_error < 0 || ut_ring_cq_ready(ring) > 0 ||\n",
+        "    if (result < 0 || ut_ring_cq_ready(ring) > 0 ||\n",
+        ("csrc/tests/test_look.c::errors_are_told",),
+    ),
+    Mutation(
+        "A pause doubles with each attempt in vain.",
+        "csrc/ladder.c",
+        "        pauses->length++;",
+        "        pauses->length += 0;",
+        (
+            "csrc/tests/test_ladder.c::pauses_grow_to_32_ms_and_begin_again_after_a_sleep",
+            "csrc/tests/test_line.c::a_line_pauses_as_the_ladder_does",
+        ),
+    ),
+    Mutation(
+        "The echo of an attempt in vain cuts no pause: a change while the pause is young.",
+        "csrc/ladder.c",
+        "return now_ns < pauses->half_ns;",
+        "return now_ns + 1000000000 < pauses->half_ns;",
+        (
+            "csrc/tests/test_ladder.c::an_echo_does_not_spin",
+            "csrc/tests/test_ladder.c::a_pause_is_young_for_its_first_half",
+        ),
+    ),
+    Mutation(
+        "After a poll that told the truth an attempt follows: ready is not the same as done.",
+        "csrc/ladder.c",
+        "    [UT_STEP_TRY_READY]       = {UT_STEP_WATCH, ",
+        "    [UT_STEP_TRY_READY]       = {UT_STEP_POLL,  ",
+        (
+            "csrc/tests/test_ladder.c::a_bit_that_stays_set_ends_in_a_sleeping_watch",
+            "csrc/tests/test_ladder.c",
+        ),
+    ),
+    Mutation(
+        "A line's clock runs from the first who is parked in it.",
+        "csrc/engine.c",
+        "    if (start_clock(engine, op->line))\n        return true;",
+        "    if (op->line != NULL)\n        return true;",
+        (
+            "csrc/tests/test_line.c::many_have_one_clock",
+            "csrc/tests/test_line.c::each_has_its_turn",
+        ),
+    ),
+    Mutation(
+        "Who has its answer gives two others of its line a turn.",
+        "csrc/engine.c",
+        "leave_line(engine, op, res >= 0, UT_LINE_TURNS_AFTER_ANSWER);",
+        "leave_line(engine, op, res >= 0, 0);",
+        ("csrc/tests/test_line.c::an_answer_gives_two_others_their_turn",),
+    ),
+    Mutation(
+        "A look in vain takes credit, or an idle engine would look before each sleep.",
+        "csrc/spin.c",
+        "        add(spin, -MISS_COSTS);",
+        "        add(spin, MISS_COSTS);",
+        ("csrc/tests/test_spin.c::one_look_in_vain_costs_several_short_sleeps",),
+    ),
+    Mutation(
+        "A receive never waits in the kernel: it says MSG_DONTWAIT.",
+        "csrc/prep.c",
+        "        sqe->op_flags = MSG_DONTWAIT;",
+        "        sqe->op_flags = 0;",
+        (
+            "csrc/tests/test_ladder.c::every_kind_waits_by_the_ladder",
+            "tests/test_kernel_workers.py",
+        ),
+    ),
+    Mutation(
+        "An old kernel's accept that would wait is cancelled as it is submitted.",
+        "csrc/engine.c",
+        "    if (needs_a_cancel(op))\n",
+        "    if (needs_a_cancel(op) && engine->enters == 0)\n",
+        ("csrc/tests/test_ladder.c::an_old_kernels_accept_goes_with_its_cancel",),
+    ),
+    Mutation(
+        "A buffer ring that is closed leaves its memory.",
+        "csrc/bufring.c",
+        "        kernel->unmap(bufring->entries_memory, bufring->entries_size);",
+        "        (void)kernel;",
+        (
+            "csrc/tests/test_bufring.c::a_failing_call_leaves_nothing_behind",
+            "csrc/tests/test_engine.c::closing_inside_a_batch_leaks_nothing",
+        ),
+    ),
+    Mutation(
+        "A name that is longer than any address is refused, and not copied.",
+        "csrc/message.c",
+        "    if (length > sizeof message->name)\n        return -EINVAL;",
+        "    if (length > 10 * sizeof message->name)\n        return -EINVAL;",
+        ("csrc/tests/test_message.c::a_name_that_is_too_long_is_refused",),
+    ),
+]
+
+DOOR = [
+    Mutation(
+        "Two trio sockets around one open file stand in one line.",
+        "src/uring_trio/_endpoints.py",
+        "            if endpoint.owner is owner:\n                return endpoint",
+        "            if endpoint is owner:\n                return endpoint",
+        ("tests/test_sockets_edges.py::test_two_sockets_around_one_open_file_share_a_line",),
+    ),
+    Mutation(
+        "A wait that a signal interrupts goes on with the time that is left, in a thread too.",
+        "src/uring_trio/_slots.py",
+        "                timeout_ns = max(0, math.ceil((end - monotonic()) * 1e9))",
+        "                timeout_ns = max(0, timeout_ns)",
+        (
+            "tests/test_signals.py::test_interrupted_waits_keep_their_timeout",
+            "tests/test_signals.py::test_interrupted_waits_of_a_thread_keep_their_timeout",
+        ),
+    ),
+    Mutation(
+        "What the kernel has is not withdrawn: its slot and its memory are taken.",
+        "src/uring_trio/_slots.py",
+        "        if self.ring.cancel(slot) != 0:",
+        "        if self.ring.cancel(slot) < 0:",
+        (
+            (
+                "tests/test_slots.py::"
+                "test_what_is_withdrawn_leaves_its_slot_and_what_is_asked_to_end_does_not"
+            ),
+            "tests/test_cancel.py::test_cancelled_in_flight",
+        ),
+    ),
+    Mutation(
+        "A slot is empty before its occupant is told: who is told may have it again.",
+        "src/uring_trio/_slots.py",
+        "                table[slot] = None\n            occupant.complete(slot, res, flags, offset)\n",
+        "                pass\n            occupant.complete(slot, res, flags, offset)\n"
+        "            table[slot] = None\n",
+        (
+            (
+                "tests/test_slots.py::"
+                "test_a_slot_is_empty_before_its_occupant_is_told_of_the_last_record"
+            ),
+        ),
+    ),
+    Mutation(
+        "Who took the records of batches is taken off at its end.",
+        "src/uring_trio/_slots.py",
+        "            takers.remove(take)",
+        "            takers.count(take)",
+        (
+            "tests/test_slots.py::test_takers_are_taken_off_also_by_an_error_and_in_any_order",
+            "tests/test_gain_records.py::test_a_server_that_has_ended_has_no_batch_any_more",
+        ),
+    ),
+    Mutation(
+        "The manager's answer is falsy only when the time is over, and not when somebody is busy.",
+        "src/uring_trio/_io_manager.py",
+        "        if not answer and self._must_not_sleep():",
+        "        if not answer and self.closed:",
+        ("tests/test_io_manager.py::test_who_is_found_busy_is_not_the_end_of_the_time",),
+    ),
+    Mutation(
+        "The fast way leaves behind what the plain way does: whether a receive waits first.",
+        "src/uring_trio/_operations.py",
+        "            line.poll_first = flags & HAD_TO_WAIT == RECORD_WAITED",
+        "            line.poll_first = flags & RECORD_WAITED != 0",
+        ("tests/test_fast_ways.py::test_one_record_chooses_the_same_next_receive",),
+    ),
+    Mutation(
+        "A stream's fast receive asks for the buffers that the plain one asks for.",
+        "src/uring_trio/_streams.py",
+        "            group = receiver.group if max_bytes > SMALLEST_BUFFER else 0",
+        "            group = receiver.group",
+        ("tests/test_fast_ways.py::test_a_stream_begins_as_its_lines_do",),
+    ),
+    Mutation(
+        "ENOBUFS of a receive into a provided buffer is back-pressure: it is armed again.",
+        "src/uring_trio/_operations.py",
+        "elif res == EINTR or (res == ENOBUFS and self.group() >= 0):",
+        "elif res == EINTR:",
+        ("tests/test_sockets_edges.py::test_more_ready_receives_than_any_pool_has_buffers",),
+    ),
+    Mutation(
+        "ENOBUFS without a provided buffer is an error like any other.",
+        "src/uring_trio/_operations.py",
+        "elif res == EINTR or (res == ENOBUFS and self.group() >= 0):",
+        "elif res in (EINTR, ENOBUFS):",
+        ("tests/test_sockets_edges.py::test_sendmsg_with_too_much_control_data",),
+    ),
+    Mutation(
+        "Memory of the user's is let go of with the last cqe.",
+        "src/uring_trio/_operations.py",
+        "        if type(pinned) is not bytes:\n            unpin(pinned)\n\n\ndef deliver",
+        "        del pinned\n\n\ndef deliver",
+        (
+            "tests/test_sockets_args.py::test_buffers_are_released_after_every_outcome",
+            "tests/test_stream_rules.py::test_buffer_can_be_resized_after_send_all",
+        ),
+    ),
+    Mutation(
+        "A second task in a line is busy when both would block, and not before that is known.",
+        "src/uring_trio/_lines.py",
+        "        if current.tick != self.slots.tick and current.is_waited_for():",
+        "        if current.tick == self.slots.tick and current.is_waited_for():",
+        (
+            "tests/test_sockets_datagram.py::test_tasks_may_receive_when_the_data_is_there",
+            "tests/test_sockets_stream.py::test_tasks_on_one_socket_receive_in_order",
+        ),
+    ),
+    Mutation(
+        "An operation that is about to leave makes nobody busy who comes to stand behind it.",
+        "src/uring_trio/_lines.py",
+        "        if current.tick != self.slots.tick and current.is_waited_for():",
+        "        if current.tick != self.slots.tick and current.task is not None:",
+        (
+            "tests/test_lines.py::test_nobody_is_busy_while_the_first_is_about_to_leave",
+            "tests/test_cancel.py::test_next_receive_is_held_back_while_the_first_is_cancelled",
+        ),
+    ),
+    Mutation(
+        "An operation that is about to leave makes nobody busy who stands behind it.",
+        "src/uring_trio/_lines.py",
+        "            and operation.is_waited_for()\n",
+        "            and operation.task is not None\n",
+        ("tests/test_lines.py::test_nobody_is_busy_while_the_first_is_about_to_leave",),
+    ),
+    Mutation(
+        "Who cancels the clock of a full UNIX listener hands it on to another who waits.",
+        "src/uring_trio/_socket_operations.py",
+        "            if self.clock is not None:\n                self.clock.end_pause()",
+        "            if self.clock is not None:\n                pass",
+        ("tests/test_retries_accept.py::test_many_connects_wait_for_one_backlog",),
+    ),
+    Mutation(
+        "A file that is dropped is closed at once, and not by some later collection.",
+        "src/uring_trio/_lines.py",
+        "        super().break_cycles()\n        self.prep_receive = None",
+        "        super().break_cycles()",
+        ("tests/test_low_water.py::test_a_stream_that_is_dropped_is_closed_at_once",),
+    ),
+    Mutation(
+        "The end of a run waits for the kernel to finish.",
+        "src/uring_trio/_draining.py",
+        "        if not in_flight or not slots.occupants():",
+        "        if in_flight or not slots.occupants():",
+        ("tests/test_io_manager.py::test_a_crashed_run_leaves_nothing_behind",),
+    ),
+    Mutation(
+        "The end of a run does not wait for a cqe that came, and that a signal handler has lost.",
+        "src/uring_trio/_draining.py",
+        "        if not in_flight or not slots.occupants():",
+        "        if not slots.occupants():",
+        ("tests/test_signals.py::test_closing_waits_for_no_cqe_that_a_handler_lost",),
+    ),
+    Mutation(
+        "The end of a run frees nothing before the kernel has finished with it.",
+        "src/uring_trio/_draining.py",
+        "        if occupant is not None and slots.withdraw(slot):",
+        "        if occupant is not None and (slots.withdraw(slot) or table[slot]):",
+        ("tests/test_slots.py::test_at_the_end_each_slot_ends_once_and_nobody_is_told",),
+    ),
+    Mutation(
+        "A poll that nobody waits for is taken out of the kernel at once: it holds its file.",
+        "src/uring_trio/_polls.py",
+        "            if self.drop():\n                slots.release_files()\n"
+        "        return Abort.SUCCEEDED",
+        "            self.drop()\n        return Abort.SUCCEEDED",
+        ("tests/test_close_after_wait.py::test_right_after_somebody_has_cancelled_it",),
+    ),
+    Mutation(
+        "A poll that waits on after it was told is armed for what changes, or it would spin.",
+        "src/uring_trio/_polls.py",
+        "                res = self._go_on(multishot=half_closed)",
+        "                res = self._go_on(multishot=False)",
+        (
+            (
+                "tests/test_readiness.py::"
+                "test_waiting_on_a_half_closed_full_socket_blocks_and_can_be_cancelled"
+            ),
+            "tests/test_readiness.py::test_waiting_on_a_half_closed_full_socket_costs_nothing",
+        ),
+    ),
+    Mutation(
+        "POLLRDHUP alone does not make a full socket writable.",
+        "src/uring_trio/_polls.py",
+        "            half_closed = not res & (self.events | POLLERR | POLLHUP)",
+        "            half_closed = not res",
+        ("tests/test_readiness.py::test_half_closed_peer_does_not_make_a_full_socket_writable",),
+    ),
+    Mutation(
+        "What was there and is gone when its task would be woken is not told.",
+        "src/uring_trio/_polls.py",
+        "        return not beside.try_poll(self.fd, self.events) and stays_ready(self.fd)",
+        "        return self.fd < 0 and stays_ready(self.fd)",
+        ("tests/test_readiness_taken.py::test_what_was_there_and_is_gone_is_not_told",),
+    ),
+    Mutation(
+        "What is always ready is asked of epoll, which refuses what cannot be waited for.",
+        "src/uring_trio/_polls.py",
+        "    if found == ALL_READY:",
+        "    if found == POLLNVAL:",
+        (
+            "tests/test_pollable_files.py::test_as_on_stock",
+            "tests/test_pollable_files.py::test_wait_on_a_device_that_cannot_be_polled",
+        ),
+    ),
+    Mutation(
+        "A registration of the eventfd is good for one signal: after one it is made anew.",
+        "src/uring_trio/_guest.py",
+        "        else:\n            self._ring.register_eventfd(self._event_fd)",
+        "        else:\n            pass",
+        (
+            "tests/test_guest_helper.py::test_registers_anew_only_after_a_signal",
+            "tests/test_guest_wakeups.py::test_alone",
+        ),
+    ),
+    Mutation(
+        "A helper thread that nobody has prepared for does not sleep.",
+        "src/uring_trio/_guest.py",
+        "        if not self.prepared:\n            return True",
+        "        if not self.prepared and self._starved:\n            return True",
+        ("tests/test_guest_helper.py::test_does_not_sleep_unprepared",),
+    ),
+    Mutation(
+        "A helper thread sees the eventfds that tasks wait for with its own eyes.",
+        "src/uring_trio/_guest.py",
+        "not in _SHOWN:",
+        "in _SHOWN:",
+        (
+            "tests/test_guest_helper.py::test_sees_what_the_ring_might_be_late_with",
+            "tests/test_guest_helper.py::test_looks_at_no_other_kind",
+        ),
+    ),
+    Mutation(
+        "The host's cancels wake its helper thread, which would sleep on.",
+        "src/uring_trio/_guest.py",
+        "            beside.write_some(self._event_fd, ONE_EVENT)",
+        "            beside.write_some(self._event_fd, bytes(len(ONE_EVENT)))",
+        (
+            "tests/test_guest.py::test_wake_from_the_hosts_own_code",
+            "tests/test_guest.py::test_host_cancels_while_the_helper_thread_waits",
+        ),
+    ),
+    Mutation(
+        "detach() gives EBADF to who waits, and ClosedResourceError to nobody: it is open.",
+        "src/uring_trio/_sockets.py",
+        "            let_go_everywhere(fd, detach=True)",
+        "            let_go_everywhere(fd)",
+        ("tests/test_sockets_origin.py::test_detach_wakes_those_who_wait_with_EBADF",),
+    ),
+    Mutation(
+        "Leaving `with` lets go of the file, though stock closes it without a word.",
+        "src/uring_trio/_sockets.py",
+        "        if fd != -1:\n            let_go_everywhere(fd)\n",
+        "        if fd == -1:\n            let_go_everywhere(fd)\n",
+        ("tests/test_sockets_origin.py::test_leaving_with_while_a_receive_is_in_flight",),
+    ),
+    Mutation(
+        "A connect that is cancelled closes its socket.",
+        "src/uring_trio/_sockets.py",
+        "            endpoint.manager.end_operations(endpoint)\n            close_socket(self._sock)",
+        "            endpoint.manager.end_operations(endpoint)",
+        ("tests/test_cancel.py::test_cancelled_connect_closes_the_socket",),
+    ),
+    Mutation(
+        "Who sets SO_RCVLOWAT has all receivers look at it again.",
+        "src/uring_trio/_sockets.py",
+        "        if args[1:2] == LOW_WATER or kwargs:",
+        "        if kwargs:",
+        ("tests/test_low_water.py::test_each_way_to_set_it",),
+    ),
+    Mutation(
+        "A listener that was seen blocking is not trusted again.",
+        "src/uring_trio/_sockets.py",
+        "        if operation.might_block:\n            endpoint.try_no_more()",
+        "        if operation.might_block:\n            pass",
+        (
+            (
+                "tests/test_shared_listener.py::"
+                "test_a_listener_that_was_seen_blocking_is_not_trusted_again"
+            ),
+        ),
+    ),
+    Mutation(
+        "An orphaned message closes the descriptors that it has brought.",
+        "src/uring_trio/_socket_operations.py",
+        "                for fd in descriptors:\n                    close_fd(fd)",
+        "                del descriptors",
+        ("tests/test_sockets_unix.py::test_descriptors_that_nobody_receives_are_closed",),
+    ),
+    Mutation(
+        "An accepted connection that nobody waits for any more is closed.",
+        "src/uring_trio/_socket_operations.py",
+        "        if self.on_ring and res >= 0:\n            close_fd(res)",
+        "        if self.on_ring and res < -1000:\n            close_fd(res)",
+        ("tests/test_shared_listener.py::test_an_accept_that_was_closed_keeps_no_connection",),
+    ),
+    Mutation(
+        "A short send is followed by the rest.",
+        "src/uring_trio/_streams.py",
+        "        if value == len(data):\n            return",
+        "        if type(value) is int and value > 0:\n            return",
+        (
+            "tests/test_streams.py::test_large_transfers_both_ways",
+            "tests/test_stream_rules.py::test_half_done_send_all_ends_when_another_task_notifies",
+        ),
+    ),
+    Mutation(
+        "Sending after send_eof() is ClosedResourceError, and not a broken connection.",
+        "src/uring_trio/_streams.py",
+        "        if exc.errno == errno.EPIPE and sock.did_shutdown_SHUT_WR:",
+        "        if exc.errno == errno.EBADF and sock.did_shutdown_SHUT_WR:",
+        ("tests/test_stream_rules.py::test_send_eof",),
+    ),
+    Mutation(
+        "A message of a socket that has messages is never cut to our buffer.",
+        "src/uring_trio/_streams.py",
+        "        beside.getsockopt(fd, socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM\n"
+        "        and beside",
+        "        beside",
+        ("tests/test_fd_stream_kinds.py::test_messages_of_a_socket",),
+    ),
+    Mutation(
+        "A FIFO that was opened for the other way alone is not waited for.",
+        "src/uring_trio/_streams.py",
+        "    if mode == other:",
+        "    if mode == -1:",
+        ("tests/test_files_without_nowait.py",),
+    ),
+    Mutation(
+        "The kernel is asked again after a fork.",
+        "src/uring_trio/_probe.py",
+        "    global _state\n    _state = ProcessState()",
+        "    global _state\n    _state = _state or ProcessState()",
+        ("tests/test_probe.py::test_kernel_is_asked_once_and_again_on_refresh_and_after_fork",),
+    ),
+    Mutation(
+        "A forked child has locks that nobody holds before anything in it takes one.",
+        "src/uring_trio/_process.py",
+        "    for step in IN_CHILD:\n",
+        "    for step in reversed(IN_CHILD):\n",
+        ("tests/test_process.py::test_steps_are_made_in_the_order_that_is_stated",),
+    ),
+    Mutation(
+        "The ring of a run has the sizes that were asked for.",
+        "src/uring_trio/_hooks.py",
+        "    sizes = RingSizes(ring)\n",
+        "    sizes = RingSizes()\n",
+        ("tests/test_ring_options.py::test_of_one_run",),
+    ),
+    Mutation(
+        "A failure that may pass is asked about again by the next run.",
+        "src/uring_trio/_probe.py",
+        "        kernel_probe(again=_has_passing_error(_state.kernel_probe))\n"
+        "        failure = kernel_failure()",
+        "        failure = kernel_failure()",
+        ("tests/test_probe.py::test_passing_failure_falls_back_and_is_forgotten_when_it_is_over",),
+    ),
+    Mutation(
+        "A fallback is told of once for each cause.",
+        "src/uring_trio/_probe.py",
+        "        return  # in one step, because runs start in several threads at once",
+        "        pass",
+        (
+            (
+                "tests/test_probe.py::"
+                "test_where_denied_auto_falls_back_with_one_warning_and_a_demand_fails"
+            ),
+        ),
+    ),
+    Mutation(
+        "A signal handler may ask probe() while its own thread does: the lock is re-entrant.",
+        "src/uring_trio/_process.py",
+        "        self.kernel = threading.RLock()",
+        "        self.kernel = threading.Lock()",
+        ("tests/test_probe.py::test_handler_may_ask_while_its_own_thread_is_asking",),
+    ),
+]
+
+# Of the callback servers.
+GAIN = [
+    Mutation(
+        "Reading that stopped at high water goes on at low water, not before and not later.",
+        "src/uring_trio/gain/_output.py",
+        "        self._low_water = high_water // 4",
+        "        self._low_water = high_water // 2",
+        ("tests/test_gain_backpressure.py::test_reading_goes_on_just_below_low_water",),
+    ),
+    Mutation(
+        "drain() returns at low water, and not only when all was sent.",
+        "src/uring_trio/gain/_sending.py",
+        "        if self._drained is not None and self._out_size <= self._low_water:",
+        "        if self._drained is not None and self._out_size == 0:",
+        ("tests/test_gain_backpressure.py::test_drain_returns_just_below_low_water",),
+    ),
+    Mutation(
+        "A send that takes a part is followed by the rest.",
+        "src/uring_trio/gain/_sending.py",
+        "        if self._sending is not None and self._send_at < len(self._sending):",
+        "        if self._sending is not None and self._send_at < 0:",
+        ("tests/test_gain_ends.py::test_write_and_close_of_32_mib_arrives_whole",),
+    ),
+    Mutation(
+        "An error before a worker is ready ends the other workers.",
+        "src/uring_trio/gain/_supervisor.py",
+        "        each.ready = True\n        if each.aborted:\n            each.abort()\n",
+        "        each.ready = True\n",
+        ("tests/test_gain_supervisor.py::test_error_before_a_worker_is_ready_ends_the_others",),
+    ),
+    Mutation(
+        "A deadline that moved earlier comes at its new time.",
+        "src/uring_trio/gain/_timers.py",
+        "            if deadline >= timer.filed_at:",
+        "            if deadline >= 0:",
+        ("tests/test_gain_timers.py",),
+    ),
+    Mutation(
+        "A deadline that moved later does not come at its old time.",
+        "src/uring_trio/gain/_timers.py",
+        "            if timer.keys and timer.deadline > timer.filed_at:",
+        "            if not timer.keys and timer.deadline > timer.filed_at:",
+        ("tests/test_gain_timers.py",),
+    ),
+    Mutation(
+        "What is no socket that somebody has left is never removed from its path.",
+        "src/uring_trio/gain/_unix_path.py",
+        "        if not stat.S_ISSOCK(os.lstat(path).st_mode):\n            return False",
+        "        os.lstat(path)",
+        ("tests/test_gain_listen_unix.py::test_what_is_no_socket_is_never_removed",),
+    ),
+    Mutation(
+        "What another has put at a path is not removed with ours.",
+        "src/uring_trio/gain/_unix_path.py",
+        "            if _identity(self._path) == self._identity:\n                os.unlink",
+        "            if _identity(self._path):\n                os.unlink",
+        ("tests/test_gain_listen_unix.py::test_what_another_put_there_is_not_removed",),
+    ),
+    Mutation(
+        "A balancer of the user's that names no worker is told so.",
+        "src/uring_trio/gain/_balancers.py",
+        "        if not 0 <= index < len(counts):",
+        "        if not index < len(counts):",
+        (
+            (
+                "tests/test_gain_balancers.py::"
+                "test_a_callable_that_returns_no_worker_is_told_which_there_are"
+            ),
+        ),
+    ),
+]
+
+MUTATIONS = [*ENGINE, *DOOR, *GAIN]
