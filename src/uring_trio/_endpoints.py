@@ -8,10 +8,8 @@ number is another's already; so a number may have several endpoints.
 from __future__ import annotations
 
 import weakref
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uring_trio._beside import option_of
 from uring_trio._lines import Receiver, Sender
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ class Endpoint:
         self.receiver = Receiver(slots, backlog, fileno, is_socket=is_socket)
         self.sender = Sender(slots, backlog, fileno, is_socket=is_socket)
         if is_socket:
-            self.receiver.ask_for_low_water(partial(option_of, fileno))
+            self.receiver.ask_for_low_water()
 
     def try_no_more(self) -> None:
         """It was seen that a call may wait, or cannot be told not to."""

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 from outcome import Error
 
+from uring_trio._beside import getsockopt
 from uring_trio._kernel import BUFFER_GROUPS, GROUP_SIZES, RECORD_WAITED
 from uring_trio._operations import BUSY, HAD_TO_WAIT, Operation, Receive, Send
 
@@ -268,14 +269,14 @@ class Receiver(Line):
       poll_first: wait for data before the first attempt.
       group: of the buffers that its messages fit into.
       small_in_a_row: receives that a smaller buffer would have held.
-      getsockopt: of a socket, an FdStream's too: to ask it for its low-water mark.
-      has_low_water: whether it has one; None: it was not asked yet.
+      may_have_low_water: it is a socket, an FdStream's too.
+      has_low_water: whether it has a mark; None: it was not asked yet.
     """
 
     __slots__ = (
-        "getsockopt",
         "group",
         "has_low_water",
+        "may_have_low_water",
         "plain_receive",
         "poll_first",
         "prep_receive",
@@ -295,7 +296,7 @@ class Receiver(Line):
         self.poll_first = False
         self.group = 0
         self.small_in_a_row = 0
-        self.getsockopt: Callable[[int, int], int] | None = None
+        self.may_have_low_water = False
         self.has_low_water: bool | None = False
 
     def receive(self, size: int) -> Receive:
@@ -332,14 +333,14 @@ class Receiver(Line):
 
     # ---- SO_RCVLOWAT ---------------------------------------------------------------------
 
-    def ask_for_low_water(self, getsockopt: Callable[[int, int], int]) -> None:
-        """It is a socket, whose options *getsockopt* tells."""
-        self.getsockopt = getsockopt
+    def ask_for_low_water(self) -> None:
+        """It is a socket."""
+        self.may_have_low_water = True
         self.look_for_low_water()
 
     def look_for_low_water(self) -> None:
         """Ask the socket for its SO_RCVLOWAT before the next receive."""
-        if self.getsockopt is not None:
+        if self.may_have_low_water:
             self.has_low_water = None
             self.prep_receive = self._look_and_prepare  # a cycle; see `Endpoint.__del__`
 
@@ -350,10 +351,8 @@ class Receiver(Line):
 
     def _sees_low_water(self) -> bool:
         if self.has_low_water is None:
-            assert self.getsockopt is not None
-            try:
-                mark = self.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
-            except OSError:
+            mark = getsockopt(self.fileno(), socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+            if mark < 0:
                 return False  # closed: the receive will say so
             self.has_low_water = mark > 1
         return self.has_low_water

@@ -9,14 +9,12 @@ size that was asked for, and taken over from there.
 from __future__ import annotations
 
 import array
-import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses
 from uring_trio._beside import (
     MIGHT_BLOCK,
-    checked,
     close_fd,
     connect,
     network_of,
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
     from uring_trio._lines import Line, Receiver
 
+CLOSED_AT_EXEC = int(socket.SOCK_CLOEXEC)  # an enum is dearer to hand over
 # Less than what a person notices, as in csrc/ladder.c.
 CONNECT_PAUSE_MIN_NS, CONNECT_PAUSE_MAX_NS = 1_000_000, 32_000_000
 # Tries in vain of a tick. More than one: what refuses one may let another in after all.
@@ -141,23 +140,18 @@ class SendMessage(MessageOperation):
 Kind = tuple[int, int, int]  # family, type and protocol of what a listener accepts
 
 
-def accept_now(listener: socket.socket) -> tuple[int, Any] | None:
+def accept_now(fd: int) -> tuple[int, Any]:
     """accept4(2) of what is there: the new descriptor, and the peer's address.
 
     Cheaper than an accept on the ring, which has an operation and a message of its own.
 
     Returns:
-      None where the call might block because another process has switched O_NONBLOCK off,
-      and for a closed listener.
-
-    Raises:
-      BlockingIOError: there is nothing.
+      In the descriptor's place a negative errno: EAGAIN if there is nothing, and `MIGHT_BLOCK`
+      if nothing was tried because another process has switched O_NONBLOCK off.
     """
     peer = scratch.name
-    fd = try_accept(listener.fileno(), socket.SOCK_CLOEXEC, peer.c)
-    if fd == MIGHT_BLOCK or (fd < 0 and listener.fileno() < 0):
-        return None
-    return checked(fd), peer.address
+    accepted: int = try_accept(fd, CLOSED_AT_EXEC, peer.c)
+    return accepted, peer.address if accepted >= 0 else None
 
 
 def own(fd: int, kind: Kind) -> socket.socket:
@@ -183,11 +177,10 @@ class Accept(Operation):
     all its accepts go by the ladder, whose attempts cannot block.
     """
 
-    __slots__ = ("kind", "listener", "message", "might_block", "on_ring", "taken")
+    __slots__ = ("kind", "message", "might_block", "on_ring", "taken")
 
-    def __init__(self, line: Line, listener: socket.socket, kind: Kind, *, on_ring: bool) -> None:
+    def __init__(self, line: Line, kind: Kind, *, on_ring: bool) -> None:
         super().__init__(line)
-        self.listener = listener
         self.kind = kind
         self.on_ring = on_ring
         self.might_block = False  # accept4(2)
@@ -212,12 +205,15 @@ class Accept(Operation):
         super().complete(slot, res, flags, offset)
 
     def _accept_now(self) -> int:
-        try:
-            self.taken = accept_now(self.listener)
-        except OSError as exc:
-            return -(exc.errno or errno.EIO)
-        self.might_block = self.taken is None
-        return EAGAIN if self.might_block else 0
+        taken = accept_now(self.line.fileno())
+        res = taken[0]
+        if res == MIGHT_BLOCK:
+            self.might_block = True
+            return EAGAIN
+        if res < 0:
+            return res
+        self.taken = taken
+        return 0
 
     def finish(self, res: int, flags: int, offset: int) -> Any:
         if res < 0:

@@ -24,7 +24,15 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio import _addresses
-from uring_trio._beside import checked, close_socket, connect, getsockopt, setsockopt, shutdown
+from uring_trio._beside import (
+    MIGHT_BLOCK,
+    checked,
+    close_socket,
+    connect,
+    getsockopt,
+    option_setters,
+    shutdown,
+)
 from uring_trio._fast_ways import FAST
 from uring_trio._io_manager import (
     UringIOManager,
@@ -76,9 +84,6 @@ TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 NO_FLAGS = 0
 
 LOW_WATER = (socket.SO_RCVLOWAT,)
-
-# Of arguments that are the kernel's to judge; the standard library has words for the others.
-OPTION_TYPES = (int, bool, bytes)
 
 # What a connect can answer after it was under way; on stock these, and only these, come
 # from SO_ERROR, with an error text that has the address in it.
@@ -163,13 +168,17 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
 
     def setsockopt(self, /, *args: Any, **kwargs: Any) -> None:
         """Like `socket.socket.setsockopt`."""
-        if kwargs or len(args) != 3 or type(args[2]) not in OPTION_TYPES:
+        setter = option_setters.get(type(args[2])) if len(args) == 3 and not kwargs else None
+        if setter is None:
             super().setsockopt(*args, **kwargs)
         else:
             try:
-                setsockopt(self._sock.fileno(), *args)
+                result = setter(self._sock.fileno(), *args)
             except (TypeError, OverflowError):
                 self._sock.setsockopt(*args)  # its words
+            else:
+                if result < 0:
+                    checked(result)
         if args[1:2] == LOW_WATER or kwargs:
             look_for_low_water()
 
@@ -391,20 +400,17 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         if FAST and endpoint.can_be_tried and receiver.current is None:
             # In a burst the next one waits already: no request, no cqe. As on stock.
             await trio.lowlevel.checkpoint_if_cancelled()
-            try:
-                taken = accept_now(self._sock)
-            except BlockingIOError:
-                pass
-            except OSError:
+            fd, address = accept_now(self._sock.fileno())
+            if fd >= 0:
+                accepted = own(fd, kind)
                 await trio.lowlevel.cancel_shielded_checkpoint()
-                raise
-            else:
-                if taken is not None:
-                    accepted = own(taken[0], kind)
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                    return trio.socket.from_stdlib_socket(accepted), taken[1]
+                return trio.socket.from_stdlib_socket(accepted), address
+            if fd == MIGHT_BLOCK:
                 endpoint.try_no_more()
-        operation = Accept(receiver, self._sock, kind, on_ring=not endpoint.can_be_tried)
+            elif fd != EAGAIN:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                checked(fd)
+        operation = Accept(receiver, kind, on_ring=not endpoint.can_be_tried)
         accepted, address = await _perform(receiver.submit(operation))
         if operation.might_block:
             endpoint.try_no_more()

@@ -25,7 +25,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio import _beside as beside
-from uring_trio._beside import checked, option_of
+from uring_trio._beside import checked
 from uring_trio._fast_ways import FAST
 from uring_trio._io_manager import UringIOManager, let_go_unless_on_ring
 from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
@@ -297,7 +297,7 @@ def _fd_endpoint(stream: Any) -> Endpoint | None:
         return None
     endpoint = manager.open_endpoint(holder, partial(held_fd, holder), is_socket=False)
     if kind is Bytes.SOCKET:
-        endpoint.receiver.ask_for_low_water(partial(option_of, partial(held_fd, holder)))
+        endpoint.receiver.ask_for_low_water()
     stream._uring_endpoint = endpoint
     return endpoint
 
