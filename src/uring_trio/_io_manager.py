@@ -170,7 +170,8 @@ class UringIOManager:
             records = unpack_records(area[: (events & RECORDS_MASK) * RECORD_SIZE])
             for take in slots.takers:
                 records = take(records)
-            _tell(slots, records)
+            if records:  # no list, or one in which takers have left something
+                _tell(slots, records)
         for line, operation in contended:
             line.find_busy(operation)
         if backlog.held:
