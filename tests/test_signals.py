@@ -226,7 +226,9 @@ class InterruptAt:
 
 MODULES_UNDER_TEST = {
     harness.EPOLL: ("trio/_socket.py", "trio/_highlevel_socket.py"),
-    harness.RING: ("uring_trio/_sockets.py", "uring_trio/_streams.py", "uring_trio/_io_manager.py"),
+    harness.RING: tuple(
+        f"uring_trio/{room}.py" for room in ("_beside", "_io_manager", "_sockets", "_streams")
+    ),
 }
 
 
@@ -259,6 +261,28 @@ def test_keyboard_interrupt_at_any_line(backend: str) -> None:
         with harness.no_new_fds(), connected() as (a, b):
             assert interrupted(backend, traced, a, b, 3), (point, trace.lines)
     run_echo(backend, 3)
+
+
+@pytest.mark.parametrize("how", ["close", "with"])
+def test_keyboard_interrupt_at_any_line_of_a_close(backend: str, how: str) -> None:
+    async def close(sock: Any, trace: InterruptAt) -> None:
+        ours = trio.socket.from_stdlib_socket(sock)
+        with trace.installed():
+            if how == "close":
+                ours.close()
+            else:
+                ours.__exit__(None, None, None)
+        await trio.lowlevel.checkpoint()
+
+    for point in range(1, KI_POINTS):
+        trace = InterruptAt(point, MODULES_UNDER_TEST[backend])
+        with harness.no_new_fds(), connected() as (a, _):
+            assert interrupted(backend, close, a, trace) == (trace.lines >= point)
+            assert a.fileno() == -1 or trace.lines == point
+        if trace.lines < point:
+            break  # it has no more
+    else:
+        pytest.fail("a close has more lines")
 
 
 class InterruptAfterCall:

@@ -475,6 +475,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         else:
             super().shutdown(flag)
 
+    @enable_ki_protection
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -489,6 +490,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             let_go_everywhere(fd)
         close_socket(self._sock)
 
+    @enable_ki_protection
     def close(self) -> None:
         """Close the socket. What still sleeps on it gets `trio.ClosedResourceError`."""
         # trio tells this run's manager, which tells those of other runs, if it is ours.
