@@ -30,8 +30,8 @@ from marks import ON_RING
 from uring_trio import gain
 from uring_trio.gain import _worker
 from uring_trio.gain._capabilities import Capabilities
-from uring_trio.gain._input import Input
-from uring_trio.gain._states import State
+from uring_trio.gain._inbound import Inbound
+from uring_trio.gain._life import State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -208,7 +208,7 @@ async def test_closed_in_the_thread_refuses_as_ever() -> None:
                 call()
             refused.append(call)
 
-    async with in_thread(read) as (recorder, client):
+    async with in_thread(read, write_strict=True) as (recorder, client):
         await client.send_all(b"x")
         assert await read_to_end(client) == b""
         await client.aclose()
@@ -377,21 +377,24 @@ async def test_async_def_on_read_needs_no_thread() -> None:
 def test_who_counts_the_input_does_not_mind_that_a_thread_takes_it() -> None:
     """Statistics and deadlines ask on the worker's thread, between any two steps of the other."""
 
-    class Emptied(Input):
+    class Emptied(Inbound):
         """Its buffer is taken away as soon as somebody has looked at it."""
 
         __slots__ = ("looks",)
         looks: int
 
         @property
-        def _buffer(self) -> bytearray | None:  # type: ignore[override]
+        def buffer(self) -> bytearray | None:
             self.looks += 1
             return bytearray(b"input") if self.looks == 1 else None
 
-    conn = Emptied()
-    conn.looks = 0
-    conn._lease_size = 0
-    assert conn._buffered() == 5
+        @buffer.setter
+        def buffer(self, buffer: bytearray | None) -> None:
+            assert buffer is None
+
+    inbound = Emptied(b"", 100)
+    inbound.looks = 0
+    assert inbound.buffered() == 5
 
 
 async def test_a_thread_may_be_taking_input_when_its_connection_is_closed() -> None:
@@ -405,15 +408,15 @@ async def test_a_thread_may_be_taking_input_when_its_connection_is_closed() -> N
     ):
         await client.send_all(b"first")
         assert await trio.to_thread.run_sync(hold.reached.wait, gain_tools.BOUND_S)
-        conn = recorder.conn
-        conn._buffer = bytearray(b"what it is taking")
+        connection: Any = recorder.conn._connection
+        connection.inbound.buffer = bytearray(b"what it is taking")
         await client.send_all(bytes(2000))  # so that the receive ends
         await client.send_eof()  # and so does the watch: nothing is in flight any more
-        await until(lambda: conn._state is State.CLOSED)
-        assert conn._buffer == b"what it is taking"
+        await until(lambda: connection.life.state is State.CLOSED)
+        assert connection.inbound.buffer == b"what it is taking"
         hold.open.set()
         await until(lambda: recorder.counts().close == 1)
-        assert conn._buffer is None
+        assert connection.inbound.buffer is None
         assert isinstance(recorder.errors()[0], gain.DeadlineExceeded)
 
 
@@ -435,7 +438,7 @@ async def test_bytes_that_come_while_a_thread_runs_are_not_idle(
         for _ in range(12):
             await trio.sleep(0.05)
             await client.send_all(bytes(size))
-        assert recorder.conn._err is None
+        assert recorder.conn._life.err is None
         hold.open.set()
         await until(lambda: sum(recorder.values("on_read")) == 13 * size)
         started = trio.current_time()

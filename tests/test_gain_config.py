@@ -64,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "read_buffer_limit": 65536,
     "stuck_input_timeout": 10.0,
     "write_high_water": 65536,
+    "write_strict": False,
     "close_timeout": 30.0,
     "reuse_port": False,
     "backlog": None,
@@ -95,6 +96,7 @@ ALLOWED: dict[str, list[Any]] = {
     "write_high_water": [1, 1 << 20],
     "close_timeout": [0.001, 10, math.inf],
     "reuse_port": [True],
+    "write_strict": [True],
     "backlog": [1, 128, None],
     "tick": [0.001, 60, None],
 }

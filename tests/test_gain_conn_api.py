@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ DATA_METHODS: dict[str, Callable[[gain.Conn], Any]] = {
     "peek": lambda conn: conn.peek(1),
     "discard": lambda conn: conn.discard(1),
     "write_to": lambda conn: conn.write_to(io.BytesIO()),
+}
+WRITING_METHODS: dict[str, Callable[[gain.Conn], Any]] = {
     "write": lambda conn: conn.write(b"late"),
     "writev": lambda conn: conn.writev([b"late"]),
     "read_from": lambda conn: conn.read_from(io.BytesIO(b"late")),
@@ -63,15 +66,26 @@ async def test_close_sends_what_was_written_then_the_end() -> None:
     assert sum(recorder.values("on_write")) == len(CLOGGING)
 
 
-async def test_after_close_data_methods_raise_and_the_rest_works() -> None:
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+async def test_after_close_data_methods_refuse_and_the_rest_works(strict: bool) -> None:
+    """Nothing can be read, and nothing written; a write says so by 0, or raises if asked to."""
     recorder = Recorder()
     refused = []
 
-    def closed(conn: gain.Conn, err: object) -> None:
-        for name, method in DATA_METHODS.items():
+    def try_all(conn: gain.Conn) -> None:
+        for method in DATA_METHODS.values():
             with pytest.raises(gain.ConnectionClosed):
                 method(conn)
-            refused.append(name)
+        for method in WRITING_METHODS.values():
+            if strict:
+                with pytest.raises(gain.ConnectionClosed, match=re.escape(conn._name())):
+                    method(conn)
+            else:
+                assert method(conn) == 0
+
+    def closed(conn: gain.Conn, err: object) -> None:
+        try_all(conn)
+        refused.append(conn)
         assert conn.context == "kept"
         assert conn.local_addr() == there
         assert conn.remote_addr() == here
@@ -79,17 +93,14 @@ async def test_after_close_data_methods_raise_and_the_rest_works() -> None:
         assert conn.inbound_buffered() >= 0
 
     recorder.actions["on_close"] = closed
-    async with connected(recorder) as (conn, client):
+    async with connected(recorder, write_strict=strict) as (conn, client):
         here, there = client.socket.getsockname(), client.socket.getpeername()
         conn.context = "kept"
         conn.close()
-        for method in DATA_METHODS.values():
-            with pytest.raises(gain.ConnectionClosed):
-                method(conn)
+        try_all(conn)
         await until(lambda: recorder.counts().close == 1)
-        assert refused == list(DATA_METHODS)
-        with pytest.raises(gain.ConnectionClosed):
-            conn.write(b"after on_close")
+        assert refused == [conn]
+        try_all(conn)
         assert conn.context == "kept"
         assert str(conn.remote_addr()) == f"127.0.0.1:{here[1]}"
 

@@ -185,8 +185,7 @@ async def test_reset_behind_data_beside_an_async_on_read(takes: str, size: int) 
             if first:
                 reached.set()
                 await go_on.wait()
-                with pytest.raises(gain.ConnectionClosed):
-                    conn.write(b"nobody reads that")
+                assert conn.write(b"nobody reads that") == 0
             if takes == "after" and first:
                 taken += conn.read()
                 with pytest.raises(gain.ConnectionClosed):

@@ -316,7 +316,9 @@ async def test_something_of_the_connection_runs(what: str, peer_ends: bool, tmp_
         trio.open_nursery() as nursery,
     ):
         if what == "drain":
-            conn._low_water = 1000  # the peer takes nothing, and it is not above high water
+            conn._outbound.low_water = (
+                1000  # the peer takes nothing, and it is not above high water
+            )
 
             async def drain() -> None:
                 with trio.CancelScope() as scope:

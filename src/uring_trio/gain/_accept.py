@@ -132,7 +132,7 @@ class Acceptor:
         self.exhausted = False
         # First this, then the look: who makes room on another thread looks after that.
         self.paused = True
-        if self.worker.may_accept():
+        if self.worker.places.is_free():
             self._start(self.worker.slots.ring.poll(self._fd, POLLIN, 0), on_ring=False)
 
     def _start(self, slot: int, *, on_ring: bool) -> None:
@@ -145,7 +145,7 @@ class Acceptor:
         if self._closed:
             return
         self._closed = True
-        self.worker.timers.cancel((self, "retry"))
+        self.worker.clock.cancel((self, "retry"))
         if self.slot >= 0 and self.worker.slots.withdraw(self.slot):
             self.slot = -1
             self._give_place_back()
@@ -213,7 +213,7 @@ class Acceptor:
         worker = self.worker
         ring = worker.slots.ring
         for taken in range(self._most):
-            if not worker.claim():
+            if not worker.places.claim():
                 break
             res = ring.try_accept(self._fd, ACCEPT_FLAGS)
             if res == MIGHT_BLOCK:
@@ -250,11 +250,11 @@ class Acceptor:
             return
         self._told = False
         chosen = self._choose(remote)
-        worker.use_claim(chosen)
+        worker.places.use_claim(chosen.places)
         if chosen is worker:
             worker.adopt(sock, network, self._local, remote)
         elif not chosen.post(chosen.adopt, sock, network, self._local, remote):
-            chosen.leave()
+            chosen.places.leave()
             sock.close()
 
     def _choose(self, remote: Address) -> Worker:
@@ -277,7 +277,7 @@ class Acceptor:
         self._rest(RETRY_S)
 
     def _rest(self, seconds: float) -> None:
-        self.worker.set_timer_in((self, "retry"), seconds)
+        self.worker.clock.set_in((self, "retry"), seconds)
 
     def _timer_expired(self, _kind: Any) -> None:
         self.arm()

@@ -2,67 +2,62 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from uring_trio.gain._elsewhere import Elsewhere
 from uring_trio.gain._timers import Timers
 
 if TYPE_CHECKING:
-    from uring_trio.gain._config import Config
-    from uring_trio.gain._handler import Callbacks
-
-logger = logging.getLogger("uring_trio.gain")
+    from collections.abc import Callable
 
 
-class Clock(Elsewhere):
-    """The part of a worker that knows the time."""
+class WorkerClock:
+    """Calls ``key[0]._timer_expired(key[1])`` when a key's time has come.
 
-    def __init__(self, callbacks: Callbacks, config: Config) -> None:
-        super().__init__(callbacks, config)
-        self.timers: Timers[Any] = Timers()
-        self._timer_scope: trio.CancelScope | None = None
+    Args:
+      wake: has a turn of the worker's follow.
+    """
 
-    def set_timer_in(self, key: Any, seconds: float) -> None:
-        """Have ``key[0]._timer_expired(key[1])`` called in so many seconds."""
-        self.set_timer(key, trio.current_time() + seconds)
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._timers: Timers[Any] = Timers()
+        self._nursery: trio.Nursery | None = None
+        self._scope: trio.CancelScope | None = None
 
-    def set_timer(self, key: Any, deadline: float) -> None:
-        """The same at a time of trio's clock."""
-        self.timers.schedule(key, deadline)
-        if self._timer_scope is None:
-            self._timer_scope = trio.CancelScope(deadline=deadline)
-            self.nursery.start_soon(self._watch_clock)
-        elif deadline < self._timer_scope.deadline:
-            self._timer_scope.deadline = deadline
+    def begin(self, nursery: trio.Nursery) -> None:
+        """The worker runs."""
+        self._nursery = nursery
 
-    async def _watch_clock(self) -> None:
-        while (deadline := self.timers.next_deadline()) < float("inf"):
-            with trio.CancelScope(deadline=deadline) as self._timer_scope:
+    def now(self) -> float:
+        """trio's time."""
+        return trio.current_time()
+
+    def set_in(self, key: Any, seconds: float) -> None:
+        """Have it expire in so many seconds."""
+        deadline = trio.current_time() + seconds
+        self._timers.schedule(key, deadline)
+        if self._scope is None:
+            assert self._nursery is not None
+            self._scope = trio.CancelScope(deadline=deadline)
+            self._nursery.start_soon(self._watch)
+        elif deadline < self._scope.deadline:
+            self._scope.deadline = deadline
+
+    def cancel(self, key: Any) -> bool:
+        """Forget it; whether it was set."""
+        return self._timers.cancel(key)
+
+    def is_set(self, key: Any) -> bool:
+        """Whether it is."""
+        return key in self._timers
+
+    async def _watch(self) -> None:
+        while (deadline := self._timers.next_deadline()) < math.inf:
+            with trio.CancelScope(deadline=deadline) as self._scope:
                 await trio.sleep_forever()
-            for owner, kind in self.timers.expired(trio.current_time()):
+            for owner, kind in self._timers.expired(trio.current_time()):
                 owner._timer_expired(kind)
-            self.wake()
-        self._timer_scope = None
-
-    async def run_ticks(self, seconds: float, server: Any) -> None:
-        """Call ``on_tick`` every so many seconds, and never two at once."""
-        on_tick = self.callbacks.on_tick
-        assert on_tick is not None
-        is_async = self.callbacks.is_async("on_tick")
-        at = trio.current_time()
-        while True:
-            at = max(at + seconds, trio.current_time())
-            await trio.sleep_until(at)
-            try:
-                result = on_tick(server)
-                if is_async:
-                    await result
-            except Exception:
-                logger.exception("on_tick raised")
-
-    def wake(self) -> None:
-        """Have a turn."""
-        raise NotImplementedError
+            self._wake()
+        self._scope = None

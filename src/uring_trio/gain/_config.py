@@ -80,6 +80,8 @@ class Config:
       read_buffer_limit: bytes of input that gather before reading stops.
       stuck_input_timeout: seconds until a connection is closed whose reading has stopped at
         ``read_buffer_limit`` and whose handler takes nothing; None is never.
+      write_strict: a write to a connection that is over raises `ConnectionClosed`, and does
+        not return 0.
       write_high_water: bytes of output above which reading stops.
       close_timeout: seconds in which a closing connection's peer may take nothing.
       reuse_port: let other servers listen on the same address.
@@ -114,6 +116,7 @@ class Config:
     read_buffer_limit: int = 64 * KIB
     stuck_input_timeout: float | None = 10.0
     write_high_water: int = 64 * KIB
+    write_strict: bool = False
     close_timeout: float = 30.0
     reuse_port: bool = False
     backlog: int | None = None
@@ -182,6 +185,7 @@ _FLAGS = (
     "gain_compatible",
     "pretty_logger",
     "reuse_port",
+    "write_strict",
 )
 
 # Option: (least, most, whether None is allowed too)

@@ -1,551 +1,1020 @@
-"""What a connection does between the kernel and its handler.
+"""What a connection does between an engine and its handler.
 
-A worker's turn goes over its connections in three sweeps: what the kernel has done, what
+Its input (`_inbound`), its output (`_outbound`) and its life (`_life`) are tables without
+I/O, and hold all that decides. What is due for it is computed from them (`_due`). Here the
+answers become operations of its link (`_engine`) and calls of its handler, and nowhere else.
+
+A worker's turn goes over its connections in three sweeps: what the engine has done, what
 the handlers are to be told, what is to be sent. A connection of a plain handler, open, with
 nothing set that needs more thought, goes through all three in the worker's own loops
-(`_worker`). Everything else is *special* and comes here, to `Connection._settle`: it asks,
-until nothing is left, which callback is due, and then has the kernel receive, send or close
-as the state (`_states`) demands.
+(`_turn`). Every other one comes here, to `Connection.settle`: it asks, until nothing is left,
+which callback is due, and then has the engine receive, send or close.
 
 One callback at a time: while an ``async def`` or a thread has the connection it is *busy*;
 input gathers, counts add up, and everything is looked at again when it ends.
+
+Output is tried at once, and is an operation only as far as the socket does not take it; with
+no MSG_WAITALL: a short count is progress, which ``on_write``, the deadlines and the close
+timeout all want to know of, and a peer's reset in the middle of a send is lost with it.
 """
 
 from __future__ import annotations
 
-import socket
+import os
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from uring_trio._kernel import CQE_F_BUFFER, EAGAIN, ECANCELED, EINTR, ENOBUFS
-from uring_trio.gain._closing import Closing
-from uring_trio.gain._errors import EndOfStream, StuckInput
-from uring_trio.gain._receiving import (
-    ENDS,
-    LARGE_SIZE,
-    POLLERR,
-    POLLHUP,
-    POLLRDHUP,
-    SMALLEST_BUFFER,
-    ends,
-)
-from uring_trio.gain._states import Event, State
-from uring_trio.gain._stuck import AFTER_END_S, LATE_S, Stuck, time_left
+from uring_trio._fast_ways import FAST
+from uring_trio._kernel import EAGAIN, ECANCELED, EINTR, ENOBUFS, TRANSFER_MAX
+from uring_trio.gain import _inbound, _outbound, _stuck
+from uring_trio.gain._deadlines import Deadlines
+from uring_trio.gain._due import Due, Wanted, Way, callback_due, is_plain, receives, wanted
+from uring_trio.gain._engine import ENDS, PEER_ENDED, POLLERR, POLLHUP
+from uring_trio.gain._errors import ConnectionClosed, DeadlineExceeded, EndOfStream, StuckInput
+from uring_trio.gain._inbound import Flight, FlightEvent, Inbound
+from uring_trio.gain._life import Event, Life, State, Told, ToldEvent
+from uring_trio.gain._outbound import Outbound
+from uring_trio.gain._tasks import Tasks
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
+    from uring_trio.gain._engine import Link
     from uring_trio.gain._secure import Secure
+    from uring_trio.gain._stuck import Stuck
+
+# Seconds for which input is thrown away after our FIN, so that no reset overtakes the answer.
+DISCARD_S = 1.0
 
 
-class Connection(Closing):
-    """One connection's machinery; its API is in the classes below and above."""
+def os_error(result: int) -> OSError:
+    """The exception for a completion's negative result."""
+    return OSError(-result, os.strerror(-result))
+
+
+class Connection:
+    """One connection of a worker.
+
+    Args:
+      worker: who serves it.
+      sock: its file, which is the link's from now on.
+
+    Attributes:
+      conn: what its handler has of it.
+      way: how it goes through the worker's turn; computed from the tables whenever it was
+        settled, and SETTLED as soon as something happens.
+      ready: it stands in the list of those that the worker's turn comes to.
+    """
 
     __slots__ = (
-        "_announced",
-        "_close_when_idle",
-        "_deadline_set",
-        "_deferred",
-        "_deferred_size",
-        "_input_limit",
-        "_settling",
-        "_stuck",
-        "_tasks",
-        "_tasks_running",
-        "_user",
-        "_warned_of_stuck",
+        "conn",
+        "deadlines",
+        "drained",
+        "inbound",
+        "kept",
+        "life",
+        "link",
+        "outbound",
+        "ready",
+        "secure",
+        "stuck",
+        "tasks",
+        "turn",
+        "way",
+        "worker",
     )
 
-    _home: int
-    _user: int  # the thread that has it, while one has
-    _tasks: list[tuple[Any, tuple[Any, ...], object]] | None
-    _deferred: list[tuple[Callable[..., Any], tuple[Any, ...]]]
-
-    def _init_connection(self) -> None:
-        self._special = True
-        self._settling = False
-        self._announced = False  # on_close was called
-        self._deferred_size = 0
-        self._close_when_idle = False
-        self._tasks = None
-        self._tasks_running = 0
-        self._input_limit: int = self.worker.config.read_buffer_limit
-        self._stuck: Stuck | None = None
-        self._warned_of_stuck = False
-        self._deadline_set = False  # since on_read was told last
+    def __init__(self, worker: Any, sock: socket.socket) -> None:
+        engine = worker.engine
+        self.worker = worker
+        self.turn = worker.turn
+        self.conn: Any = None
+        self.inbound = Inbound(engine.pool, worker.config.read_buffer_limit)
+        self.outbound = Outbound(worker.config.write_high_water)
+        self.life = Life(worker.thread)
+        self.link: Link = engine.link(self, sock)
+        self.way = Way.SETTLED
+        self.ready = False
+        self.secure: Secure | None = None
+        self.deadlines: Deadlines | None = None
+        self.stuck: Stuck | None = None
+        self.tasks: Tasks | None = None
+        self.drained: trio.Event | None = None
+        # While a thread has it: what is to be done when it gives it back, in this order.
+        self.kept: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     # ---- being looked at -----------------------------------------------------------------
 
-    def _attend(self) -> None:
-        """Have the worker settle this connection, in this turn or the next."""
-        self._special = True
-        if not self._ready:
-            self._ready = True
-            worker = self.worker
-            worker.ready.append(self)
-            if worker.parked and not self._in_thread:
-                worker.wake()
+    def attend(self) -> None:
+        """On the worker's thread: have it settled, in this turn or the next."""
+        self.way = Way.SETTLED
+        if not self.ready:
+            self.ready = True
+            self.turn.attend(self)
 
-    def _begin_output(self) -> None:
+    def changed(self) -> None:
+        """Its user has changed something; a thread's changes are looked at when it is done."""
+        if not self.life.is_lent:
+            self.attend()
+
+    def when_mine(self, fn: Callable[..., Any], *args: Any) -> None:
+        """Call it; if a thread has the connection, when that is done."""
+        if self.life.is_lent:
+            self.kept.append((fn, args))
+        else:
+            fn(*args)
+
+    def send_soon(self) -> None:
         """There is something to send, and no send in flight."""
-        self._dirty.append(self)
-        if self.worker.parked:
-            self._wake_worker()
+        if not self.life.is_lent:  # else all of it is sent when the thread is done
+            self.turn.add_dirty(self)
 
-    def _wake_worker(self) -> None:
-        if not self._in_thread:  # else all of it is sent when the thread is done
-            self.worker.wake()
-
-    def _output_full(self) -> None:
-        self._out_full = True
-        self._special = True
-        if not self._in_thread:
-            self._attend()
-
-    def _input_consumed(self) -> None:
-        if self._buffered() < self._input_limit:
-            self._input_full = False
-            if not self._in_thread:
-                self._attend()
-
-    def _is_cut_off(self) -> bool:
-        ended = self._state >= State.ENDING or self._err is not None
-        return ended and self._out_size > self._low_water
-
-    def _needs_settling(self) -> bool:
-        """Whether the worker's own loops are not enough for it."""
-        return (
-            self._state is not State.OPEN
-            or not self.worker.plain
-            or self._eof
-            or self._err is not None
-            or self._secure is not None
-            or self._timed > 0
-            or self._out_full
-            or self._input_full
-            or self._paused
-            or self._stopped
-            or self._ended
-            or self._drained is not None
-        )
-
-    def _settle(self) -> None:
-        """Call what is due, then have the kernel do what the state demands."""
-        self._settling = True
-        try:
-            if self._readable and not self._in_thread and self._wants_input():
-                self._receive_ready()
-            while not self._busy and self._call_next():
-                pass
-            if not self._in_thread:
-                if self._lease_size:
-                    self._stash()
-                if self._large:
-                    self._pool = b""
-                self._limit_input()
-            if self._large and not self._in_thread:
-                self._shrink()
-            if self._busy and self._err is not None and not self._in_thread:
-                self._abort_unless_rest()
-            self._advance()
-        finally:
-            self._settling = False
-        if self._send_slot < 0 and (
-            self._out or (self._secure is not None and self._secure.pending())
-        ):
-            self._dirty.append(self)  # once too often does no harm
-        if self._input_full or self._stuck is not None:
+    def settle(self) -> None:
+        """Call what is due, then have the engine do what is wanted."""
+        life, inbound, outbound, link = self.life, self.inbound, self.outbound, self.link
+        if link.readable and not life.is_lent and receives(inbound, outbound, life, self.secure):
+            self._receive_large()
+        unanswered = False  # an on_read was told, which may not have answered
+        while (due := self._due()) is not Due.NOTHING:
+            unanswered |= due is Due.READ
+            self._do(due)
+        if not life.is_lent:
+            if inbound.lease_size:
+                inbound.stash()
+            inbound.judge()
+            if link.large:
+                inbound.leave_pool(b"")  # so that the next one has the same memory, warm
+                self.shrink()
+        self._act(unanswered=unanswered)
+        if outbound.sending is None and not life.is_over and self._has_output():
+            self.turn.add_dirty(self)  # once too often does no harm
+        if inbound.is_full or self.stuck is not None:
             self._judge_input()
-        self._special = self._needs_settling()
+        self.way = self._choose_way()
+
+    def _choose_way(self) -> Way:
+        if not (
+            FAST
+            and self.worker.plain
+            and is_plain(self.inbound, self.outbound, self.life)
+            and self.secure is None
+            and (self.deadlines is None or not self.deadlines.count)
+        ):
+            return Way.SETTLED
+        return Way.LARGE if self.link.large else Way.SMALL
 
     # ---- callbacks -----------------------------------------------------------------------
 
-    def _call_next(self) -> bool:
-        """Call the callback that is due first, if there is one."""
-        worker = self.worker
-        callbacks = worker.callbacks
-        state = self._state
-        if not self._accepted:
-            if state is not State.OPEN:
-                return False
-            self._accepted = True
-            return self._call("on_accept", callbacks.on_accept)
-        if self._written:
-            written, self._written = self._written, 0
-            if callbacks.on_write is not None:
-                return self._call("on_write", callbacks.on_write, written)
-        if state is State.OPEN:
-            return self._call_reader(callbacks)
-        if state is State.CLOSED and not self._announced:
-            self._announced = True
-            self._call("on_close", callbacks.on_close, self._err)
-            if not self._busy:
-                worker.forget(self)
-        return False
+    def _due(self) -> Due:
+        life = self.life
+        if life.state is State.LOST and not life.is_lent:
+            self.inbound.judge()  # the last on_read may have made room
+            self.inbound.note_rest(self.link.unread())
+        return callback_due(self.inbound, self.outbound, life)
 
-    def _call_reader(self, callbacks: Any) -> bool:
-        fresh = self._unannounced()
-        if fresh and not self._stopped and (not self._paused or self._err is not None):
-            self._fresh = 0
+    def _do(self, due: Due) -> None:
+        """Call the callback that is due, or do what is due in its place."""
+        life, inbound, callbacks = self.life, self.inbound, self.worker.callbacks
+        if due is Due.READ:
+            n = inbound.announced()
             if callbacks.on_read is None:
-                self._drop(self._buffered())
-                return False
-            self._deadline_set = False
-            if self._timed:
-                self._meet("read")
-            self._silent = True
-            return self._call("on_read", callbacks.on_read, fresh)
-        if self._err is not None:
-            self._abort_unless_rest()
-        elif self._close_when_idle:
-            if self._reset:
-                self._apply(Event.ABORT)
-            else:
-                self._begin_close()
-        elif self._eof and not self._eof_told and (not fresh or self._stopped):
-            self._eof_told = True
-            truncated = None if self._secure is None else self._secure.truncated
+                inbound.drop(inbound.buffered())
+                return
+            if self.deadlines is not None:
+                self.deadlines.told()
+            self._call("on_read", callbacks.on_read, n)
+        elif due is Due.WROTE:
+            self._call("on_write", callbacks.on_write, self.outbound.tell())
+        elif due is Due.ACCEPT:
+            life.tell(ToldEvent.ACCEPT)
+            self._call("on_accept", callbacks.on_accept)
+        elif due is Due.EOF:
+            inbound.step(_inbound.Event.TELL)
+            truncated = None if self.secure is None else self.secure.truncated
             if truncated is None and callbacks.on_eof is not None:
-                return self._call("on_eof", callbacks.on_eof)
-            self._err = truncated or EndOfStream("the peer ended the connection")
-            self._begin_close()
-        return False
+                self._call("on_eof", callbacks.on_eof)
+            else:
+                life.blame(truncated or EndOfStream("the peer ended the connection"))
+                self.begin_close()
+        elif due is Due.BOTH_ENDED:
+            life.blame(EndOfStream("both directions have ended"))
+            self.begin_close()
+        elif due is Due.LEAVE:
+            self.begin_close()
+        elif due is Due.GIVE_UP:
+            self._end(Event.ABORT)
+        else:
+            assert due is Due.CLOSED
+            life.tell(ToldEvent.CLOSE)
+            self._call("on_close", callbacks.on_close, life.err)
+            if not life.is_busy:
+                self.worker.forget(self)
 
-    def _call(self, name: str, function: Callable[..., Any] | None, *args: Any) -> bool:
-        """Call a callback, here or as a task; True if more may be due at once."""
+    def _call(self, name: str, function: Callable[..., Any] | None, *args: Any) -> None:
+        """Call a callback, here or as a task."""
         if function is None:
-            return True
-        worker = self.worker
-        if worker.runs_elsewhere(name):
-            self._stash()
-            self._busy = True
-            worker.run_elsewhere(self, name, function, args)
-            return False
+            return
+        elsewhere = self.worker.elsewhere
+        if elsewhere.runs(name):
+            self.inbound.stash()
+            elsewhere.run(self, name, function, (self.conn, *args))
+            return
         try:
-            function(self, *args)
+            function(self.conn, *args)
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-            self._raised(name, exc)
-        return True
+            self.raised(name, exc)
 
-    def _raised(self, name: str, exc: BaseException) -> None:
+    def raised(self, name: str, exc: BaseException) -> None:
         """A callback or a task of this connection raised."""
         self.worker.logger.error(
             "%s raised, its connection is closed: %s",
             name,
-            self._name(),
+            self.conn._name(),
             exc_info=(type(exc), exc, exc.__traceback__),
         )
         if name != "on_close":
-            self._fail(exc)
+            self.fail(exc)
 
-    def _callback_ended(self, name: str) -> None:
-        """An async callback, or one in a thread, is over."""
-        self._busy = False
-        if self._state is State.CLOSED:
-            self._buffer = None  # a thread had it when the file was closed
-        elif self._err is not None and self._state is State.OPEN:
-            self._thread = self._home  # there may be an on_read yet
+    # ---- callbacks that run elsewhere ----------------------------------------------------
+
+    def begin_elsewhere(self, *, in_thread: bool) -> None:
+        """A callback begins that is no plain call."""
+        if in_thread:
+            self.life.lend()
+        else:
+            self.life.run_as_task()
+
+    def borrow(self, thread: int) -> bool:
+        """In a thread: begin; False if that is too late."""
+        return self.life.borrow(thread)
+
+    def may_tell(self, name: str) -> bool:
+        """Whether there still is what a callback, as a task, is to be told of."""
+        return name != "on_read" or self.life.user != 0 or self.may_take_rest()
+
+    def ended_elsewhere(self, name: str, exc: Exception | None) -> None:
+        """It is over."""
+        life = self.life
+        life.give_back()
+        if exc is not None:
+            self.raised(name, exc)
         if name == "on_close":
             self.worker.forget(self)
             return
-        if self._deferred:
-            self._take_deferred()
-        self._attend()
-        if (self._out or self._secure is not None) and self._send_slot < 0:
-            self._begin_output()
+        if life.is_over:
+            self._end_halves()
+        if self.kept:
+            self._take_back()
+        self.attend()
+        if self._has_output() and self.outbound.sending is None:
+            self.send_soon()
 
-    # ---- as an occupant of slots ---------------------------------------------------------
-
-    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
-        """Take a cqe, in the scheduler: the worker's turn does the rest."""
-        worker = self.worker
-        self._special = True  # what comes for it later goes the same way, in its order
-        worker.batch.append((self, slot, res, flags, offset))
-        worker.wake()
-
-    def lose(self) -> None:
-        """The run is over: there is nobody to be told."""
-
-    def dispose(self, res: int) -> None:
-        """What was received is in the engine's memory, and goes with it."""
-
-    def release(self) -> None:
-        """What is being sent is ours until the connection itself is gone."""
-
-    # ---- what the kernel has done --------------------------------------------------------
-
-    def _completed(self, slot: int, res: int, flags: int, offset: int) -> None:
-        """Take a cqe that the worker's loop has no short way for."""
-        if slot == self._recv_slot:
-            if ends(flags):
-                self._receive_ended(slot, res, flags)
-            kind = "recv"
-        elif slot == self._send_slot:
-            self._slots[slot] = None
-            self._send_slot = -1
-            kind = "send"
-        else:
-            if ends(flags):
-                self._slots[slot] = None
-                self._watch_slot = -1
-            kind = "watch"
-        if self._in_thread:
-            self._defer(kind, res, flags, offset)
-            return
-        if kind == "recv":
-            if res <= 0:
-                self._receive_failed(res)
-            elif flags & CQE_F_BUFFER:
-                self.worker.bytes_in += res
-                self._received(self.worker.slots.pool[offset : offset + res])
-            else:
-                self._readable |= res
-        elif kind == "send":
-            self._sent(res)
-        else:
-            self._watched(res)
-        self._attend()
-
-    def _defer(self, kind: str, res: int, flags: int, offset: int) -> None:
-        """A thread has the connection: keep this until it is done."""
-        if res > 0 and kind != "watch":
-            self._restart_idle()  # the bytes go now, whenever they are told of
-        self._keep_back(kind, res, flags, offset)
-        # Not `_input_full` alone: a thread that takes input ends that for what it has itself.
-        room = self._deferred_size < self._input_limit
-        goes_on = kind == "recv" and (res > 0 or res == ECANCELED) and room
-        if goes_on and self._recv_slot < 0 and self._wants_input():
-            self._arm()  # it was one-shot, or gives way to a poll: input gathers all the same
-
-    def _keep_back(self, kind: str, res: int, flags: int, offset: int) -> None:
-        if kind == "recv" and res > 0 and not flags & CQE_F_BUFFER:
-            self._readable |= res
-            return
-        if kind == "recv" and res > 0:
-            self.worker.bytes_in += res
-            data = self.worker.slots.pool[offset : offset + res]
-            self._deferred.append((self._received, (data,)))
-            self._deferred_size += res
-            buffer = self._buffer  # the thread's now, and it may take it away
-            size = self._deferred_size + (0 if buffer is None else len(buffer))
-            if size >= self._input_limit:
-                self._input_full = True
-                if self._recv_slot >= 0 and not self._recv_canceling:
-                    self._cancel_receive()
-        elif kind == "recv":
-            self._deferred.append((self._receive_failed, (res,)))
-        elif kind == "send":
-            self._deferred.append((self._sent, (res,)))
-        else:
-            self._deferred.append((self._watched, (res,)))
-
-    def _take_deferred(self) -> None:
-        deferred, self._deferred = self._deferred, []
-        self._deferred_size = 0
-        self._input_full = False
-        for fn, args in deferred:
+    def _take_back(self) -> None:
+        """A thread has given the connection back."""
+        kept, self.kept = self.kept, []
+        self.inbound.take_back()
+        for fn, args in kept:
             fn(*args)
-        self._limit_input()
 
-    def _receive_ready(self) -> None:
-        """The poll of a stream with large messages: there is input, an end, or an error."""
-        worker = self.worker
-        told, self._readable = self._readable, 0
-        size = self._ring.try_recv(self._fd, worker.block.c, LARGE_SIZE)
+    def call(self, fn: Callable[..., Any], *args: Any) -> None:
+        """What another thread has asked for; while a thread has the connection it waits."""
+        self.when_mine(self.worker.call, fn, args)
+
+    def may_take_rest(self) -> bool:
+        """Whether the peer has gone while a callback runs as a task, and left input."""
+        life = self.life
+        return life.state is State.LOST and not life.is_lent and self.inbound.buffered() > 0
+
+    # ---- what the engine has done --------------------------------------------------------
+
+    def happened(self, slot: int, res: int, flags: int, offset: int) -> None:
+        """Something that its turn is to look at; what comes later goes the same way, behind it."""
+        self.way = Way.SETTLED
+        self.turn.add_happened(self.link, slot, res, flags, offset)
+
+    def receive_completed(self, res: int, data: bytes, *, last: bool) -> None:
+        """A receive has brought *data*, an end (0), or an errno."""
+        if last:
+            self.inbound.step_receive(FlightEvent.LAST)
+        if res > 0:
+            self.turn.count_in(res)
+        if not self.life.is_lent:
+            if res > 0:
+                self._received(data)
+            else:
+                self.receive_failed(res)
+        elif res > 0:
+            if self.deadlines is not None:
+                self.deadlines.restart_idle()  # the bytes go now, whenever they are told of
+            self.inbound.set_aside(res)
+            self.kept.append((self._received, (data,)))
+        else:
+            if res != ECANCELED:
+                self.inbound.set_end_aside()
+            self.kept.append((self.receive_failed, (res,)))
+        self.attend()
+
+    def input_there(self, *, last: bool) -> None:
+        """The link of a large stream has input, an end or an error to be taken."""
+        if last:
+            self.inbound.step_receive(FlightEvent.LAST)
+        self.attend()
+
+    def send_completed(self, res: int) -> None:
+        """The send in flight is over."""
+        if self.life.is_lent:
+            if res > 0 and self.deadlines is not None:
+                self.deadlines.restart_idle()
+            self.kept.append((self._sent, (res,)))
+        else:
+            self._sent(res)
+        self.attend()
+
+    def watch_completed(self, res: int, *, last: bool) -> None:
+        """The poll for errors has told of something."""
+        if last:
+            self.inbound.step_watch(FlightEvent.LAST)
+        if res > 0:
+            self.inbound.notice(res)
+        self.when_mine(self._watched, res)
+        self.attend()
+
+    def receive_lost(self) -> None:
+        """The last completion of what receives was not looked at."""
+        self.inbound.step_receive(FlightEvent.LAST)
+
+    def watch_lost(self) -> None:
+        """That of the poll for errors."""
+        self.inbound.step_watch(FlightEvent.LAST)
+
+    def send_lost(self) -> None:
+        """That of a send."""
+        self.outbound.finish()
+
+    # ---- input ---------------------------------------------------------------------------
+
+    def _receive_large(self) -> None:
+        """Take what the link of a large stream has."""
+        inbound, link = self.inbound, self.link
+        size, data, told = link.take()
         if size <= 0:
             if size != EAGAIN:
-                self._receive_failed(size)
+                self.receive_failed(size)
             return
-        if size == LARGE_SIZE or told & ENDS:
-            worker.more.append((self, told))
-        worker.bytes_in += size
-        data = worker.block.data(size)
-        if self._secure is None and self._state is State.OPEN:
-            if self._rest is not None:
-                self._rest -= size
-            self._take_large(data)
-            self._limit_input()  # now: a callback that runs elsewhere leaves no later moment
-            if self._idle_s is not None:
-                self._restart_idle()
+        if told & ENDS or link.fills(size):
+            self.turn.add_more(self, told)
+        self.turn.count_in(size)
+        link.note_large(size)
+        if self.secure is None and self.life.is_open:
+            inbound.received_rest(size)
+            inbound.lease(data, 0, size)
+            inbound.judge()  # now: a callback that runs elsewhere leaves no later moment
+            if self.deadlines is not None:
+                self.deadlines.restart_idle()
         else:
-            self._note_size(size)
             self._received(data)
 
     def _received(self, data: bytes) -> None:
         """Input, as its own bytes."""
-        if self._state > State.OPEN and not self._handshaking:
+        life = self.life
+        handshaking = self.secure is not None and self.secure.handshaking
+        if life.is_over or (life.state > State.LOST and not handshaking):
             return  # thrown away
-        if self._rest is not None:
-            self._rest -= len(data)
-        if self._idle_s is not None:
-            self._restart_idle()
-        if not self._large and len(data) >= SMALLEST_BUFFER:
-            self._grow()
-        if self._secure is None:
-            self._keep(data)
+        self.inbound.received_rest(len(data))
+        if self.deadlines is not None:
+            self.deadlines.restart_idle()
+        if self.link.note_size(len(data)) and self.inbound.receive is Flight.ARMED:
+            self._stop_receive()
+        if self.secure is None:
+            self.inbound.keep(data)
         else:
-            self._decrypt(self._secure, data)
+            self._decrypt(self.secure, data)
 
-    def _keep(self, data: bytes) -> None:
-        """Input for the user."""
-        self._stash()
-        if self._buffer is None:
-            self._buffer = bytearray(data)
+    def receive_failed(self, res: int) -> None:
+        """No data: the end of the stream, or an error."""
+        life, secure = self.life, self.secure
+        if res == 0:
+            self.inbound.step(_inbound.Event.END)
+            if secure is not None and (life.state <= State.LOST or secure.handshaking):
+                error = secure.transport_ended()
+                if error is not None and error is not secure.truncated:
+                    self._spoil(error)  # else it is told when all input has been
+            if life.state is State.DISCARDING:
+                self._end(Event.DISCARDED)
+        elif res == ENOBUFS:
+            self.turn.add_starved(self)
+        elif res not in (ECANCELED, EINTR):
+            self._peer_gone(res)
+
+    def _watched(self, res: int) -> None:
+        """The poll for errors alone, which tells of the peer's end too."""
+        if res > 0 and self._is_waiting() and res & PEER_ENDED:
+            self._time_stuck()
+        if self.link.finds_errors and receives(self.inbound, self.outbound, self.life, self.secure):
+            return  # its receives find the error themselves, and what came before it first
+        if res > 0 and res & (POLLERR | POLLHUP) and self.life.is_open:
+            error = self.link.error()
+            if error:
+                self._peer_gone(-error)
+
+    def _peer_gone(self, res: int) -> None:
+        """There will be no input any more."""
+        ended = self.inbound.state in (_inbound.State.ENDED, _inbound.State.ENDED_PAUSED)
+        if self.secure is not None and ended:
+            return  # close_notify came before, and an unread ticket makes of a FIN a reset
+        self._lose(os_error(res))
+
+    def took(self) -> None:
+        """Its user has consumed input; there may be room again."""
+        if not self.life.is_lent and self.inbound.state in _FULL:
+            self.inbound.judge()
+            if self.inbound.state not in _FULL:
+                self.attend()
+
+    def set_limit(self, size: int) -> None:
+        """Let so many bytes gather."""
+        self.inbound.set_limit(size)
+        self.forget_stuck()
+        self.changed()
+
+    def pause(self) -> None:
+        """Receive no more for now."""
+        self.inbound.step(_inbound.Event.PAUSE)
+        self.forget_stuck()
+        self.changed()
+
+    def resume(self) -> None:
+        """Go on."""
+        self.inbound.step(_inbound.Event.RESUME)
+        self.forget_stuck()
+        self.changed()
+
+    # ---- output --------------------------------------------------------------------------
+
+    def _has_output(self) -> bool:
+        return bool(self.outbound.pieces) or (self.secure is not None and self.secure.pending())
+
+    def overflow(self) -> None:
+        """What was written is over high water, behind what the socket has refused."""
+        self.outbound.step(_outbound.Event.FILL)
+        self.changed()
+
+    def send_next(self) -> None:
+        """Send what was written; nothing is in flight."""
+        outbound, secure = self.outbound, self.secure
+        if self.life.state > State.FLUSHING or self.life.is_lent:
+            return
+        if secure is not None:
+            data = secure.next_output(outbound.pieces)
+            if not data:
+                if outbound.size and secure.error is not None:
+                    self._spoil(secure.error)  # it will never be sent
+                return
+        elif outbound.pieces:
+            data = outbound.take_piece()
         else:
-            self._buffer += data
-        self._fresh += len(data)
-        self._limit_input()
+            return
+        sent = self.link.try_send(data, min(len(data), TRANSFER_MAX))
+        if sent < len(data):
+            self.send_rest_of(data, sent)
+            return
+        outbound.begin(data)
+        outbound.next_part(TRANSFER_MAX)
+        self._sent(sent)
+        if self.way is Way.SETTLED:
+            self.attend()
+        else:
+            self.turn.add_wrote(self)
 
-    def _limit_input(self) -> None:
-        """Stop receiving at read_buffer_limit, or go on."""
-        full = self._buffered() >= self._input_limit
-        if full:
-            self._special = True
-        self._input_full = full
+    def send_rest_of(self, data: bytes, sent: int) -> None:
+        """An attempt to send at once has taken *sent* bytes, or was refused."""
+        outbound = self.outbound
+        outbound.begin(data)
+        if sent > 0:  # an error comes again, from the operation
+            self._sent(sent)
+        else:
+            self._send_part()
+        if outbound.is_over_high_water() and outbound.state <= _outbound.State.ENDING_FULL:
+            outbound.step(_outbound.Event.FILL)
+        self.attend()
+
+    def _send_part(self) -> None:
+        if self.life.is_over:
+            self.outbound.finish()
+        else:
+            self.link.send(*self.outbound.next_part(TRANSFER_MAX))
+
+    def _sent(self, res: int) -> None:
+        """So much of what is being sent has gone, or an errno."""
+        outbound, secure = self.outbound, self.secure
+        if res == EINTR:
+            self._send_part()
+            return
+        if res < 0:
+            outbound.finish()
+            if res != ECANCELED:
+                self._send_failed(res)
+            return
+        self.turn.count_out(res)
+        whole = outbound.took(res)
+        self._account(res if secure is None else secure.accepted(res, whole=whole))
+        if res and self.deadlines is not None:
+            self.deadlines.restart_idle()
+        if outbound.is_unsent():
+            self._send_part()
+            return
+        outbound.finish()
+        if self._has_output():
+            self.send_soon()
+
+    def _send_failed(self, res: int) -> None:
+        if self.life.state is State.FLUSHING and not self.outbound.size:
+            # A peer may go, close_notify said, without waiting for ours. Many do.
+            self._end(Event.ABORT)
+        elif self.secure is None or self.outbound.size or self.inbound.receive is Flight.IDLE:
+            self._lose(os_error(res))
+        # Else it was a ticket or the like: there may be input, and then an end or an error.
+
+    def _try_last(self, data: bytes) -> None:
+        """Send this if it can be done now: the connection is about to end."""
+        if data and self.outbound.sending is None:
+            self.link.try_send(data, len(data))
+
+    def _account(self, size: int) -> None:
+        """The kernel has *size* more bytes of what was written."""
+        outbound, deadlines = self.outbound, self.deadlines
+        outbound.account(size)
+        if self.stuck is not None:
+            self.stuck.sent(size)
+        if self.drained is not None and outbound.size <= outbound.low_water:
+            self._wake_drainers()
+        if deadlines is not None and deadlines.count:
+            if outbound.size == 0:
+                deadlines.cancel("write")
+            if self.life.state is State.FLUSHING:
+                if outbound.size or self.secure is not None:  # a close_notify follows
+                    deadlines.start("close", self.worker.config.close_timeout)
+                else:
+                    deadlines.cancel("close")
+
+    async def drain(self) -> None:
+        """Sleep until the output is down at low water."""
+        outbound = self.outbound
+        while outbound.size > outbound.low_water:
+            if self.life.is_over or self.life.err is not None:
+                raise ConnectionClosed("drain: the connection ended with output unsent")
+            if self.drained is None:
+                self.drained = trio.Event()
+                self.way = Way.SETTLED
+            drained = self.drained
+            outbound.wait()
+            try:
+                await drained.wait()
+            except BaseException:
+                outbound.wait_no_more()
+                if drained is self.drained and not drained.statistics().tasks_waiting:
+                    self.drained = None
+                    self.look_again()
+                raise
+            outbound.wait_no_more()
+
+    def _wake_drainers(self) -> None:
+        drained, self.drained = self.drained, None
+        if drained is not None:
+            drained.set()
 
     # ---- input that nobody takes; see `_stuck` -------------------------------------------
 
     def _is_stuck(self) -> bool:
         """Whether input has stopped at its limit, and nothing of this connection can take any."""
+        inbound, outbound, life = self.inbound, self.outbound, self.life
         return (
-            self._input_full
-            and self._state is State.OPEN
-            and not (self._paused or self._out_full or self._stopped or self._eof)
-            and not (self._handshaking or self._close_when_idle or self._err is not None)
-            and not (self._busy or self._tasks_running or self._drained is not None)
-            and self._recv_slot < 0  # what is on its way has come
-            and not self._unannounced()
+            inbound.is_full
+            and life.state is State.OPEN
+            and not (life.is_busy or life.err is not None)
+            and not (outbound.is_full or outbound.drainers)
+            and not (self.secure is not None and self.secure.handshaking)
+            and not (self.tasks is not None and self.tasks.running)
+            and inbound.receive is Flight.IDLE  # what is on its way has come
+            and not inbound.unannounced()
         )
+
+    def _is_waiting(self) -> bool:
+        return self.stuck is not None and self.stuck.state is not _stuck.State.FREE
 
     def _judge_input(self) -> None:
         """No callback is due: note that the connection is stuck, or is no more; or close it."""
         if not self._is_stuck():
-            self._forget_stuck()
+            self.forget_stuck()
             return
-        stuck = self._stuck
-        if stuck is not None and stuck.is_still(self._buffered(), self._out_size):
-            if stuck.deadline:
-                if self._has_deadline():
-                    return  # which is an end
-            elif stuck.over:
-                self._fail(StuckInput(self._buffered(), self._input_limit, self._why_for_good()))
+        unread, unsent = self.inbound.buffered(), self.outbound.size
+        deadlines = self.deadlines
+        has_deadline = deadlines is not None and deadlines.has_users()
+        if self.stuck is None:
+            self.stuck = _stuck.Stuck()
+        stuck = self.stuck
+        if stuck.is_still(unread, unsent):
+            if not stuck.deadline:
+                if stuck.state is _stuck.State.OVER:
+                    limit = self.inbound.limit
+                    self.fail(StuckInput(unread, limit, self._why_for_good()))
                 return
-            else:
-                return
-        self._stuck = Stuck(self._buffered(), self._out_size)
-        self._stuck.deadline = self._deadline_set and self._has_deadline()
+            if has_deadline:
+                return  # which is an end
+        chosen = deadlines is not None and deadlines.is_chosen
+        stuck.begin(unread, unsent, deadline=chosen and has_deadline)
         self._time_stuck()
-        if not self._warned_of_stuck:
-            self._warned_of_stuck = True
+        if stuck.warn():
             self._warn_of_stuck()
 
-    def _forget_stuck(self) -> None:
+    def forget_stuck(self) -> None:
         """It may go on, or somebody has shown that he minds it."""
-        if self._stuck is not None:
-            self._stuck = None
-            self._cancel_timer("stuck")
+        if self.stuck is not None and self._is_waiting():
+            self.stuck.forget()
+            self.when_mine(self._deadlines().cancel, "stuck")
+
+    def look_again(self) -> None:
+        """It may be stuck from now on."""
+        if self.inbound.is_full and self.life.state is State.OPEN and not self.life.is_lent:
+            self.forget_stuck()
+            self.attend()
 
     def _time_stuck(self) -> None:
         timeout = self.worker.config.stuck_input_timeout
-        seconds = time_left(timeout, peer_ended=self._has_peer_ended())
+        seconds = _stuck.time_left(timeout, peer_ended=self._has_peer_ended())
         if seconds is not None:
             self._start_stuck_timer(seconds)
 
     def _start_stuck_timer(self, seconds: float) -> None:
-        assert self._stuck is not None
-        self._stuck.due = trio.current_time() + seconds
-        self._start_timer("stuck", seconds)
-
-    def _stuck_timer_expired(self) -> None:
-        stuck = self._stuck
-        if stuck is None:
-            return
-        if trio.current_time() - stuck.due > LATE_S and not stuck.was_late:
-            stuck.was_late = True
-            self._start_stuck_timer(AFTER_END_S)
-        else:
-            stuck.over = True
-            self._attend()  # after what is due before
+        assert self.stuck is not None
+        self.stuck.start(self.worker.clock.now(), seconds)
+        self._deadlines().start("stuck", seconds)
 
     def _has_peer_ended(self) -> bool:
         """Whether the peer's end was seen, behind whatever is unread."""
-        return bool(self._watch_told & (POLLHUP | POLLRDHUP))
+        return bool(self.inbound.noticed & PEER_ENDED)
 
     def _why_for_good(self) -> str:
         if self._has_peer_ended():
             return "the peer has ended its stream"
-        return f"nobody took any for {self.worker.config.stuck_input_timeout:g} s (stuck_input_timeout)"
+        seconds = self.worker.config.stuck_input_timeout
+        return f"nobody took any for {seconds:g} s (stuck_input_timeout)"
 
     def _warn_of_stuck(self) -> None:
         timeout = self.worker.config.stuck_input_timeout
         self.worker.logger.warning(
             "receiving stops: the handler has left %d bytes unread of a %s; for messages as "
             "long as that, raise read_buffer_limit (%d)%s",
-            self._buffered(),
-            self._name(),
-            self._input_limit,
+            self.inbound.buffered(),
+            self.conn._name(),
+            self.inbound.limit,
             "" if timeout is None else f"; it is closed after {timeout:g} s (stuck_input_timeout)",
         )
 
-    def _receive_failed(self, res: int) -> None:
-        """No data: the end of the stream, or an error."""
-        if res == 0:
-            self._eof = True
-            if self._secure is not None and (self._state <= State.OPEN or self._handshaking):
-                error = self._secure.transport_ended()
-                if error is not None and error is not self._secure.truncated:
-                    self._fail(error)  # else it is told when all input has been
-            if self._state is State.DISCARDING:
-                self._apply(Event.DISCARDED)
-        elif res == ENOBUFS:
-            self.worker.starved.append(self)
-        elif res not in (ECANCELED, EINTR):
-            self._peer_gone(res)
+    # ---- deadlines -----------------------------------------------------------------------
 
-    def _watched(self, res: int) -> None:
-        """The poll for errors alone, which tells of the peer's end too."""
-        if res > 0:
-            self._watch_told |= res
-            if self._stuck is not None and res & (POLLHUP | POLLRDHUP):
-                self._time_stuck()
-        if self._wants_input() and not self._is_multishot():
-            return  # its receives find the error themselves, and what came before it first
-        if res > 0 and res & (POLLERR | POLLHUP) and self._state is State.OPEN:
-            error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error:
-                self._peer_gone(-error)
+    def _deadlines(self) -> Deadlines:
+        if self.deadlines is None:
+            self.deadlines = Deadlines(self.worker.clock, self)
+        return self.deadlines
+
+    def set_deadline(self, kind: str, seconds: float | None) -> None:
+        """One of the user's; None: none."""
+        self.when_mine(self._set_deadline, kind, seconds)
+
+    def _set_deadline(self, kind: str, seconds: float | None) -> None:
+        if seconds is None:
+            if self.deadlines is not None:
+                self.deadlines.cancel(kind)
+            self.look_again()
+        elif not self.life.is_over:
+            self._deadlines().choose(kind, seconds)
+            self.way = Way.SETTLED
+            if self.stuck is not None:
+                self.stuck.mind_deadline()
+
+    def _start_timer(self, kind: str, seconds: float) -> None:
+        self._deadlines().start(kind, seconds)
+        self.way = Way.SETTLED
+
+    def _timer_expired(self, kind: str) -> None:
+        self._deadlines().expired(kind)
+        if kind == "discard":
+            self._end(Event.DISCARDED)
+        elif kind == "close":
+            seconds = self.worker.config.close_timeout
+            self._fail(
+                TimeoutError(f"the peer took nothing for {seconds:g} s while closing"), Event.RESET
+            )
+        elif kind == "handshake":
+            self.fail(DeadlineExceeded("the TLS handshake took too long"))
+        elif kind == "stuck":
+            self._stuck_timer_expired()
+        elif kind == "write" and not self.outbound.size:
+            self.look_again()
+        elif kind == "read" and self._has_come_meanwhile():
+            pass
+        else:
+            self.fail(DeadlineExceeded(f"the {kind} deadline is over"))
+
+    def _has_come_meanwhile(self) -> bool:
+        """Whether input has come that only the callback that runs keeps from its on_read."""
+        inbound = self.inbound
+        return self.life.is_busy and (inbound.announces or inbound.aside > 0)
+
+    def _stuck_timer_expired(self) -> None:
+        if self.stuck is None or not self._is_waiting():
+            return
+        if self.stuck.timer_expired(self.worker.clock.now()):
+            self.attend()  # after what is due before
+        else:
+            self._start_stuck_timer(_stuck.AFTER_END_S)
 
     # ---- TLS -----------------------------------------------------------------------------
 
-    def _use_tls(self, secure: Secure, state: State) -> None:
+    def use_tls(self, secure: Secure) -> None:
         """All that the file takes and gives goes through *secure* from here on."""
-        self._secure = secure
-        self._state = state
-        self._handshaking = True
+        self.secure = secure
+        self.when_mine(self._begin_handshake)
+        if secure.pending() and self.outbound.sending is None:
+            self.send_soon()  # it is not in the queue any more, where it would be seen
+
+    def begin_in_handshake(self, secure: Secure) -> None:
+        """With ``tls=``, before the handler knows of it."""
+        self.life.begin_in_handshake()
+        self.use_tls(secure)
 
     def _begin_handshake(self) -> None:
-        if self._handshaking and self._state <= State.OPEN:
+        if self.life.state <= State.LOST:
             self._start_timer("handshake", self.worker.config.tls_handshake_timeout)
-            self._attend()
-
-    def _handshake_ended(self) -> None:
-        self._handshaking = False
-        self._cancel_timer("handshake")
-        if self._state is State.HANDSHAKE:
-            self._apply(Event.READY)
+            self.attend()
 
     def _decrypt(self, secure: Secure, data: bytes) -> None:
         """Input of the file's, and what it leads to."""
+        handshaking = secure.handshaking
         plaintext = secure.received(data)
-        if self._handshaking and secure.handshake_done:
-            self._handshake_ended()
-        if plaintext and self._state is State.OPEN:
-            self._keep(plaintext)
-        if secure.peer_closed:
-            self._eof = True
+        if handshaking and not secure.handshaking:
+            self._deadlines().cancel("handshake")
+            if self.life.in_handshake:
+                self.life.step(Event.READY)
+        if plaintext and self.life.is_open:
+            self.inbound.keep(plaintext)
+        if secure.peer_closed and not self.life.is_over:
+            self.inbound.step(_inbound.Event.END)
         if secure.error is not None:
             self._try_last(secure.last_words())
-            self._fail(secure.error)
-        elif self._send_slot < 0 and secure.pending():
-            self._begin_output()
+            self._spoil(secure.error)
+        elif self.outbound.sending is None and secure.pending():
+            self.send_soon()
+
+    # ---- how it ends ---------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Send what was written, then close; nothing is announced any more."""
+        if self.life.is_open:
+            if self.life.is_lent:
+                self.life.revoke()
+            self.when_mine(self.begin_close)
+
+    def begin_close(self) -> None:
+        """No more reading and writing; what was written is sent first."""
+        life, outbound, secure = self.life, self.outbound, self.secure
+        if life.state > State.LOST:
+            return
+        life.step(Event.CLOSE)
+        if life.is_over:
+            self._ended()
+            return
+        self.inbound.step(_inbound.Event.SHUT)
+        outbound.step(_outbound.Event.CLOSE)
+        if self.deadlines is not None:
+            self.deadlines.forget()
+        if secure is not None:
+            secure.close(outbound.pieces, unsent=outbound.size > 0)
+            if outbound.sending is None:
+                self.send_soon()
+        if outbound.size or secure is not None:
+            self._start_timer("close", self.worker.config.close_timeout)
+        self.attend()
+
+    def abort(self) -> None:
+        """Close at once, with a reset."""
+        if not self.life.is_over:
+            if self.life.is_lent:
+                self.life.revoke()
+            self.when_mine(self._abort)
+
+    def _abort(self) -> None:
+        if not self.life.is_over:
+            self._end(Event.RESET)
+
+    def leave(self) -> None:
+        """The server ends: close, after the callback that runs."""
+        life = self.life
+        if life.is_busy and life.is_open:
+            life.step(Event.LEAVE)
+            self.when_mine(self._shut_input)
+            self.attend()
+        elif life.state <= State.LOST:
+            self.begin_close()
+
+    def _shut_input(self) -> None:
+        if self.life.is_open:
+            self.inbound.step(_inbound.Event.SHUT)
+
+    def end_now(self) -> None:
+        """The worker is aborted: let go of the file at once, whatever is in flight."""
+        if not self.life.is_over:
+            self._end(Event.RESET)
+        self._cancel_all()
+        self.attend()
+
+    def send_eof(self) -> None:
+        """End the output behind what was written."""
+        self.outbound.step(_outbound.Event.END)
+        self.changed()
+
+    def fail(self, exc: BaseException) -> None:
+        """End it because of *exc*."""
+        self._fail(exc, Event.ABORT)
+
+    def _fail(self, exc: BaseException, event: Event) -> None:
+        life = self.life
+        if life.is_over:
+            return
+        if life.in_handshake:
+            self.worker.logger.info("TLS handshake with %s failed: %s", self.conn._name(), exc)
+        if life.state is not State.DISCARDING:  # all was sent: what comes now is no error
+            life.blame(exc)
+        self._end(event)
+
+    def _lose(self, exc: BaseException) -> None:
+        """The kernel says that the peer has gone; what it had sent is input like any other."""
+        life = self.life
+        if not life.is_open:
+            self.fail(exc)
+        elif life.blame(exc):
+            life.step(Event.LOSE)
+            self.inbound.step(_inbound.Event.LOSE)
+            self.outbound.cut()
+            self._wake_drainers()
+            self.attend()  # it ends there, after what this batch may still bring
+
+    def _spoil(self, exc: BaseException) -> None:
+        """TLS has ended; what was received before is announced first."""
+        life, inbound = self.life, self.inbound
+        untold = inbound.unannounced() > 0 or life.told is Told.NOTHING
+        if life.state is not State.OPEN or life.is_busy or not untold:
+            self.fail(exc)
+        elif life.blame(exc):
+            life.step(Event.LOSE)
+            inbound.step(_inbound.Event.LOSE)
+            inbound.step(_inbound.Event.END)
+            self.outbound.cut()
+            self._wake_drainers()
+            self.attend()
+
+    def _end(self, event: Event) -> None:
+        """Nobody can use it any more; what is in flight ends, and then it is closed."""
+        self.life.step(event)
+        self._ended()
+
+    def _ended(self) -> None:
+        life = self.life
+        if self.deadlines is not None:
+            self.deadlines.forget()
+        if life.state is State.RESETTING:
+            self.link.reset_at_close()
+        if not life.is_lent:
+            self._end_halves()
+        self._wake_drainers()
+        self.attend()
+
+    def _end_halves(self) -> None:
+        self.inbound.end()
+        self.outbound.cut()
+
+    # ---- what the engine is to do --------------------------------------------------------
+
+    def _act(self, *, unanswered: bool) -> None:
+        """Have the engine do what is wanted."""
+        inbound, outbound, life, link = self.inbound, self.outbound, self.life, self.link
+        want = wanted(inbound, outbound, life, self.secure)
+        if want & Wanted.FINISH:
+            self._finish_output()
+            want = wanted(inbound, outbound, life, self.secure)
+        elif want & Wanted.FIN:
+            link.send_fin()
+            outbound.step(_outbound.Event.FIN)
+            self.attend()
+        if want & Wanted.CLOSE:
+            self._cancel_all()
+            if link.is_quiet():
+                self._close_file()
+            return
+        if want & Wanted.RECEIVE:
+            if inbound.receive is Flight.IDLE:
+                self._arm()
+        elif inbound.receive is Flight.ARMED:
+            self._stop_receive()
+        elif inbound.receive is Flight.IDLE and want & Wanted.WATCH:
+            self.watch()
+        if unanswered and life.is_open and not inbound.has_ended and outbound.is_out:
+            self.watch()
+
+    def arm_if_wanted(self) -> None:
+        """A buffer has come home."""
+        if self.inbound.receive is Flight.IDLE and receives(
+            self.inbound, self.outbound, self.life, self.secure
+        ):
+            self._arm()
+
+    def _arm(self) -> None:
+        self.link.arm()
+        self.inbound.step_receive(FlightEvent.ARM)
+
+    def _stop_receive(self) -> None:
+        stopped = self.link.stop()
+        self.inbound.step_receive(FlightEvent.LAST if stopped else FlightEvent.CANCEL)
+
+    def look_at_more(self, told: int) -> None:
+        """In the next turn, for there may be more than was received."""
+        self.link.remember(told)
+        if not self.ready:
+            self.ready = True
+            self.turn.attend(self)
+
+    def watch(self) -> None:
+        """Watch for errors alone."""
+        inbound = self.inbound
+        if inbound.watch is Flight.IDLE:
+            self.link.watch(again=inbound.has_ended or inbound.noticed > 0)
+            inbound.step_watch(FlightEvent.ARM)
+
+    def shrink(self) -> None:
+        """Nothing is leased: go back to small buffers if the messages are small now."""
+        if self.link.shrink():
+            if self.inbound.receive is Flight.ARMED:
+                self._stop_receive()
+        elif not self.link.large:
+            self.inbound.leave_pool(self.worker.engine.pool)
+
+    def _finish_output(self) -> None:
+        """All was sent. With unread input, close(2) would send a reset: read it first."""
+        inbound, outbound = self.inbound, self.outbound
+        if outbound.state is _outbound.State.DRAINING:
+            if not inbound.has_ended:
+                self.link.send_fin()  # at once, and before any reset that is sent all the same
+            outbound.step(_outbound.Event.FIN)
+        if self.deadlines is not None:
+            self.deadlines.cancel("close")
+        if inbound.receive is Flight.ARMED:
+            self._stop_receive()
+        if inbound.receive is not Flight.IDLE:
+            return  # what it may still bring is read, and not unread
+        if not inbound.has_ended and (inbound.buffered() or self.link.unread()):
+            self.life.step(Event.FLUSHED_UNREAD)
+            inbound.throw_away()
+            self._start_timer("discard", DISCARD_S)
+        else:
+            self._end(Event.FLUSHED)
+
+    def _cancel_all(self) -> None:
+        inbound, link = self.inbound, self.link
+        if inbound.receive is Flight.ARMED:
+            self._stop_receive()
+        if inbound.watch is Flight.ARMED:
+            stopped = link.stop_watch()
+            inbound.step_watch(FlightEvent.LAST if stopped else FlightEvent.CANCEL)
+        if link.stop_send():
+            self.when_mine(self.outbound.finish)
+
+    def _close_file(self) -> None:
+        self.life.step(Event.QUIET)
+        self.conn._remember_addresses()
+        self.link.close()
+        if self.tasks is not None:
+            self.tasks.cancel()
+        if self.life.told is Told.ACCEPT:
+            self.attend()
+        else:
+            self.worker.forget(self)
+
+    # ---- tasks ---------------------------------------------------------------------------
+
+    def start_task(self, async_fn: Any, args: tuple[Any, ...], name: object) -> None:
+        """Run a task in the connection's nursery."""
+        self.when_mine(self._start_task, async_fn, args, name)
+
+    def _start_task(self, async_fn: Any, args: tuple[Any, ...], name: object) -> None:
+        if self.life.is_over:
+            return  # it would be cancelled at once
+        if self.tasks is None:
+            self.tasks = Tasks(self.raised, self.look_again)
+        self.forget_stuck()
+        self.tasks.start(self.worker.nursery, async_fn, args, name or async_fn)
+
+
+_FULL = frozenset({_inbound.State.FULL, _inbound.State.PAUSED_FULL, _inbound.State.LOST_FULL})

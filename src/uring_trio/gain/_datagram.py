@@ -31,7 +31,7 @@ import trio
 
 from uring_trio._kernel import ECANCELED
 from uring_trio.gain._address import Address
-from uring_trio.gain._datagram_conn import DatagramConn
+from uring_trio.gain._datagram_conn import DatagramConn, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,9 @@ class DatagramSocket:
     """Receives and sends on one bound socket, which is its own from now on.
 
     Attributes:
+      home: the worker's thread.
       thread: who may use its datagrams; 0 once it is closed.
+      owner: the same, for its datagrams.
       closed: the kernel has let go of it, and so have we.
       dropped: datagrams that were to be sent, and were not.
       queued: bytes that wait to be sent.
@@ -123,6 +125,8 @@ class DatagramSocket:
         self.worker = worker
         self.listener = listener
         self.thread = worker.thread
+        self.home = worker.thread
+        self.owner = Owner(worker.thread)
         self.closed = False
         self.dropped = 0
         self.queued = 0
@@ -164,7 +168,7 @@ class DatagramSocket:
     def begin_shutdown(self) -> None:
         """Stop receiving, let callbacks end, send what waits, and then close."""
         self._stopped = True
-        self.worker.timers.cancel((self, "retry"))
+        self.worker.clock.cancel((self, "retry"))
         self._input.disarm()
         self._close_when_idle()
 
@@ -172,12 +176,13 @@ class DatagramSocket:
         """Close at once: what waits to be sent is dropped."""
         self._stopped = True
         self.thread = 0
+        self.owner.close()
         self.dropped += len(self._queue)
         for conn, data, _ in self._queue:
-            conn._out_size -= len(data)
+            conn.unqueued(len(data))
         self._queue.clear()
         self.queued = 0
-        self.worker.timers.cancel((self, "retry"))
+        self.worker.clock.cancel((self, "retry"))
         self._input.disarm()
         self._output.disarm()
         self._close_when_released()
@@ -208,7 +213,7 @@ class DatagramSocket:
                 self._receiving = False
         self._in_vain = 0 if received else self._in_vain + 1
         if self._in_vain > IN_VAIN_MAX:
-            self.worker.set_timer_in((self, "retry"), REST_S)
+            self.worker.clock.set_in((self, "retry"), REST_S)
         else:
             self._watch_input()
 
@@ -243,9 +248,9 @@ class DatagramSocket:
                 if not self._take_errors():
                     self._complain("receiving failed: %s", exc)
                 continue
-            worker.bytes_in += size
+            worker.turn.count_in(size)
             if on_read is not None:
-                DatagramConn(self, bytes(view[:size]), peer)._call("on_read", on_read, size)
+                DatagramConn(self, bytes(view[:size]), peer).call("on_read", on_read, size)
         return RECEIVES_MAX
 
     def _watch_input(self) -> None:
@@ -256,7 +261,7 @@ class DatagramSocket:
 
     def reply(self, conn: DatagramConn, data: bytes, peer: Any) -> int:
         """Send to a peer that we have not chosen: if that is impossible it is logged."""
-        if conn._in_thread:
+        if conn.is_lent:
             self.worker.post(self._reply, conn, data, peer)
         else:
             self._reply(conn, data, peer)
@@ -268,7 +273,7 @@ class DatagramSocket:
         Raises:
           OSError: the kernel refuses it at once; for a callback in a thread it is logged.
         """
-        if conn._in_thread:
+        if conn.is_lent:
             self.worker.post(self._reply, conn, data, peer)
         else:
             self._send(conn, data, peer)
@@ -314,7 +319,7 @@ class DatagramSocket:
             return
         self._queue.append((conn, data, peer))
         self.queued += len(data)
-        conn._out_size += len(data)
+        conn.queued(len(data))
         self._output.arm()
 
     def _writable(self, res: int) -> None:
@@ -337,7 +342,7 @@ class DatagramSocket:
                 self._sent(conn, len(data))
             self._queue.popleft()
             self.queued -= len(data)
-            conn._out_size -= len(data)
+            conn.unqueued(len(data))
         if self._queue:
             self._output.arm()
         self._close_when_idle()
@@ -345,19 +350,17 @@ class DatagramSocket:
     def _sent(self, conn: DatagramConn, size: int) -> None:
         """The kernel has a datagram; on_write is told in the worker's turn."""
         worker = self.worker
-        worker.bytes_out += size
+        worker.turn.count_out(size)
         if worker.callbacks.on_write is None:
             return
-        conn._written += size
-        if conn._owed:
+        if not conn.sent(size):
             return
-        conn._owed = True
         self._owing += 1
         if self._receiving:
-            conn._attend()
+            conn.attend()
         else:
             # Not in this turn: two on_write that write to each other would never end it.
-            worker.calls.append((conn._attend, ()))
+            worker.calls.append((conn.attend, ()))
             worker.wake()
 
     def _lose(self, peer: Any, exc: OSError) -> None:

@@ -11,23 +11,42 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from uring_trio.gain._address import Address
-from uring_trio.gain._conn import Conn
+from uring_trio.gain._due import Way
 from uring_trio.gain._errors import AddressError, NotSupported
-from uring_trio.gain._states import State
+from uring_trio.gain._handle import Handle
+from uring_trio.gain._inbound import Inbound
+from uring_trio.gain._life import NOBODY, Holder
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Iterable
 
     from uring_trio.gain._datagram import DatagramSocket
-    from uring_trio.gain._output import SupportsRead
+    from uring_trio.gain._handle import SupportsRead
 
 # Bytes: 65,535 of an IPv4 packet, less 20 for its header and 8 for UDP's.
 DATAGRAM_SIZE_MAX = 65_507
 READ_SIZE = 16 << 10  # bytes that one read() of read_from() asks for
 
 
-class DatagramConn(Conn):
+class Owner:
+    """Which thread may use a datagram.
+
+    Attributes:
+      user: its ident; 0: none any more.
+    """
+
+    __slots__ = ("user",)
+
+    def __init__(self, user: int) -> None:
+        self.user = user
+
+    def close(self) -> None:
+        """No thread may."""
+        self.user = 0
+
+
+class DatagramConn(Handle):
     """One datagram, and the way back to its sender; made by the server.
 
     It has the methods of a connection, as far as they make sense: the input is the datagram,
@@ -35,44 +54,25 @@ class DatagramConn(Conn):
     callbacks and tasks of its worker. Socket options act on the socket that all share.
     """
 
-    __slots__ = ("_datagrams", "_owed", "_owner", "_peer")
+    __slots__ = ("_datagrams", "_due_bytes", "_holder", "_kept", "_out_size", "_peer", "ready")
 
-    # It is never closed; what runs callbacks elsewhere asks.
-    _state = State.OPEN
-    _close_when_idle = False
+    # In the worker's turn there is no short way for it.
+    way = Way.SETTLED
 
     def __init__(self, datagrams: DatagramSocket, data: bytes, peer: Any) -> None:
-        worker = datagrams.worker
-        self.worker = worker
-        self.context: Any = None
+        inbound = Inbound(data, len(data) + 1)
+        inbound.lease(data, 0, len(data))
+        super().__init__(datagrams.worker, datagrams.listener.sock, inbound, datagrams.owner)
         self._datagrams = datagrams
-        self._sock = datagrams.listener.sock
-        self._network = "udp"
-        self._local = datagrams.listener.address
         self._peer = peer  # as the socket takes it: an Address is made when it is asked for
-        self._home = datagrams.thread
-        self._init_input(data, self._home)
-        self._lease_size = len(data)
+        self._holder = Holder.NOBODY
+        self._kept: list[tuple[Any, tuple[Any, ...]]] | None = None  # until a thread is done
         self._out_size = 0  # bytes of its datagrams that wait in the socket's queue
-        self._written = 0
-        self._owed = False  # a datagram has gone that no on_write has told of
-        self._special = True
-        self._ready = False
-        self._busy = False
-        self._in_thread = False
+        self._due_bytes = -1  # bytes that the next on_write tells of; -1: none is due
+        self.ready = False
 
     def __repr__(self) -> str:
         return f"<DatagramConn from {self.remote_addr()!s}>"
-
-    # The base class keeps here who may use it. All datagrams of a socket end with it.
-
-    @property
-    def _thread(self) -> int:
-        return self._owner if self._datagrams.thread else 0
-
-    @_thread.setter
-    def _thread(self, thread: int) -> None:
-        self._owner = thread
 
     # ---- sending -------------------------------------------------------------------------
 
@@ -90,19 +90,19 @@ class DatagramConn(Conn):
           ConnectionClosed: the server has ended.
           OpNotAvailableInMode: on another thread.
         """
-        if self._thread != get_ident():
+        if self._owner.user != get_ident():
             self._refuse("write")
         return self._datagrams.reply(self, _datagram(data), self._peer)
 
     def writev(self, buffers: Iterable[bytes | bytearray | memoryview]) -> int:
         """Reply with one datagram made of several buffers; see `write`."""
-        if self._thread != get_ident():
+        if self._owner.user != get_ident():
             self._refuse("writev")
         return self._datagrams.reply(self, _datagram(b"".join(buffers)), self._peer)
 
     def read_from(self, file: SupportsRead) -> int:
         """Reply with one datagram made of all that *file* gives until its end; see `write`."""
-        if self._thread != get_ident():
+        if self._owner.user != get_ident():
             self._refuse("read_from")
         chunks, size = [], 0
         while chunk := file.read(READ_SIZE):
@@ -128,14 +128,14 @@ class DatagramConn(Conn):
           OSError: EMSGSIZE, or what else the kernel says at once, such as ENETUNREACH.
           ConnectionClosed, OpNotAvailableInMode: as ``write``.
         """
-        if self._thread != get_ident():
+        if self._owner.user != get_ident():
             self._refuse("send_to")
         peer = destination(self._sock.family, address)
         return self._datagrams.send(self, _datagram(data), peer)
 
     async def drain(self) -> None:
         """Return at once, as a checkpoint: a datagram has no stream to wait for."""
-        if self._thread != get_ident():
+        if self._owner.user != get_ident():
             self._refuse("drain")
         await trio.lowlevel.checkpoint()
 
@@ -149,11 +149,17 @@ class DatagramConn(Conn):
         """The sender's address; from any thread, also after the end."""
         return Address.from_sockaddr("udp", self._peer)
 
-    def _may_take_rest(self) -> bool:
-        return False  # it is there as a whole
-
     def _name(self) -> str:
         return f"datagram from {self.remote_addr()!s}"
+
+    def outbound_buffered(self) -> int:
+        """How many bytes of its datagrams wait to be sent; also after the end."""
+        if self._owner.user != get_ident():
+            self._check("outbound_buffered", alive=False)
+        return self._out_size
+
+    def _whose(self) -> int:
+        return self._owner.user if self.is_lent else self._datagrams.home
 
     # ---- closing, which does nothing, and what only streams have --------------------------
 
@@ -230,19 +236,18 @@ class DatagramConn(Conn):
         except Exception as exc:  # noqa: BLE001  the user's own code
             self._raised("a task", exc)
 
-    def _call(self, name: str, function: Callable[..., Any] | None, *args: Any) -> bool:
-        """Call a callback, here or as a task; whether it is over."""
+    def call(self, name: str, function: Callable[..., Any] | None, *args: Any) -> None:
+        """Call a callback, here or as a task."""
         assert function is not None
-        if self.worker.runs_elsewhere(name):
-            self._busy = True
+        elsewhere = self.worker.elsewhere
+        if elsewhere.runs(name):
             self._datagrams.callback_began()
-            self.worker.run_elsewhere(self, name, function, args)
-            return False
+            elsewhere.run(self, name, function, (self, *args))
+            return
         try:
             function(self, *args)
         except Exception as exc:  # noqa: BLE001  the user's own code
             self._raised(name, exc)
-        return True
 
     def _raised(self, name: str, exc: BaseException) -> None:
         self.worker.logger.error(
@@ -252,18 +257,78 @@ class DatagramConn(Conn):
             exc_info=(type(exc), exc, exc.__traceback__),
         )
 
-    def _callback_ended(self, _name: str) -> None:
-        self._busy = False
-        self._datagrams.callback_ended()
-        if self._owed:
-            self._attend()
+    @property
+    def is_lent(self) -> bool:
+        """Whether a thread has it, or is to."""
+        return self._holder >= Holder.POOL
 
-    def _settle(self) -> None:
+    def begin_elsewhere(self, *, in_thread: bool) -> None:
+        """A callback begins that is no plain call."""
+        if in_thread:
+            self._holder = Holder.POOL
+            self._owner = Owner(NOBODY)
+        else:
+            self._holder = Holder.TASK
+
+    def borrow(self, thread: int) -> bool:
+        """In a thread: begin."""
+        self._holder = Holder.THREAD
+        self._owner = Owner(thread)
+        return True
+
+    def may_tell(self, _name: str) -> bool:
+        """Whether there is what a callback is to be told of: it is there as a whole."""
+        return self._owner.user != 0
+
+    def ended_elsewhere(self, name: str, exc: Exception | None) -> None:
+        """It is over."""
+        self._holder = Holder.NOBODY
+        self._owner = self._datagrams.owner
+        if exc is not None:
+            self._raised(name, exc)
+        kept, self._kept = self._kept, None
+        for fn, args in kept or ():
+            self.worker.call(fn, args)
+        self._datagrams.callback_ended()
+        if self._due_bytes >= 0:
+            self.attend()
+
+    def _call_soon(self, fn: Callable[..., Any], *args: Any) -> None:
+        if not self.is_lent:
+            self.worker.call(fn, args)
+        elif self._kept is None:
+            self._kept = [(fn, args)]
+        else:
+            self._kept.append((fn, args))
+
+    # ---- the socket's --------------------------------------------------------------------
+
+    def queued(self, size: int) -> None:
+        """A datagram of it waits."""
+        self._out_size += size
+
+    def unqueued(self, size: int) -> None:
+        """It does no longer."""
+        self._out_size -= size
+
+    def sent(self, size: int) -> bool:
+        """The kernel has one of its datagrams; whether an on_write is due that was not before."""
+        first = self._due_bytes < 0
+        self._due_bytes = max(self._due_bytes, 0) + size
+        return first
+
+    def attend(self) -> None:
+        """Have it settled, in the worker's turn."""
+        if not self.ready:
+            self.ready = True
+            self.worker.turn.attend(self)
+
+    def settle(self) -> None:
         """In the worker's turn: tell of what the kernel has taken."""
-        if self._owed and not self._busy and self._thread:  # it was not aborted
-            self._owed = False
-            written, self._written = self._written, 0
-            self._call("on_write", self.worker.callbacks.on_write, written)
+        # Not where it was aborted.
+        if self._due_bytes >= 0 and self._holder is Holder.NOBODY and self._owner.user:
+            written, self._due_bytes = self._due_bytes, -1
+            self.call("on_write", self.worker.callbacks.on_write, written)
             self._datagrams.paid()
 
 

@@ -2,94 +2,141 @@
 
 Each runs as a task of the worker's nursery. The connection is busy meanwhile: what comes
 for it gathers, and is looked at when the callback has ended.
+
+Where a server is aborted they are cancelled, so that it ends. ``on_close`` is not: it is a
+connection's last word, and has `ON_CLOSE_S` from then on, or from its beginning.
 """
 
 from __future__ import annotations
 
+from math import inf
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from uring_trio.gain._states import State
-
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable
 
     from uring_trio.gain._config import Config
-    from uring_trio.gain._conn import Conn
     from uring_trio.gain._handler import Callbacks
 
+# Seconds that an async on_close has once its worker is aborted: as a server's drain has.
+ON_CLOSE_S = 5.0
 
-NOBODY = -1  # no thread's ident
+
+class Host(Protocol):
+    """What a callback is of: a connection, or a datagram."""
+
+    def begin_elsewhere(self, *, in_thread: bool) -> None: ...
+
+    def borrow(self, thread: int) -> bool: ...
+
+    def may_tell(self, name: str) -> bool: ...
+
+    def ended_elsewhere(self, name: str, exc: Exception | None) -> None: ...
 
 
 class Elsewhere:
-    """The part of a worker that runs callbacks as tasks and in threads."""
+    """Runs callbacks as tasks and in threads, for one worker."""
 
-    nursery: trio.Nursery
-    thread: int | None
-
-    def __init__(self, callbacks: Callbacks, config: Config) -> None:
-        self.callbacks = callbacks
-        self.config = config
+    def __init__(self, callbacks: Callbacks, config: Config, logger: logging.Logger) -> None:
+        self._config = config
+        self._logger = logger
+        self._nursery: trio.Nursery | None = None
         self._limiter: trio.CapacityLimiter | None = None
         self._scopes: set[trio.CancelScope] = set()
-        self._elsewhere = {
+        self._closing: set[trio.CancelScope] = set()  # of on_close
+        self._deadline_s = inf  # of an on_close that begins now
+        self._names = {
             name
             for name in ("on_accept", "on_read", "on_write", "on_close", "on_eof")
             if callbacks.is_async(name)
         }
         self._in_threads = config.async_handler and not callbacks.is_async("on_read")
         if self._in_threads:
-            self._elsewhere.add("on_read")
+            self._names.add("on_read")
 
-    def runs_elsewhere(self, name: str) -> bool:
+    def begin(self, nursery: trio.Nursery) -> None:
+        """The worker runs."""
+        self._nursery = nursery
+
+    @property
+    def closing(self) -> int:
+        """How many on_close run."""
+        return len(self._closing)
+
+    def runs(self, name: str) -> bool:
         """Whether this callback is no plain call."""
-        return name in self._elsewhere
+        return name in self._names
 
-    def run_elsewhere(
-        self, conn: Conn, name: str, function: Callable[..., Any], args: tuple[Any, ...]
+    def run(
+        self, host: Host, name: str, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> None:
-        """Run a callback as a task; `Connection._callback_ended` is called at its end."""
-        if name == "on_read" and self._in_threads:
-            # From here on: what comes meanwhile is kept for when the thread is done.
-            conn._in_thread = True
-            conn._user = 0
-            conn._thread = NOBODY
-            self.nursery.start_soon(self._run_in_thread, conn, function, args)
+        """Run a callback as a task; its host's `ended_elsewhere` is called at its end."""
+        assert self._nursery is not None
+        in_thread = name == "on_read" and self._in_threads
+        host.begin_elsewhere(in_thread=in_thread)
+        if in_thread:
+            self._nursery.start_soon(self._run_in_thread, host, function, args)
+        elif name == "on_close":
+            self._nursery.start_soon(self._run_on_close, host, function, args)
         else:
-            self.nursery.start_soon(self._run_async, conn, name, function, args)
+            self._nursery.start_soon(self._run_async, host, name, function, args)
 
     async def _run_async(
-        self, conn: Conn, name: str, function: Callable[..., Any], args: tuple[Any, ...]
+        self, host: Host, name: str, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> None:
+        raised: Exception | None = None
         try:
-            # on_close is called whatever happens, also when the server is cancelled.
-            with trio.CancelScope(shield=name == "on_close") as scope:
+            with trio.CancelScope() as scope:
                 self._scopes.add(scope)
                 try:
                     # What it would be told of went with the connection.
-                    if name != "on_read" or conn._thread or conn._may_take_rest():
-                        await function(conn, *args)
+                    if host.may_tell(name):
+                        await function(*args)
                 finally:
                     self._scopes.discard(scope)
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-            conn._raised(name, exc)
+            raised = exc
         finally:
-            conn._callback_ended(name)
+            host.ended_elsewhere(name, raised)
+
+    async def _run_on_close(
+        self, host: Host, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> None:
+        raised: Exception | None = None
+        try:
+            # It is called whatever happens, also when the server is cancelled.
+            with trio.CancelScope(shield=True) as scope:
+                scope.deadline = trio.current_time() + self._deadline_s
+                self._closing.add(scope)
+                try:
+                    await function(*args)
+                finally:
+                    self._closing.discard(scope)
+            if scope.cancelled_caught:
+                self._logger.warning(
+                    "on_close was cancelled, since it ran for %g s after its server was "
+                    "aborted: %r",
+                    ON_CLOSE_S,
+                    args[0],
+                )
+        except Exception as exc:  # noqa: BLE001 - logged
+            raised = exc
+        finally:
+            host.ended_elsewhere("on_close", raised)
 
     async def _run_in_thread(
-        self, conn: Conn, function: Callable[..., Any], args: tuple[Any, ...]
+        self, host: Host, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> None:
         if self._limiter is None:
-            self._limiter = trio.CapacityLimiter(self.config.pool)
+            self._limiter = trio.CapacityLimiter(self._config.pool)
 
         def call() -> None:
-            if conn._thread == 0:
-                return  # ended before there was a thread for it
-            conn._thread = conn._user = get_ident()
-            function(conn, *args)
+            if host.borrow(get_ident()):
+                function(*args)
 
         raised: Exception | None = None
         try:
@@ -97,14 +144,13 @@ class Elsewhere:
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             raised = exc
         finally:
-            conn._in_thread = False
-            usable = conn._state is State.OPEN and not conn._close_when_idle
-            conn._thread = conn._home if usable else 0
-            if raised is not None:
-                conn._raised("on_read", raised)
-            conn._callback_ended("on_read")
+            host.ended_elsewhere("on_read", raised)
 
-    def cancel_callbacks(self) -> None:
-        """The time is over: cancel the callbacks that run as tasks."""
+    def cancel(self) -> None:
+        """The time is over: cancel the callbacks that run as tasks, on_close after a while."""
+        self._deadline_s = ON_CLOSE_S
+        deadline = trio.current_time() + ON_CLOSE_S
         for scope in self._scopes:
             scope.cancel()
+        for scope in self._closing:
+            scope.deadline = min(scope.deadline, deadline)

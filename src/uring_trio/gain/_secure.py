@@ -25,6 +25,7 @@ class Secure:
       context: certificates and policy.
 
     Attributes:
+      handshaking: the handshake is to be done, and needs input whatever the user needs.
       truncated: the transport ended without close_notify, after the handshake.
 
     Raises:
@@ -33,6 +34,7 @@ class Secure:
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._layer = TLSLayer(context)
+        self.handshaking = True
         self.truncated: ssl.SSLError | None = None
         self._reported = 0  # bytes of plaintext that count as written
         self._in_flight_end = 0  # `plaintext_taken` behind the ciphertext in flight
@@ -52,11 +54,6 @@ class Secure:
     # ---- input ---------------------------------------------------------------------------
 
     @property
-    def handshake_done(self) -> bool:
-        """Whether data can flow."""
-        return self._layer.handshake_done
-
-    @property
     def peer_closed(self) -> bool:
         """Whether the peer's close_notify has come."""
         return self._layer.peer_closed
@@ -72,6 +69,9 @@ class Secure:
             return self._layer.feed(ciphertext)
         except ssl.SSLError:
             return b""
+        finally:
+            if self._layer.handshake_done:
+                self.handshaking = False
 
     def transport_ended(self) -> ssl.SSLError | None:
         """Take note of the peer's FIN; the error, unless close_notify came before."""
@@ -128,7 +128,11 @@ class Secure:
         self._reported = self._in_flight_end
         return plaintext
 
-    def close(self, written: list[bytes]) -> None:
-        """Queue close_notify behind all that was written."""
+    def close(self, written: list[bytes], *, unsent: bool) -> None:
+        """Queue close_notify behind all that was written.
+
+        A handshake goes on only if something of that is *unsent*, and waits for it.
+        """
+        self.handshaking = self.handshaking and unsent
         self.encrypt(written)
         self._layer.close_notify()

@@ -44,7 +44,7 @@ class Session:
     ) -> None:
         self.workers = workers
         for worker in workers:
-            worker.peers = workers
+            worker.meet(workers)
         self.supervisor = supervisor
         self.addresses: tuple[Address, ...] = ()
         self._specs = specs
@@ -111,7 +111,7 @@ def _final_statistics(worker: Worker) -> WorkerStatistics:
         return worker.statistics()
     # It never ran, or was left behind in a callback and cannot be asked.
     return WorkerStatistics(
-        connections=worker.active, bytes_in=worker.bytes_in, bytes_out=worker.bytes_out
+        connections=worker.active, bytes_in=worker.turn.bytes_in, bytes_out=worker.turn.bytes_out
     )
 
 

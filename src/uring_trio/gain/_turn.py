@@ -1,6 +1,6 @@
 """A worker's turn: three sweeps over the connections that something has happened to.
 
-1. What the kernel has done, but for plain input, which `_routing` has noted already; it is
+1. What the engine has done, but for plain input, which `_ring.route` has noted already; it is
    announced to nobody yet.
 2. What handlers are to be told, once for each connection, whatever has come for it; and
    what it has written then, as one send. That is tried at once, because a socket's buffer
@@ -9,9 +9,11 @@
    completion: 0.7 us, a tenth of an echo's CPU.)
 3. What was written by others than its ``on_read``. Then ``on_write`` is called.
 
-Each sweep treats the plain case in line, because a call of a Python function costs a tenth
-of what a small message may cost altogether; a connection that is *special* goes through
-`Connection._settle`. One with large messages is received from, told and sent for in one go.
+The plain way through it is `Connection.settle` and `Connection.send_next`. The fast way, for
+connections of which nothing is set that would need more, says the same once more, flat, with
+the fields of the halves in line: a call of a Python function costs a tenth of what a small
+message may cost altogether. One with large messages is received from, told and sent for in
+one go. Where fast ways are switched off all go the plain way, with the same result.
 """
 
 from __future__ import annotations
@@ -19,200 +21,330 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from uring_trio._kernel import BUFFER_GROUPS, EAGAIN
-from uring_trio.gain._clock import Clock
-from uring_trio.gain._receiving import ENDS, LARGE_SIZE
+from uring_trio._trio_private import WaitTaskRescheduled, park
+from uring_trio.gain._due import Way
+from uring_trio.gain._engine import ENDS
 
 if TYPE_CHECKING:
-    import trio
+    from collections.abc import Callable
 
-    from uring_trio._memory import Memory
     from uring_trio._slots import Slots
-    from uring_trio.gain._config import Config
-    from uring_trio.gain._conn import Conn
+    from uring_trio.gain._connection import Connection
     from uring_trio.gain._handler import Callbacks
 
 
-class Turn(Clock):
-    """The part of a worker that goes over its connections."""
+class Turn:
+    """Goes over a worker's connections, and sleeps until there is something to go over.
 
-    slots: Slots
-    block: Memory  # that large messages are received into; see `_receiving`
-    _block_bytes: Any
-    _token: trio.lowlevel.TrioToken
+    Args:
+      callbacks: the handler's.
 
-    def __init__(self, callbacks: Callbacks, config: Config) -> None:
-        super().__init__(callbacks, config)
+    Attributes:
+      batch: what the engine has done; see `_ring.route`.
+      ready: to be settled, or told of input.
+      dirty: with output, and no send in flight.
+      parked: the worker's task sleeps.
+      bytes_in: received until now.
+      bytes_out: taken by the kernel until now.
+    """
+
+    def __init__(self, callbacks: Callbacks) -> None:
         self.bytes_in = 0
         self.bytes_out = 0
-        self.batch: list[Any] = []  # what the kernel has done; see `_routing`
-        self.ready: list[Conn] = []  # to be settled, or told of input
-        self.dirty: list[Conn] = []  # with output, and no send in flight
-        self.wrote: list[Conn] = []  # the kernel has taken output of theirs
-        self.more: list[tuple[Conn, int]] = []  # there may be more than was received
-        self.starved: deque[Conn] = deque()  # no buffer was left for their receive
+        self.batch: list[tuple[Any, int, int, int, int]] = []
+        self.ready: list[Any] = []
+        self.dirty: list[Connection] = []
+        self.parked = False
+        self._callbacks = callbacks
+        self._wrote: list[Connection] = []  # the kernel has taken output of theirs
+        self._more: list[tuple[Connection, int]] = []  # there may be more than was received
+        self._starved: deque[Connection] = deque()  # no buffer was left for their receive
+        self._slots: Slots | None = None  # of the run, which wakes tasks
+        self._try_send: Callable[[int, bytes, int], int] | None = None
+        self._task: Any = None
+        self._trap: Any = None
+        self._token: trio.lowlevel.TrioToken | None = None
 
-    def _sweep_completions(self) -> None:
-        """What the kernel has done, but for what `_routing` has noted already."""
-        for conn, slot, res, flags, offset in self.batch:
-            conn._completed(slot, res, flags, offset)
+    def serve(self, try_send: Callable[[int, bytes, int], int]) -> None:
+        """Files are sent to by this, without waiting; else as `Link.try_send`."""
+        self._try_send = try_send
+
+    # ---- the worker's sleep --------------------------------------------------------------
+
+    def begin(self, slots: Slots) -> None:
+        """In the worker's task, before it sleeps."""
+        self._slots = slots
+        self._task = trio.lowlevel.current_task()
+        self._token = trio.lowlevel.current_trio_token()
+        self._trap = WaitTaskRescheduled(self._abort_sleep)
+
+    async def sleep(self) -> None:
+        """Until there is something to do."""
+        self.parked = True
+        value = await park(self._trap)
+        self.parked = False
+        if value is not None:
+            value.unwrap()
+
+    def _abort_sleep(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
+        self.parked = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        """Have a turn in this tick, or in the next; on the worker's thread."""
+        if self.parked:
+            assert self._slots is not None
+            self.parked = False
+            self._slots.wake(self._task, None)
+
+    def wake_soon(self) -> None:
+        """The same, from any thread.
+
+        Raises:
+          trio.RunFinishedError: the run is over.
+        """
+        assert self._token is not None
+        self._token.run_sync_soon(self.wake, idempotent=True)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next turn has connections to go over, whatever the engine does."""
+        return bool(self.ready or self.dirty)
+
+    # ---- what is to be done --------------------------------------------------------------
+
+    def attend(self, connection: Any) -> None:
+        """Come to it, in this turn or the next."""
+        self.ready.append(connection)
+        if self.parked:
+            self.wake()
+
+    def add_dirty(self, connection: Connection) -> None:
+        """It has something to send."""
+        self.dirty.append(connection)
+        if self.parked:
+            self.wake()
+
+    def add_wrote(self, connection: Connection) -> None:
+        """The kernel has taken something of it."""
+        if self._callbacks.on_write is not None:
+            self._wrote.append(connection)
+
+    def add_more(self, connection: Connection, told: int) -> None:
+        """There may be more than was received, and no word of it."""
+        self._more.append((connection, told))
+
+    def add_starved(self, connection: Connection) -> None:
+        """No buffer was left for its receive."""
+        self._starved.append(connection)
+
+    def count_in(self, size: int) -> None:
+        """So many bytes were received."""
+        self.bytes_in += size
+
+    def count_out(self, size: int) -> None:
+        """The kernel has taken so many."""
+        self.bytes_out += size
+
+    def add_happened(self, link: Any, slot: int, res: int, flags: int, offset: int) -> None:
+        """The engine has done something that has no short way."""
+        self.batch.append((link, slot, res, flags, offset))
+        if self.parked:
+            self.wake()
+
+    def lose_batch(self) -> None:
+        """Look at what is over in it, and not at what it brings.
+
+        What the engine has ended must not be cancelled: the slots may be others' by now, and
+        the buffers, too, because a cancelled task may be late for its batch.
+        """
+        for link, slot, _, flags, _ in self.batch:
+            link.forget(slot, flags)
         self.batch.clear()
 
+    # ---- the sweeps ----------------------------------------------------------------------
+
+    def sweep_completions(self) -> None:
+        """What the engine has done, but for what was noted already."""
+        for link, slot, res, flags, offset in self.batch:
+            link.happened(slot, res, flags, offset)
+        self.batch.clear()
+
+    def sweep(self) -> None:
+        """What handlers are to be told, what they answer, and what was written elsewhere."""
+        if self.ready:
+            self._sweep_ready()
+        if self.dirty:
+            self._sweep_dirty()
+        if self._wrote:
+            self._sweep_wrote()
+        if self._starved:
+            self._arm_starved()
+
     def _sweep_ready(self) -> None:
-        """What handlers are to be told, and what they answer."""
-        on_read, try_send = self.callbacks.on_read, self.slots.ring.try_send
-        tells_of_writes = self.callbacks.on_write is not None
+        on_read, try_send = self._callbacks.on_read, self._try_send
+        assert try_send is not None
+        tells_of_writes = self._callbacks.on_write is not None
         total = 0
-        for conn in self.ready:  # grows meanwhile: who is appended is seen to as well
-            if conn._special or conn._large:
-                conn._ready = False
-                if conn._special:
-                    conn._settle()
+        for connection in self.ready:  # grows meanwhile: who is appended is seen to as well
+            if connection.way is not SMALL:
+                connection.ready = False
+                if connection.way is LARGE:
+                    self._serve_large(connection)
                 else:
-                    self._serve_large(conn)
+                    connection.settle()
                 continue
-            n = conn._fresh
+            # The fast way of `Connection.settle`.
+            inbound = connection.inbound
+            n = inbound.fresh
             if n:
-                if n != conn._lease_size:
-                    n = conn._unannounced()
-                conn._fresh = 0
+                if n != inbound.lease_size:
+                    n = inbound.unannounced()
+                inbound.fresh = 0
                 if n and on_read is not None:
                     try:
-                        on_read(conn, n)
+                        on_read(connection.conn, n)
                     except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                        conn._raised("on_read", exc)
+                        connection.raised("on_read", exc)
                 elif n:
-                    conn._drop(conn._buffered())
-            conn._ready = False  # until here a write relies on what follows
-            if conn._special:
-                conn._settle()
+                    inbound.drop(inbound.buffered())
+            connection.ready = False  # until here a write relies on what follows
+            if connection.way is not SMALL:
+                connection.settle()
                 continue
-            out = conn._out
-            if out:
-                if conn._send_slot < 0:
-                    data = out.pop() if len(out) == 1 else conn._next_output()
+            outbound = connection.outbound
+            pieces = outbound.pieces
+            if pieces:
+                if outbound.sending is None:
+                    data = pieces.pop() if len(pieces) == 1 else outbound.take_piece()
                     size = len(data)
-                    sent = try_send(conn._fd, data, size)
+                    sent = try_send(connection.link.fd, data, size)
                     if sent == size:
-                        conn._out_size -= size
+                        outbound.size -= size
                         total += size
                         if tells_of_writes:
-                            self.wrote.append(conn)
-                            conn._written += size
-                        if out:  # more than one send's worth: others have their turn first
-                            self.dirty.append(conn)
+                            self._wrote.append(connection)
+                            outbound.written += size
+                        if pieces:  # more than one send's worth: others have their turn first
+                            self.dirty.append(connection)
                     else:
-                        conn._send_what_is_left(data, sent)
-            elif conn._watch_slot < 0 and conn._send_slot < 0:
-                conn._watch()  # see _receiving: nothing that is sent will notice a reset
-            # A look at input that lay there already joins what has come to it: see `_input`.
-            if conn._lease_size or conn._buffer is not None:
-                self._keep_input(conn)
+                        connection.send_rest_of(data, sent)
+            elif not inbound.watch and outbound.sending is None:
+                connection.watch()  # see `_ring`: nothing that is sent will notice a reset
+            # A look at input that lay there already joins what has come to it: see `_inbound`.
+            if inbound.lease_size or inbound.buffer is not None:
+                self._keep_input(connection)
         self.ready.clear()
         self.bytes_out += total
-        if self.more:
-            more, self.more = self.more, []
-            for conn, told in more:  # in the next turn
-                conn._readable |= told
-                if not conn._ready:
-                    conn._ready = True
-                    self.ready.append(conn)
+        if self._more:
+            more, self._more = self._more, []
+            for connection, told in more:  # in the next turn
+                connection.look_at_more(told)
 
-    def _keep_input(self, conn: Conn) -> None:
+    def _keep_input(self, connection: Connection) -> None:
         """The handler has left input where it was: the engine wants its buffer back."""
-        conn._stash()
-        conn._limit_input()
-        if conn._special:
-            conn._attend()
+        inbound = connection.inbound
+        inbound.stash()
+        inbound.judge()
+        if inbound.state or connection.way is SETTLED:
+            connection.attend()
 
-    def _serve_large(self, conn: Conn) -> None:
-        """Receive, tell, and send, one connection after the other.
+    def _serve_large(self, connection: Connection) -> None:
+        """The fast way of `Connection.settle` for large messages: receive, tell, and send.
 
         What was received is sent while it is in the CPU's cache; three sweeps over several
         connections with large messages would go through memory three times.
         """
-        told = conn._readable
-        if told:
-            conn._readable = 0
-            size = self.slots.ring.try_recv(conn._fd, self.block.c, LARGE_SIZE)
+        inbound, outbound, link = connection.inbound, connection.outbound, connection.link
+        if link.readable:
+            size, data, told = link.take()
             if size > 0:
                 self.bytes_in += size
-                conn._take_large(self._block_bytes[:size])
-                if size == LARGE_SIZE or told & ENDS:
-                    self.more.append((conn, told))
+                inbound.lease(data, 0, size)
+                link.note_large(size)
+                if told & ENDS or link.fills(size):
+                    self._more.append((connection, told))
             elif size != EAGAIN:
-                conn._receive_failed(size)
-                conn._attend()
+                connection.receive_failed(size)
+                connection.attend()
                 return
-        n = conn._fresh
+        n = inbound.fresh
         if n:
-            if n != conn._lease_size:
-                n = conn._unannounced()
-            conn._fresh = 0
-            if n and self.callbacks.on_read is not None:
+            if n != inbound.lease_size:
+                n = inbound.unannounced()
+            inbound.fresh = 0
+            if n and self._callbacks.on_read is not None:
                 try:
-                    self.callbacks.on_read(conn, n)
+                    self._callbacks.on_read(connection.conn, n)
                 except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                    conn._raised("on_read", exc)
+                    connection.raised("on_read", exc)
             elif n:
-                conn._drop(conn._buffered())
-        if conn._lease_size or conn._buffer is not None:
-            conn._stash()
-            conn._limit_input()
-        conn._pool = b""  # so that the next one has the same memory, which is warm
-        if conn._out and conn._send_slot < 0 and not conn._special:
-            self._send_now(conn)
-        if conn._special:
-            conn._attend()
-        elif conn._small_in_a_row:
-            conn._shrink()
-            conn._steer()
+                inbound.drop(inbound.buffered())
+        if inbound.lease_size or inbound.buffer is not None:
+            self._keep_input(connection)
+        inbound.pool = b""  # so that the next one has the same memory, which is warm
+        if outbound.pieces and outbound.sending is None and connection.way is not SETTLED:
+            self._send_now(connection)
+        if connection.way is SETTLED:
+            connection.attend()
+        elif link.small_in_a_row:
+            connection.shrink()
+            if not link.large:
+                connection.attend()
 
-    def _send_now(self, conn: Conn) -> None:
-        """Send what a plain connection has written, as far as the socket takes it."""
-        out = conn._out
-        data = out.pop() if len(out) == 1 else conn._next_output()
+    def _send_now(self, connection: Connection) -> None:
+        """The fast way of `Connection.send_next`."""
+        outbound = connection.outbound
+        pieces = outbound.pieces
+        data = pieces.pop() if len(pieces) == 1 else outbound.take_piece()
         size = len(data)
-        sent = self.slots.ring.try_send(conn._fd, data, size)
+        assert self._try_send is not None
+        sent = self._try_send(connection.link.fd, data, size)
         if sent != size:
-            conn._send_what_is_left(data, sent)
+            connection.send_rest_of(data, sent)
             return
-        conn._out_size -= size
+        outbound.size -= size
         self.bytes_out += size
-        if self.callbacks.on_write is not None:
-            self.wrote.append(conn)
-            conn._written += size
-        if out:
-            self.dirty.append(conn)
+        if self._callbacks.on_write is not None:
+            self._wrote.append(connection)
+            outbound.written += size
+        if pieces:
+            self.dirty.append(connection)
 
     def _sweep_dirty(self) -> None:
-        """What was written outside of ``on_read``."""
         dirty, self.dirty[:] = self.dirty[:], []
-        for conn in dirty:
-            if conn._send_slot >= 0:
+        for connection in dirty:
+            outbound = connection.outbound
+            if outbound.sending is not None:
                 continue
-            if conn._special:
-                conn._send_next()
-            elif conn._out:
-                self._send_now(conn)
+            if connection.way is SETTLED:
+                connection.send_next()
+            elif outbound.pieces:
+                self._send_now(connection)
 
     def _sweep_wrote(self) -> None:
         """What the kernel has taken, to be told of once a tick."""
-        on_write = self.callbacks.on_write
-        wrote, self.wrote = self.wrote, []
-        for conn in wrote:
-            if conn._special:
-                conn._attend()
-            elif conn._written and on_write is not None:
-                n, conn._written = conn._written, 0
+        on_write = self._callbacks.on_write
+        wrote, self._wrote = self._wrote, []
+        for connection in wrote:
+            if connection.way is SETTLED:
+                connection.attend()
+            elif connection.outbound.written and on_write is not None:
+                n = connection.outbound.tell()
                 try:
-                    on_write(conn, n)
+                    on_write(connection.conn, n)
                 except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                    conn._raised("on_write", exc)
+                    connection.raised("on_write", exc)
 
     def _arm_starved(self) -> None:
         """Arm receives that found no buffer: as many as there are of the scarcest."""
-        for _ in range(min(len(self.starved), BUFFER_GROUPS[0][0])):
-            self.starved.popleft()._steer()
-        if self.starved:
-            self._token.run_sync_soon(self.wake, idempotent=True)
+        for _ in range(min(len(self._starved), BUFFER_GROUPS[0][0])):
+            self._starved.popleft().arm_if_wanted()
+        if self._starved:
+            self.wake_soon()
+
+
+SMALL, LARGE, SETTLED = Way.SMALL, Way.LARGE, Way.SETTLED

@@ -1,10 +1,13 @@
-"""A worker: one task that serves all connections of one ring.
+"""A worker: one task that serves all connections of one engine.
 
 The IO manager does not wake a task for each completion. It puts the completions of all of
-a worker's connections into one batch and wakes the worker's task once (`_routing`), in the
+a worker's connections into one batch and wakes the worker's task once (`_ring`), in the
 tick in which they came, so that received bytes can be taken straight from the engine's
 buffers. What the task does then is its turn (`_turn`). What other tasks of this run write
 or close wakes it for a turn as well. Other threads reach it through `Worker.post`.
+
+Its parts are objects with fields of their own: the engine, the turn, the clock, callbacks
+that run elsewhere, and the places that connections take.
 """
 
 from __future__ import annotations
@@ -13,22 +16,22 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from uring_trio._fast_ways import FAST
-from uring_trio._memory import Memory
-from uring_trio._trio_private import WaitTaskRescheduled, current_runner, park
+from uring_trio._trio_private import current_runner
 from uring_trio.gain._accept import Acceptor
 from uring_trio.gain._capabilities import capabilities
+from uring_trio.gain._clock import WorkerClock
 from uring_trio.gain._conn import Conn
-from uring_trio.gain._receiving import LARGE_SIZE
-from uring_trio.gain._routing import route
+from uring_trio.gain._connection import Connection
+from uring_trio.gain._elsewhere import Elsewhere
+from uring_trio.gain._places import Places
+from uring_trio.gain._ring import RingEngine
 from uring_trio.gain._secure import Secure
-from uring_trio.gain._states import State
 from uring_trio.gain._statistics import WorkerStatistics
 from uring_trio.gain._turn import Turn
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
+    from uring_trio._slots import Slots
     from uring_trio.gain._address import Address
     from uring_trio.gain._config import Config
     from uring_trio.gain._handler import Callbacks
@@ -47,11 +51,8 @@ STATISTICS_TIMEOUT_S = 1.0
 
 logger = logging.getLogger("uring_trio.gain")
 
-# Connections are counted by the worker that accepts as well as by the one that serves.
-_counting = threading.Lock()
 
-
-class Worker(Turn):
+class Worker:
     """Serves connections on the ring of the trio run that it is run in.
 
     Args:
@@ -59,26 +60,36 @@ class Worker(Turn):
       callbacks: the handler's.
       config: the server's.
       server: for handlers.
+
+    Attributes:
+      thread: its thread's ident, once there is one.
+      peers: all workers of the server.
+      calls: what is to be called in its turn.
+      accepted: what its listeners have to be told of in its turn.
     """
 
-    ident: int  # of its thread, once there is one
+    nursery: trio.Nursery
+    slots: Slots
+    engine: RingEngine
 
     def __init__(self, index: int, callbacks: Callbacks, config: Config, server: Server) -> None:
-        super().__init__(callbacks, config)
         self.index = index
+        self.callbacks = callbacks
+        self.config = config
         self.server = server
         self.logger = logger
+        self.turn = Turn(callbacks)
+        self.clock = WorkerClock(self.turn.wake)
+        self.elsewhere = Elsewhere(callbacks, config, logger)
+        self.places = Places(config.max_connections)
         self.plain = not callbacks.any_async() and not config.async_handler
-        self.peers: Sequence[Worker] = (self,)  # all workers of the server
+        self.peers: Sequence[Worker] = (self,)
         self.thread: int | None = None
-        self.active = 0
-        self.claimed = 0  # places for connections that are about to be accepted
         self.accepted: list[tuple[Acceptor, int]] = []
         self.calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        self.parked = False
         self.ended = False
         self._posting = threading.Lock()  # between a post and the end
-        self._conns: set[Conn] = set()
+        self._conns: set[Connection] = set()
         self._acceptors: list[Acceptor] = []
         self._sockets: list[Any] = []  # of datagrams
         self._ending = False
@@ -92,19 +103,16 @@ class Worker(Turn):
 
         Cancelling it aborts all connections without a drain; ``on_close`` is called.
         """
-        runner = current_runner()
-        self.slots = runner.io_manager.slots
-        self.capabilities = capabilities()
-        self.thread = self.ident = get_ident()
-        self.block = Memory(LARGE_SIZE)
-        self._block_bytes = self.block.view(LARGE_SIZE)
-        self._token = trio.lowlevel.current_trio_token()
-        self._task = trio.lowlevel.current_task()
-        self._trap = WaitTaskRescheduled(self._abort_sleep)
+        self.slots = current_runner().io_manager.slots
+        self.engine = RingEngine(self.slots, multishot=capabilities().multishot_receive)
+        self.thread = get_ident()
+        self.turn.serve(self.engine.ring.try_send)
+        self.turn.begin(self.slots)
         try:
-            take = self.slots.taking(partial(route, self.slots.table))
-            with take if FAST else contextlib.nullcontext():
+            with self.engine.serving() if FAST else contextlib.nullcontext():
                 async with trio.open_nursery() as self.nursery:
+                    self.clock.begin(self.nursery)
+                    self.elsewhere.begin(self.nursery)
                     try:
                         task_status.started()
                         await self._serve()
@@ -116,63 +124,46 @@ class Worker(Turn):
     async def _serve(self) -> None:
         try:
             while not (self._ending and self._is_empty()):
-                if self.ready or self.dirty or self.calls or self.accepted:
+                if self._is_due():
                     await self._yield()
-                elif not self.batch:
-                    await self._sleep()
-                self._turn()
+                elif not self.turn.batch:
+                    await self.turn.sleep()
+                self._take_turn()
         except BaseException:
             self.abort()
             with trio.CancelScope(shield=True):
                 while not self._is_empty():
-                    self._turn()
-                    if self.ready or self.dirty or self.calls or self.accepted:
+                    self._take_turn()
+                    if self._is_due():
                         await self._yield()
                     elif not self._is_empty():
-                        await self._sleep()
+                        await self.turn.sleep()
             raise
+
+    def _is_due(self) -> bool:
+        return bool(self.turn.is_due or self.calls or self.accepted)
 
     async def _yield(self) -> None:
         """Let others have their tick: exactly one, or the next batch would be stale."""
         await trio.lowlevel.checkpoint_if_cancelled()  # if it is, in more than one
         await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def _sleep(self) -> None:
-        self._task = trio.lowlevel.current_task()
-        self.parked = True
-        value = await park(self._trap)
-        self.parked = False
-        if value is not None:
-            value.unwrap()
-
-    def _abort_sleep(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
-        self.parked = False
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def wake(self) -> None:
-        """Have a turn in this tick, or in the next; on the worker's thread."""
-        if self.parked:
-            self.parked = False
-            self.slots.wake(self._task, None)
-
     @trio.lowlevel.enable_ki_protection
-    def _turn(self) -> None:
-        if self.batch:
-            self._sweep_completions()
+    def _take_turn(self) -> None:
+        turn = self.turn
+        if turn.batch:
+            turn.sweep_completions()
         if self.accepted:
             accepted, self.accepted = self.accepted, []
             for acceptor, res in accepted:
                 acceptor.accepted(res)
         if self.calls:
             self._make_calls()
-        if self.ready:
-            self._sweep_ready()
-        if self.dirty:
-            self._sweep_dirty()
-        if self.wrote:
-            self._sweep_wrote()
-        if self.starved:
-            self._arm_starved()
+        turn.sweep()
+
+    def wake(self) -> None:
+        """Have a turn in this tick, or in the next; on the worker's thread."""
+        self.turn.wake()
 
     # ---- other threads -------------------------------------------------------------------
 
@@ -187,18 +178,21 @@ class Worker(Turn):
                 return False
             self.calls.append((fn, args))
         try:
-            self._token.run_sync_soon(self.wake, idempotent=True)
+            self.turn.wake_soon()
         except trio.RunFinishedError:
             return False
         return True
 
     def _make_calls(self) -> None:
         for _ in range(len(self.calls)):  # what these post is for the next turn
-            fn, args = self.calls.popleft()
-            try:
-                fn(*args)
-            except Exception:
-                logger.exception("a call from another thread raised: %r", fn)
+            self.call(*self.calls.popleft())
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Make one; if it raises, that is logged."""
+        try:
+            fn(*args)
+        except Exception:
+            logger.exception("a call from another thread raised: %r", fn)
 
     # ---- connections ---------------------------------------------------------------------
 
@@ -212,7 +206,7 @@ class Worker(Turn):
         if self._ticks is None and self.index == 0 and self.callbacks.on_tick is not None:
             self._ticks = self.config.tick
             if self._ticks is not None:
-                self.nursery.start_soon(self.run_ticks, self._ticks, self.server)
+                self.nursery.start_soon(self._run_ticks, self._ticks)
         if listener.network == "udp":
             from uring_trio.gain._datagram import DatagramSocket
 
@@ -224,58 +218,52 @@ class Worker(Turn):
         self._acceptors.append(acceptor)
         acceptor.arm()
 
-    def may_accept(self) -> bool:
-        """Whether one more connection is allowed."""
-        limit = self.config.max_connections
-        return limit is None or sum(each.active + each.claimed for each in self.peers) < limit
+    async def _run_ticks(self, seconds: float) -> None:
+        """Call ``on_tick`` every so many seconds, and never two at once."""
+        on_tick = self.callbacks.on_tick
+        assert on_tick is not None
+        is_async = self.callbacks.is_async("on_tick")
+        at = trio.current_time()
+        while True:
+            at = max(at + seconds, trio.current_time())
+            await trio.sleep_until(at)
+            try:
+                result = on_tick(self.server)
+                if is_async:
+                    await result
+            except Exception:
+                logger.exception("on_tick raised")
 
-    def claim(self) -> bool:
-        """Keep a place for a connection that is to be accepted here, if there is one."""
-        if self.config.max_connections is None:
-            return True
-        with _counting:
-            allowed = self.may_accept()
-            self.claimed += allowed
-        return allowed
+    @property
+    def active(self) -> int:
+        """How many connections it serves; from any thread."""
+        return self.places.active
 
     def unclaim(self) -> None:
-        """Give the place back: there was no connection."""
-        if self.config.max_connections is not None:
-            with _counting:
-                self.claimed -= 1
+        """Give a place back: there was no connection."""
+        if self.places.unclaim():
             self._tell_of_room()
 
-    def use_claim(self, worker: Worker) -> None:
-        """A connection was accepted here for *worker*: it takes the place, and is counted there."""
-        with _counting:
-            if self.config.max_connections is not None:
-                self.claimed -= 1
-            worker.active += 1
-
-    def leave(self) -> None:
-        """Count one connection less."""
-        with _counting:
-            self.active -= 1
-
-    def adopt(self, sock: socket.socket, network: str, local: Any, remote: Address) -> None:
+    def adopt(
+        self, sock: socket.socket, network: str, local: Address | None, remote: Address
+    ) -> None:
         """Serve a connection that was claimed for this worker."""
         if self._ending:
             sock.close()
-            self.leave()
+            self.places.leave()
             return
-        conn = Conn(self, sock, network, local, remote)
-        self._conns.add(conn)
-        tls = self.config.tls
-        if tls is not None:
-            conn._use_tls(Secure(tls), State.HANDSHAKE)
-            conn._begin_handshake()
-        conn._attend()
+        connection = Connection(self, sock)
+        connection.conn = Conn(connection, sock, network, local, remote)
+        self._conns.add(connection)
+        if self.config.tls is not None:
+            connection.begin_in_handshake(Secure(self.config.tls))
+        connection.attend()
 
-    def forget(self, conn: Conn) -> None:
+    def forget(self, connection: Connection) -> None:
         """A connection is closed, and nobody is to be told of it any more."""
-        if conn in self._conns:
-            self._conns.remove(conn)
-            self.leave()
+        if connection in self._conns:
+            self._conns.remove(connection)
+            self.places.leave()
             if self._ending:
                 self.wake()
             self._tell_of_descriptor()
@@ -316,6 +304,11 @@ class Worker(Turn):
         """A listener is closed."""
         self._acceptors.remove(acceptor)
 
+    def meet(self, peers: Sequence[Worker]) -> None:
+        """These are all workers of the server."""
+        self.peers = peers
+        self.places.share_with([worker.places for worker in peers])
+
     # ---- the end -------------------------------------------------------------------------
 
     def begin_shutdown(self, drain_timeout: float) -> None:
@@ -323,17 +316,10 @@ class Worker(Turn):
         if self._ending:
             return
         self._begin_end()
-        for conn in tuple(self._conns):
-            conn._stopped = True
-            if conn._state is State.HANDSHAKE:
-                conn._begin_close()
-            elif conn._busy:
-                conn._close_when_idle = True
-                conn._attend()
-            elif conn._state is State.OPEN:
-                conn._begin_close()
+        for connection in tuple(self._conns):
+            connection.leave()
         if self._conns or self._sockets:
-            self.set_timer_in((self, "drain"), drain_timeout)
+            self.clock.set_in((self, "drain"), drain_timeout)
         self.wake()
 
     def _timer_expired(self, _kind: str) -> None:
@@ -342,17 +328,13 @@ class Worker(Turn):
     def abort(self) -> None:
         """Close all connections at once, with resets; callbacks that run are cancelled."""
         self._begin_end()
-        # What the kernel has ended must not be cancelled: the slots may be others' by now,
-        # and the buffers, too, because a cancelled task may be late for its batch.
-        for conn, slot, _, flags, _ in self.batch:
-            conn._lost(slot, flags)
-        self.batch.clear()
-        for conn in tuple(self._conns):
-            conn._end_now()
+        self.turn.lose_batch()
+        for connection in tuple(self._conns):
+            connection.end_now()
         for datagrams in self._sockets:
             datagrams.close()
-        self.cancel_callbacks()
-        self.slots.ring.flush()
+        self.elsewhere.cancel()
+        self.engine.flush()
         self.wake()
 
     def _begin_end(self) -> None:
@@ -370,14 +352,14 @@ class Worker(Turn):
         return all(datagrams.closed for datagrams in self._sockets)
 
     def _finish(self) -> None:
-        self.block.free()
+        self.engine.close()
         with self._posting:
             self.ended = True
         while self.calls:
             fn, args = self.calls.popleft()
             if fn == self.adopt:
                 args[0].close()
-                self.leave()
+                self.places.leave()
         self._final = self._statistics()  # without what was never adopted
 
     # ---- statistics ----------------------------------------------------------------------
@@ -401,17 +383,15 @@ class Worker(Turn):
 
     def _statistics(self) -> WorkerStatistics:
         conns = self._conns
-        slots = [a.slot for a in self._acceptors]
-        for conn in conns:
-            slots += (conn._recv_slot, conn._send_slot, conn._watch_slot)
         return WorkerStatistics(
             connections=self.active,
-            bytes_in=self.bytes_in,
-            bytes_out=self.bytes_out,
-            buffers_leased=sum(conn._lease_size > 0 for conn in conns),
-            bytes_buffered=sum(c._buffered() + c._out_size for c in conns)
+            bytes_in=self.turn.bytes_in,
+            bytes_out=self.turn.bytes_out,
+            buffers_leased=sum(c.inbound.lease_size > 0 for c in conns),
+            bytes_buffered=sum(c.inbound.buffered() + c.outbound.size for c in conns)
             + sum(s.queued for s in self._sockets),
-            operations_in_flight=sum(slot >= 0 for slot in slots)
+            operations_in_flight=sum(c.link.in_flight() for c in conns)
+            + sum(acceptor.slot >= 0 for acceptor in self._acceptors)
             + sum(s.operations_in_flight for s in self._sockets),
             datagrams_dropped=sum(s.dropped for s in self._sockets),
         )

@@ -1,0 +1,163 @@
+"""What a worker needs of an engine: the protocol under the callback servers.
+
+An engine serves open files for the connections of one worker, on the worker's thread. A
+connection asks for operations at its `Link`; what has happened comes to it in the worker's
+turn, through its methods `receive_completed`, `input_there`, `send_completed` and
+`watch_completed`. The rules, which the tables of `_inbound`, `_outbound` and `_life` rest on:
+
+- An operation that was asked for has exactly one last completion, whatever becomes of it,
+  unless `stop`, `stop_watch` or `stop_send` answers True: then it was taken back before
+  anybody had begun it, and nothing comes of it any more.
+- A receive may complete many times before its last; a watch too, if it was asked to; a send
+  once. What comes for one link comes in the order in which it happened.
+- To stop is to ask. The last completion decides: it may bring data all the same.
+- Until a send's completion its bytes are the engine's; until the last completion of all, the
+  file is.
+
+The ring (`_ring`) is one; the tests have another, which gives every order by seed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+# poll(2): what a watch may tell of, asked or not
+POLLIN, POLLERR, POLLHUP = 0x1, 0x8, 0x10
+POLLRDHUP = 0x2000
+PEER_ENDED = POLLHUP | POLLRDHUP
+ENDS = POLLERR | PEER_ENDED
+
+
+class Link(Protocol):
+    """One connection's file on an engine.
+
+    Attributes:
+      fd: its number.
+      large: its messages are: the engine tells that there is input, and `take` takes it.
+      readable: what it has told so; 0 once that was taken.
+      small_in_a_row: pieces that were small, where messages are large.
+      finds_errors: what receives finds an error by itself, behind the input before it.
+    """
+
+    fd: int
+    large: bool
+    readable: int
+    small_in_a_row: int
+
+    @property
+    def finds_errors(self) -> bool: ...
+
+    # ---- operations ----------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Receive, until this is stopped or ends."""
+
+    def stop(self) -> bool:
+        """Have what receives end; True if it has."""
+
+    def watch(self, *, again: bool) -> None:
+        """Tell of errors and of the peer's end, once; with *again*, of each that is new."""
+
+    def stop_watch(self) -> bool:
+        """Have that end; True if it has."""
+
+    def send(self, data: bytes, at: int, size: int) -> None:
+        """Send so much of *data*; the completion may tell of less."""
+
+    def stop_send(self) -> bool:
+        """Have that end; True if it has."""
+
+    def is_quiet(self) -> bool:
+        """Whether the engine has nothing of it any more."""
+
+    def in_flight(self) -> int:
+        """How many operations of it have no last completion yet."""
+
+    def forget(self, slot: int, flags: int) -> None:
+        """Take note of a completion, and not of what it brings."""
+
+    # ---- at once -------------------------------------------------------------------------
+
+    def try_send(self, data: bytes, size: int) -> int:
+        """How much of *data* is sent without waiting; negative: an errno."""
+
+    def take(self) -> tuple[int, bytes, int]:
+        """What a large stream has: how much, or an errno; the bytes; what was told of it."""
+
+    def remember(self, told: int) -> None:
+        """What was told of is to be taken once more."""
+
+    def unread(self) -> int:
+        """Bytes that have come and were not received."""
+
+    def error(self) -> int:
+        """The errno that the file holds; 0 for none."""
+
+    def send_fin(self) -> None:
+        """Send the end of file."""
+
+    def reset_at_close(self) -> None:
+        """Have `close` send a reset."""
+
+    def close(self) -> None:
+        """Close the file. The engine has nothing of it any more."""
+
+    # ---- sizes of buffers ----------------------------------------------------------------
+
+    def note_size(self, size: int) -> bool:
+        """A piece of so many bytes has come; whether what receives is to be armed anew."""
+
+    def fills(self, size: int) -> bool:
+        """Whether what `take` gave was as much as it can: there may be more, and no word of it."""
+
+    def note_large(self, size: int) -> None:
+        """One that `take` has given."""
+
+    def shrink(self) -> bool:
+        """Go back to small pieces, if they are; whether what receives has to end for that."""
+
+
+class Engine(Protocol):
+    """Serves the connections of one worker.
+
+    Attributes:
+      pool: what is leased is in there.
+    """
+
+    pool: Any
+
+    def link(self, connection: Any, sock: socket.socket) -> Link:
+        """Serve an open file, which is the engine's from now on."""
+
+    def flush(self) -> None:
+        """Have what was stopped end now, and not with the tick."""
+
+    def close(self) -> None:
+        """The worker ends; no file is served any more."""
+
+
+class Clock(Protocol):
+    """The deadlines of a worker."""
+
+    def set_in(self, key: Any, seconds: float) -> None:
+        """Have ``key[0]._timer_expired(key[1])`` called in so many seconds."""
+
+    def cancel(self, key: Any) -> bool:
+        """Forget it; whether it was set."""
+
+    def is_set(self, key: Any) -> bool:
+        """Whether it is."""
+
+    def now(self) -> float:
+        """Seconds."""
+
+
+class Posts(Protocol):
+    """How other threads reach a worker."""
+
+    def post(self, fn: Callable[..., Any], *args: Any) -> bool:
+        """Have it called in the worker's turn; False if the worker has ended."""

@@ -1,0 +1,374 @@
+"""The tables of a connection: each state and event, and that they say what they mean."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uring_trio.gain import _due, _inbound, _life, _outbound
+from uring_trio.gain._due import Due, Wanted, callback_due, is_plain, wanted
+from uring_trio.gain._inbound import Flight, Inbound
+from uring_trio.gain._life import Holder, Life, Told
+from uring_trio.gain._outbound import Outbound
+from uring_trio.gain._tables import step
+
+if TYPE_CHECKING:
+    import enum
+    from collections.abc import Iterator
+
+# A row for each state, a column for each event; "-" is what cannot happen.
+INBOUND = """
+             PAUSE        RESUME    FILL         ROOM         END          TELL LOSE        SHUT       DISCARD    OVER
+OPEN         PAUSED       OPEN      FULL         OPEN         ENDED        -    LOST        SHUT       -          OVER
+PAUSED       PAUSED       OPEN      PAUSED_FULL  PAUSED       ENDED_PAUSED -    LOST_PAUSED SHUT       -          OVER
+FULL         PAUSED_FULL  FULL      FULL         OPEN         ENDED        -    LOST_FULL   SHUT       -          OVER
+PAUSED_FULL  PAUSED_FULL  FULL      PAUSED_FULL  PAUSED       ENDED_PAUSED -    LOST_PAUSED SHUT       -          OVER
+ENDED        ENDED_PAUSED ENDED     ENDED        ENDED        ENDED        TOLD GONE        SHUT_ENDED -          OVER
+ENDED_PAUSED ENDED_PAUSED ENDED     ENDED_PAUSED ENDED_PAUSED ENDED_PAUSED TOLD GONE        SHUT_ENDED -          OVER
+TOLD         TOLD         TOLD      TOLD         TOLD         TOLD         -    GONE        SHUT_ENDED -          OVER
+LOST         LOST_PAUSED  LOST      LOST_FULL    LOST         GONE         -    LOST        SHUT       -          OVER
+LOST_PAUSED  LOST_PAUSED  LOST      LOST_PAUSED  LOST_PAUSED  GONE         -    LOST_PAUSED SHUT       -          OVER
+LOST_FULL    LOST_PAUSED  LOST_FULL LOST_FULL    LOST         GONE         -    LOST_FULL   SHUT       -          OVER
+GONE         GONE         GONE      GONE         GONE         GONE         -    GONE        SHUT_ENDED -          OVER
+SHUT         SHUT         SHUT      SHUT         SHUT         SHUT_ENDED   -    SHUT        SHUT       DISCARDING OVER
+SHUT_ENDED   SHUT_ENDED   SHUT_ENDED SHUT_ENDED  SHUT_ENDED   SHUT_ENDED   -    SHUT_ENDED  SHUT_ENDED -          OVER
+DISCARDING   -            -         DISCARDING   DISCARDING   SHUT_ENDED   -    -           -          -          OVER
+OVER         -            -         OVER         OVER         OVER         -    -           -          -          OVER
+"""
+FLIGHT = """
+          ARM   CANCEL    LAST
+IDLE      ARMED -         -
+ARMED     -     CANCELING IDLE
+CANCELING -     -         IDLE
+"""
+OUTBOUND = """
+            FILL        LOW      END         FIN   CLOSE    CUT
+OPEN        FULL        OPEN     ENDING      -     DRAINING CUT
+FULL        FULL        OPEN     ENDING_FULL -     DRAINING CUT
+ENDING      ENDING_FULL ENDING   ENDING      ENDED DRAINING CUT
+ENDING_FULL ENDING_FULL ENDING   ENDING_FULL -     DRAINING CUT
+ENDED       -           ENDED    ENDED       -     SHUT     CUT
+DRAINING    DRAINING    DRAINING -           SHUT  -        CUT
+SHUT        -           SHUT     -           -     -        CUT
+CUT         CUT         CUT      CUT         -     CUT      CUT
+"""
+LIFE = """
+           READY LEAVE   LOSE CLOSE    FLUSHED FLUSHED_UNREAD DISCARDED ABORT  RESET     QUIET
+HANDSHAKE  OPEN  -       -    ENDING   -       -              -         ENDING RESETTING -
+OPEN       -     LEAVING LOST FLUSHING -       -              -         ENDING RESETTING -
+LEAVING    -     LEAVING LOST FLUSHING -       -              -         ENDING RESETTING -
+LOST       -     LOST    LOST ENDING   -       -              -         ENDING RESETTING -
+FLUSHING   -     -       -    -        ENDING  DISCARDING     -         ENDING RESETTING -
+DISCARDING -     -       -    -        -       -              ENDING    ENDING RESETTING -
+ENDING     -     -       -    -        -       -              -         -      -         CLOSED
+RESETTING  -     -       -    -        -       -              -         -      -         CLOSED
+CLOSED     -     -       -    -        -       -              -         -      -         -
+"""
+HOLDER = """
+       TASK LEND BORROW RETURN
+NOBODY TASK POOL -      -
+TASK   -    -    -      NOBODY
+POOL   -    -    THREAD NOBODY
+THREAD -    -    -      NOBODY
+"""
+TOLD = """
+        ACCEPT CLOSE
+NOTHING ACCEPT -
+ACCEPT  -      CLOSE
+CLOSE   -      -
+"""
+TABLES: list[tuple[str, Any, Any, Any]] = [
+    (INBOUND, _inbound.NEXT, _inbound.State, _inbound.Event),
+    (FLIGHT, _inbound.NEXT_FLIGHT, Flight, _inbound.FlightEvent),
+    (OUTBOUND, _outbound.NEXT, _outbound.State, _outbound.Event),
+    (LIFE, _life.NEXT, _life.State, _life.Event),
+    (HOLDER, _life.NEXT_HOLDER, Holder, _life.HolderEvent),
+    (TOLD, _life.NEXT_TOLD, Told, _life.ToldEvent),
+]
+
+
+def rows() -> Iterator[tuple[Any, Any, Any, str, str]]:
+    for text, table, states, events in TABLES:
+        header, *lines = text.strip().splitlines()
+        columns = header.split()
+        assert columns == [event.name for event in events]
+        assert [line.split()[0] for line in lines] == [state.name for state in states]
+        for line in lines:
+            name, *following = line.split()
+            assert len(following) == len(columns)
+            for column, after in zip(columns, following, strict=True):
+                yield table, states[name], events[column], states.__module__, after
+
+
+@pytest.mark.parametrize(
+    ("table", "state", "event", "after"),
+    [
+        pytest.param(table, state, event, after, id=f"{where[18:]}-{state.name}-{event.name}")
+        for table, state, event, where, after in rows()
+    ],
+)
+def test_each_state_and_event(
+    table: Any, state: enum.IntEnum, event: enum.IntEnum, after: str
+) -> None:
+    if after == "-":
+        with pytest.raises(AssertionError, match=f"^{event.name} in {state.name}$"):
+            step(table, state, event)
+    else:
+        assert step(table, state, event).name == after
+
+
+# A model of the input: what its state is made of, each by itself
+
+EVENTS = st.lists(st.sampled_from(list(_inbound.Event)), max_size=20)
+
+
+class Conditions:
+    """What has been said of the input, and what follows."""
+
+    def __init__(self) -> None:
+        self.paused = self.full = self.ended = self.told = False
+        self.lost = self.shut = self.discarding = self.over = False
+
+    def may(self, event: _inbound.Event) -> bool:
+        name = event.name
+        if name == "TELL":
+            return self.ended and not (self.told or self.lost or self.shut or self.over)
+        if name == "DISCARD":
+            return self.shut and not (self.ended or self.discarding or self.over)
+        if self.over or (self.discarding and not self.ended):
+            return name in ("FILL", "ROOM", "END", "OVER")
+        return True
+
+    def tell(self, event: _inbound.Event) -> None:
+        name = event.name
+        if name in ("PAUSE", "RESUME"):
+            self.paused = name == "PAUSE"
+        elif name in ("FILL", "ROOM"):
+            self.full = name == "FILL"
+        elif name == "DISCARD":
+            self.discarding = True
+        elif name == "END":
+            self.ended = True
+        elif name == "TELL":
+            self.told = True
+        elif name == "LOSE":
+            self.lost = self.lost or not self.shut
+        elif name == "SHUT":
+            self.shut = True
+        else:
+            self.over = True
+
+    @property
+    def announces(self) -> bool:
+        # What came before a peer's going is told of in any case, and a pause holds the rest back.
+        reads = not (self.shut or self.over or self.told)
+        return reads and (self.lost or not self.paused)
+
+    @property
+    def receives(self) -> bool:
+        if self.over or self.ended:
+            return False
+        if self.shut:
+            return self.discarding
+        return not (self.paused or self.full)
+
+
+@given(EVENTS)
+def test_input_is_what_was_said_of_it(events: list[_inbound.Event]) -> None:
+    inbound, conditions = Inbound(b"x" * 10, 100), Conditions()
+    inbound.lease(inbound.pool, 0, 10)
+    told_before_loss = False
+    for event in events:
+        if not conditions.may(event):
+            with pytest.raises(AssertionError):
+                inbound.step(event)
+            continue
+        if event is _inbound.Event.LOSE and conditions.told:
+            told_before_loss = True
+        inbound.step(event)
+        conditions.tell(event)
+        if not told_before_loss:
+            assert inbound.announces is conditions.announces
+        # Once the peer has gone the limit is judged anew, by whoever resumes or takes some.
+        if not (conditions.lost and conditions.full):
+            assert (inbound.state in _inbound.RECEIVING) is conditions.receives
+        if not conditions.over:
+            assert inbound.has_ended is conditions.ended or conditions.lost
+
+
+@given(st.lists(st.sampled_from(list(_outbound.Event)), max_size=20))
+def test_output_that_has_ended_takes_nothing_more(events: list[_outbound.Event]) -> None:
+    outbound = Outbound(100)
+    ended = False
+    for event in events:
+        try:
+            outbound.step(event)
+        except AssertionError:
+            continue
+        ended = ended or event.name in ("END", "CLOSE", "CUT")
+        assert outbound.takes is not ended
+
+
+@given(st.lists(st.sampled_from(list(_life.Event)), max_size=20))
+def test_a_life_goes_one_way(events: list[_life.Event]) -> None:
+    life = Life(1)
+    life.begin_in_handshake()
+    for event in events:
+        before = life.state
+        try:
+            life.step(event)
+        except AssertionError:
+            assert life.state is before
+            continue
+        assert life.state >= before
+        assert (life.user != 0) is (life.state <= _life.State.LOST)
+
+
+@pytest.mark.parametrize("state", list(_life.State))
+@pytest.mark.parametrize("holder", list(Holder))
+def test_who_may_use_it(state: _life.State, holder: Holder) -> None:
+    life = life_of(state, holder)
+    if state > _life.State.LOST or (state is _life.State.LOST and holder is not Holder.NOBODY):
+        assert life.user == 0
+    elif holder is Holder.POOL:
+        assert life.user == _life.NOBODY
+    elif holder is Holder.THREAD:
+        assert life.user == THREAD
+    else:
+        assert life.user == HOME
+
+
+def test_a_thread_that_has_closed_it_gets_it_back_no_more() -> None:
+    life = Life(HOME)
+    life.lend()
+    assert life.borrow(THREAD)
+    life.revoke()
+    assert life.user == 0
+    life.give_back()
+    assert life.user == HOME  # until the close, which follows
+
+
+def test_a_thread_that_comes_too_late_begins_nothing() -> None:
+    life = Life(HOME)
+    life.lend()
+    life.step(_life.Event.ABORT)
+    assert not life.borrow(THREAD)
+    assert life.user == 0
+
+
+# What is due and what is wanted, over all there is
+
+HOME, THREAD = 1, 2
+WAY: dict[_life.State, tuple[_life.Event, ...]] = {
+    _life.State.OPEN: (),
+    _life.State.LEAVING: (_life.Event.LEAVE,),
+    _life.State.LOST: (_life.Event.LOSE,),
+    _life.State.FLUSHING: (_life.Event.CLOSE,),
+    _life.State.DISCARDING: (_life.Event.CLOSE, _life.Event.FLUSHED_UNREAD),
+    _life.State.ENDING: (_life.Event.ABORT,),
+    _life.State.RESETTING: (_life.Event.RESET,),
+    _life.State.CLOSED: (_life.Event.ABORT, _life.Event.QUIET),
+}
+
+
+def life_of(state: _life.State, holder: Holder, told: Told = Told.ACCEPT) -> Life:
+    life = Life(HOME)
+    if told is not Told.NOTHING:
+        life.tell(_life.ToldEvent.ACCEPT)
+    if told is Told.CLOSE:
+        life.tell(_life.ToldEvent.CLOSE)
+    if state is _life.State.HANDSHAKE:
+        life.state = state
+    if holder is Holder.TASK:
+        life.run_as_task()
+    elif holder is not Holder.NOBODY:
+        life.lend()
+        if holder is Holder.THREAD:
+            life.borrow(THREAD)
+    for event in WAY.get(state, ()):
+        life.step(event)
+    return life
+
+
+def all_there_is() -> Iterator[tuple[Inbound, Outbound, Life]]:
+    """Each combination that decides; the objects are the same ones each time."""
+    inbound, outbound = Inbound(b"abc", 100), Outbound(100)
+    for state, holder, told in itertools.product(_life.State, Holder, Told):
+        life = life_of(state, holder, told)
+        for inbound.state, (inbound.lease_size, inbound.fresh), inbound.rest in itertools.product(
+            _inbound.State, ((0, 0), (3, 0), (3, 3)), (0, 5)
+        ):
+            for outbound.state, (outbound.size, outbound.written) in itertools.product(
+                _outbound.State, ((0, 0), (4, 0), (0, 2))
+            ):
+                yield inbound, outbound, life
+
+
+def test_what_is_due_over_all_there_is() -> None:
+    seen = set()
+    for inbound, outbound, life in all_there_is():
+        due = callback_due(inbound, outbound, life)
+        seen.add(due)
+        if life.is_busy:
+            assert due in (Due.NOTHING, Due.GIVE_UP)  # never two callbacks at once
+        if due is Due.NOTHING:
+            continue
+        if due is Due.ACCEPT:
+            assert life.told is Told.NOTHING
+            assert life.is_open
+            continue
+        if due is not Due.GIVE_UP:
+            assert life.told is not Told.NOTHING
+        if due is Due.READ:
+            assert life.is_open
+            assert inbound.unannounced()
+        elif due is Due.WROTE:
+            assert outbound.written
+        elif due is Due.EOF:
+            assert not inbound.unannounced()  # every byte before it was announced
+        elif due is Due.CLOSED:
+            assert life.state is _life.State.CLOSED
+            assert life.told is Told.ACCEPT
+            assert not outbound.written
+        elif due is Due.GIVE_UP:
+            assert life.state is _life.State.LOST
+        elif due is Due.LEAVE:
+            assert life.state is _life.State.LEAVING
+        else:
+            assert due is Due.BOTH_ENDED
+            assert outbound.state is _outbound.State.ENDED
+    assert seen == set(Due)
+
+
+def test_what_is_wanted_over_all_there_is() -> None:
+    seen = Wanted.NOTHING
+    for inbound, outbound, life in all_there_is():
+        want = wanted(inbound, outbound, life)
+        seen |= want
+        if life.is_over:
+            assert want in (Wanted.CLOSE, Wanted.NOTHING)
+            assert (want is Wanted.CLOSE) is (life.state is not _life.State.CLOSED)
+            continue
+        assert not want & Wanted.CLOSE
+        assert want & (Wanted.RECEIVE | Wanted.WATCH) != Wanted.RECEIVE | Wanted.WATCH
+        if want & Wanted.RECEIVE:
+            assert not inbound.has_ended
+            assert not outbound.is_full
+        if want & (Wanted.FIN | Wanted.FINISH):
+            assert outbound.is_out
+    assert seen == Wanted.RECEIVE | Wanted.WATCH | Wanted.FIN | Wanted.FINISH | Wanted.CLOSE
+
+
+def test_the_short_way_is_for_those_with_nothing_but_input_and_output() -> None:
+    for inbound, outbound, life in all_there_is():
+        if is_plain(inbound, outbound, life):
+            assert (inbound.state, outbound.state, life.state) == (0, 0, _life.State.OPEN)
+            assert callback_due(inbound, outbound, life) in (Due.READ, Due.WROTE, Due.NOTHING)
+            assert wanted(inbound, outbound, life) is Wanted.RECEIVE
+
+
+assert _due  # the module of all of these
