@@ -445,3 +445,89 @@ async def test_bytes_that_come_while_a_thread_runs_are_not_idle(
         await until(lambda: recorder.counts().close == 1)
         assert trio.current_time() - started > 0.1
     assert isinstance(recorder.errors()[0], gain.DeadlineExceeded)
+
+
+# What others want of a connection while a thread has it
+
+
+async def test_calls_from_other_threads_wait_until_it_is_given_back() -> None:
+    """All are delivered, in their order, and none in the middle of what the thread writes."""
+    many = 50
+
+    def read(conn: gain.Conn, n: int) -> None:
+        conn.discard()
+        conn.write(b"(")
+        go_on.wait(0.002)
+        conn.write(b")")
+
+    go_on = threading.Event()
+    recorder = Recorder(on_read=read)
+    async with connected(recorder, async_handler=True) as (conn, client):
+
+        def push() -> None:
+            for number in range(many):
+                conn.call_soon_threadsafe(conn.write, b"%02d" % number)
+                go_on.wait(0.001)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, push)
+            for _ in range(many):
+                await client.send_all(b"q")
+                await trio.sleep(0.001)
+        await until(lambda: sum(recorder.values("on_read")) == many)
+        conn.call_soon_threadsafe(conn.send_eof)
+        received = await read_to_end(client)
+    answers = received.count(b"()")
+    assert 1 <= answers == received.count(b"(") == received.count(b")")
+    assert received.replace(b"()", b"") == b"".join(b"%02d" % number for number in range(many))
+
+
+async def test_a_task_of_the_connection_writes_while_a_thread_has_it() -> None:
+    hold = Hold()
+    written = trio.Event()
+
+    async def write(conn: gain.Conn) -> None:
+        assert await trio.to_thread.run_sync(hold.reached.wait, gain_tools.BOUND_S)
+        for number in range(100):
+            assert conn.write(b"%02d" % number) == 2
+        written.set()
+
+    recorder = Recorder(on_read=hold, on_accept=lambda conn: conn.start_soon(write, conn))
+    async with connected(recorder, async_handler=True) as (_, client):
+        await client.send_all(b"x")
+        await written.wait()
+        hold.open.set()
+        expected = b"".join(b"%02d" % number for number in range(100))
+        assert await read_exactly(client, 200) == expected
+        assert recorder.counts().close == 0
+
+
+async def test_a_task_that_raises_beside_a_thread_ends_the_connection_at_once() -> None:
+    hold = Hold()
+
+    async def fail() -> None:
+        assert await trio.to_thread.run_sync(hold.reached.wait, gain_tools.BOUND_S)
+        raise Boom
+
+    recorder = Recorder(on_read=hold, on_accept=lambda conn: conn.start_soon(fail))
+    async with connected(recorder, async_handler=True) as (_, client):
+        await client.send_all(b"x")
+        with trio.fail_after(gain_tools.BOUND_S / 2), contextlib.suppress(trio.BrokenResourceError):
+            assert await client.receive_some() == b""  # while the thread goes on
+        assert recorder.counts().close == 0
+        hold.open.set()
+        await until(lambda: recorder.counts().close == 1)
+    (error,) = recorder.errors()
+    assert isinstance(error, Boom)
+
+
+async def test_a_broadcast_reaches_others_while_a_thread_has_one_that_is_over() -> None:
+    """The worker's own thread is told by 0, as of any connection that is over."""
+    hold = Hold()
+    recorder = Recorder(on_read=hold, on_accept=lambda conn: conn.set_idle_timeout(0.05))
+    async with connected(recorder, async_handler=True) as (conn, client):
+        await client.send_all(b"x")
+        await until(lambda: repr(conn).endswith("closed>"))
+        assert conn.write(b"too late") == 0
+        hold.open.set()
+        await until(lambda: recorder.counts().close == 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -363,3 +364,39 @@ async def test_reset_gives_on_close_the_oserror(draining: bool) -> None:
     (err,) = recorder.errors()
     assert isinstance(err, OSError)
     assert err.errno in (errno.ECONNRESET, errno.EPIPE)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+async def test_a_broadcast_to_one_that_is_closing(strict: bool) -> None:
+    """The others get it, and who has sent it stays; unless a handler asks to be told."""
+
+    def read(conn: gain.Conn, n: int) -> None:
+        data = conn.next(n)
+        if data == b"bad":
+            conn.write(CLOGGING)
+            conn.close()
+            return
+        taken.extend(other.write(data) for other in recorder.conns if other is not conn)
+
+    taken: list[int] = []
+    recorder = Recorder(on_read=read)
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(gain_tools.serving(recorder, write_strict=strict))
+        clients = []
+        for count in range(1, 4):
+            client = await stack.enter_async_context(await gain_tools.open_client(server))
+            clients.append(client)
+            await until(lambda: len(recorder.conns) == count)  # noqa: B023
+        closing, sender, listener = clients
+        await closing.send_all(b"bad")
+        await until(lambda: repr(recorder.conns[0]).endswith("flushing>"))
+        if strict:
+            with pytest.raises(gain.ConnectionClosed, match="flushing"):
+                recorder.conns[0].write(b"hello")
+            assert not taken
+        else:
+            await sender.send_all(b"hello")
+            with trio.fail_after(gain_tools.BOUND_S):
+                assert await listener.receive_some() == b"hello"
+            assert taken == [0, 5]
+        assert recorder.counts().close == 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
+import gain_tools
 import pytest
 import trio
 from gain_tools import (
@@ -217,6 +219,52 @@ async def test_what_is_no_time_is_refused() -> None:
         for wrong in (float("nan"), -1, "1"):
             with pytest.raises((ValueError, TypeError)):
                 conn.set_deadline(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["async def", "async_handler"])
+async def test_read_deadline_is_met_by_what_comes_while_a_callback_runs(mode: str) -> None:
+    """Its on_read waits for the callback, and not for the peer."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    def begin(conn: gain.Conn) -> None:
+        conn.discard(1)
+        conn.set_read_deadline(0.1)
+        reached.set()
+
+    def hold(conn: gain.Conn, n: int) -> None:
+        if not reached.is_set():
+            begin(conn)
+            go_on.wait(gain_tools.BOUND_S)
+
+    async def hold_task(conn: gain.Conn, n: int) -> None:
+        if not reached.is_set():
+            begin(conn)
+            await trio.to_thread.run_sync(go_on.wait, gain_tools.BOUND_S)
+
+    action = hold if mode == "async_handler" else hold_task
+    recorder = gain_tools.make_recorder(mode, on_read=action)
+    async with connected(recorder, **gain_tools.options_for(mode)) as (conn, client):
+        await client.send_all(b"1")
+        assert await trio.to_thread.run_sync(reached.wait, gain_tools.BOUND_S)
+        await client.send_all(b"2")
+        await trio.sleep(0.2)
+        go_on.set()
+        await until(lambda: recorder.values("on_read") == [1, 1])
+        assert conn.next() == b"2"
+        assert recorder.counts().close == 0
+
+
+async def test_read_deadline_passes_while_a_callback_runs_and_nothing_comes() -> None:
+    async def hold(conn: gain.Conn, n: int) -> None:
+        conn.discard()
+        conn.set_read_deadline(0.05)
+        await trio.sleep(0.2)
+
+    recorder = gain_tools.AsyncRecorder(on_read=hold)
+    async with connected(recorder) as (_, client):
+        await client.send_all(b"1")
+        await until(lambda: recorder.counts().close == 1)
+    assert isinstance(recorder.errors()[0], gain.DeadlineExceeded)
 
 
 # Blocking clients

@@ -9,6 +9,7 @@ from typing import Any
 import gain_tools
 import pytest
 import trio
+import trio.testing
 from gain_tools import (
     CLOGGING,
     MIB,
@@ -224,6 +225,43 @@ async def test_end_of_the_stream_while_output_waits_for_a_slow_peer() -> None:
         assert await read_to_end(client) == CLOGGING
         await until(lambda: recorder.counts().close == 1)
     assert isinstance(recorder.errors()[0], gain.EndOfStream)
+
+
+# Both directions
+
+
+@pytest.mark.parametrize("size", [0, 1, len(gain_tools.CLOGGING)])
+@pytest.mark.parametrize("when", ["before", "in on_eof", "after"])
+async def test_a_connection_closes_when_both_directions_have_ended(when: str, size: int) -> None:
+    """And all output is out."""
+    output = gain_tools.CLOGGING[:size]
+
+    class Handler(Recorder):
+        def on_accept(self, conn: gain.Conn) -> None:
+            super().on_accept(conn)
+            if when == "before":
+                conn.write(output)
+                conn.send_eof()
+
+        def on_eof(self, conn: gain.Conn) -> None:
+            with self.recorded("on_eof", conn):
+                if when == "in on_eof":
+                    conn.write(output)
+                    conn.send_eof()
+
+    handler = Handler()
+    async with gain_tools.connected(handler) as (conn, client):
+        await client.send_eof()
+        if when == "after":
+            await until(lambda: "on_eof" in handler.names())
+            await trio.testing.wait_all_tasks_blocked()
+            assert handler.counts().close == 0
+            conn.write(output)
+            conn.send_eof()
+        assert await read_to_end(client) == output
+        await until(lambda: handler.counts().close == 1)
+    assert isinstance(handler.errors()[0], gain.EndOfStream)
+    assert sum(handler.values("on_write")) == size
 
 
 # Blocking clients

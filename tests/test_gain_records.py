@@ -11,7 +11,7 @@ from gain_tools import LOOPBACK, Boom, Recorder, echo, open_client, read_exactly
 from marks import ON_RING
 
 from uring_trio import gain
-from uring_trio.gain._routing import route
+from uring_trio.gain._ring import route
 
 # To have them for oneself is a fast way: without it there is nothing to be taken off.
 pytestmark = [*ON_RING, pytest.mark.fast_ways]
@@ -26,7 +26,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(1)
         return route(*args)
 
-    monkeypatch.setattr("uring_trio.gain._worker.route", counted)
+    monkeypatch.setattr("uring_trio.gain._ring.route", counted)
     return seen
 
 

@@ -25,6 +25,7 @@ from marks import ON_RING
 
 import uring_trio
 from uring_trio import gain
+from uring_trio.gain import _elsewhere
 
 pytestmark = ON_RING
 
@@ -223,3 +224,59 @@ def test_host_of_a_guest_run_may_ask_and_stop_without_blocking_itself() -> None:
         assert not server.is_running()
 
     asyncio.run(host())
+
+
+# An async on_close
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("how", ["drain is over", "second shutdown", "begun by the abort"])
+def test_an_async_on_close_runs_to_its_end(how: str, workers: int) -> None:
+    ended: list[str] = []
+
+    class Handler(gain.EventHandler):
+        async def on_read(self, conn: gain.Conn, n: int) -> None:
+            conn.discard()
+            if how == "begun by the abort":
+                await trio.sleep_forever()
+
+        async def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+            await trio.sleep(0.3)
+            ended.append("on_close")
+
+    with (
+        gain_tools.server_in_thread(Handler(), workers=workers) as server,
+        gain_tools.connect(server) as client,
+    ):
+        client.sendall(b"x")
+        gain_tools.wait_until(lambda: sum(w.bytes_in for w in server.statistics().workers))
+        server.async_shutdown(5 if how == "second shutdown" else 0.1)
+        if how == "second shutdown":
+            time.sleep(0.1)
+            server.async_shutdown(0)
+        gain_tools.wait_until(lambda: not server.active_connections())
+    assert ended == ["on_close"]
+
+
+def test_an_async_on_close_that_does_not_end_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_elsewhere, "ON_CLOSE_S", 0.2)
+    began: list[float] = []
+
+    class Handler(gain.EventHandler):
+        async def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+            began.append(time.monotonic())
+            await trio.sleep_forever()
+
+    with (
+        gain_tools.server_in_thread(Handler(), workers=1) as server,
+        gain_tools.connect(server) as client,
+    ):
+        gain_tools.wait_until(lambda: server.active_connections() == 1)
+        name = client.getsockname()
+        server.async_shutdown(0.05)
+        gain_tools.wait_until(lambda: not server.active_connections())
+        assert time.monotonic() - began[0] >= 0.2
+    (warning,) = [r.getMessage() for r in caplog.records if "on_close" in r.getMessage()]
+    assert f"127.0.0.1:{name[1]}" in warning
