@@ -12,7 +12,7 @@ from uring_trio.gain._address import Address
 from uring_trio.gain._config import check_read_buffer_limit
 from uring_trio.gain._errors import ConnectionClosed, GainError, InvalidDuration, NotSupported
 from uring_trio.gain._handle import TAKING, Handle
-from uring_trio.gain._outbound import FULL
+from uring_trio.gain._outbound import FULL, OPEN
 from uring_trio.gain._secure import Secure
 
 if TYPE_CHECKING:
@@ -96,19 +96,24 @@ class Conn(Handle):
         if type(data) is not bytes:
             data = bytes(memoryview(data))
         outbound = self._outbound
-        if self._life.user != get_ident() or outbound.state > FULL:
+        state = outbound.state
+        if self._life.user != get_ident() or (state is not OPEN and state > FULL):
             return self._refuse_write("write", data)
         size = len(data)
-        if size:
-            if outbound.sending is not None:
-                # What the socket takes at once is never too much; this is behind what it refused.
-                outbound.add(data, size)
-                if outbound.size > outbound.high_water and outbound.state is not FULL:
-                    self._connection.overflow()
-                return size
-            if not outbound.pieces and not self._connection.ready:
+        if not size:
+            return 0
+        pieces = outbound.pieces
+        if outbound.sending is None:
+            if not pieces and not self._connection.ready:
                 self._connection.send_soon()
-            outbound.add(data, size)
+            # The fast way of `Outbound.add`.
+            outbound.size += size
+            pieces.append(data)
+            return size
+        # What the socket takes at once is never too much; this is behind what it refused.
+        outbound.add(data, size)
+        if outbound.size > outbound.high_water and state is OPEN:
+            self._connection.overflow()
         return size
 
     def _refuse_write(self, name: str, data: bytes) -> int:
@@ -116,7 +121,7 @@ class Conn(Handle):
         if life.is_lent and get_ident() == life.home:
             # A task of the worker's, while a thread has it: its turn comes when that is done.
             if life.user:
-                self._connection.when_mine(self.write, data)
+                self._connection.call(self.write, data)
                 return len(data)
         else:
             self._check(name, alive=False)

@@ -78,6 +78,12 @@ class Handle:
         if self._owner.user != get_ident():
             self._refuse("next")
         inbound = self._inbound
+        size = inbound.lease_size
+        if inbound.buffer is None and (n == size or n < 0) and inbound.state is OPEN:
+            # The fast way of what follows.
+            inbound.lease_size = 0
+            at = inbound.lease_at
+            return inbound.pool[at : at + size]  # type: ignore[no-any-return]
         data = inbound.next(n)
         if inbound.state is not OPEN:
             self._took()

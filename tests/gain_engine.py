@@ -1,0 +1,387 @@
+"""An engine of callback servers that is a script: every order that the ring may give, by seed.
+
+It has no socket, no ring and no clock. A `Peer` sends, ends, resets and takes as the seed
+says; what is asked of a `ScriptedLink` completes in any order and in any of the ways that
+`uring_trio.gain._engine` allows, of which each step chooses one.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import threading
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from uring_trio.gain._config import Config
+from uring_trio.gain._conn import Conn
+from uring_trio.gain._connection import Connection
+from uring_trio.gain._engine import POLLERR, POLLHUP, POLLRDHUP
+from uring_trio.gain._handler import Callbacks
+from uring_trio.gain._turn import Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PIECE_MAX = 8  # bytes that a small receive takes: the sizes are those of a toy
+LARGE_MAX = 32
+SMALL_IN_A_ROW = 3
+
+
+class Peer:
+    """The other side of a connection."""
+
+    def __init__(self) -> None:
+        self.sent = bytearray()  # all that it ever has
+        self.unread = bytearray()  # of that, what was not received
+        self.end: int | None = None  # 0: its end of file; else an errno
+        self.received = bytearray()
+        self.window = 0  # bytes that it takes yet
+        self.fin = self.reset = False  # what it has got
+
+
+class ScriptedLink:
+    """One file of the engine."""
+
+    def __init__(self, engine: ScriptedEngine, connection: Connection, peer: Peer) -> None:
+        self.engine, self.connection, self.peer = engine, connection, peer
+        self.fd = len(engine.links)
+        self.large = False
+        self.readable = 0
+        self.small_in_a_row = 0
+        self.finds_errors = not engine.multishot
+        self.flights: dict[str, str] = {}  # operation -> "armed", or "stopping"
+        self.sending: tuple[bytes, int, int] = (b"", 0, 0)
+        self.again = False
+        self.linger = True
+        self.closed = False
+
+    # ---- what is asked of it -------------------------------------------------------------
+
+    def begin(self, name: str) -> None:
+        assert not self.closed
+        assert name not in self.flights, f"{name} is armed twice"
+        self.flights[name] = "armed"
+
+    def take_back(self, name: str) -> bool:
+        assert not self.closed
+        if self.flights.get(name) != "armed":
+            return False
+        if self.engine.rng.random() < 0.2:  # nobody has begun it
+            del self.flights[name]
+            return True
+        self.flights[name] = "stopping"
+        return False
+
+    def arm(self) -> None:
+        self.begin("receive")
+
+    def stop(self) -> bool:
+        return self.take_back("receive")
+
+    def watch(self, *, again: bool) -> None:
+        self.begin("watch")
+        self.again = again
+
+    def stop_watch(self) -> bool:
+        return self.take_back("watch")
+
+    def send(self, data: bytes, at: int, size: int) -> None:
+        assert 0 < size <= len(data) - at
+        self.begin("send")
+        self.sending = data, at, size
+
+    def stop_send(self) -> bool:
+        return self.take_back("send")
+
+    def is_quiet(self) -> bool:
+        return not self.flights
+
+    def in_flight(self) -> int:
+        return len(self.flights)
+
+    def forget(self, slot: Any, flags: int) -> None:
+        raise AssertionError("no batch is lost here")
+
+    def try_send(self, data: bytes, size: int) -> int:
+        assert not self.closed
+        assert "send" not in self.flights
+        return self.put(data[:size], self.engine.rng.choice([size, size, size // 2, 0]))
+
+    def put(self, data: bytes, most: int) -> int:
+        peer = self.peer
+        if peer.end:
+            return -peer.end
+        assert not peer.fin
+        taken = min(len(data), most, peer.window)
+        if not taken:
+            return -errno.EAGAIN
+        peer.window -= taken
+        peer.received += data[:taken]
+        return taken
+
+    def take(self) -> tuple[int, bytes, int]:
+        told, self.readable = self.readable, 0
+        peer = self.peer
+        if peer.unread:
+            data = self.cut(LARGE_MAX)
+            return len(data), data, told
+        return -errno.EAGAIN if peer.end is None else -peer.end, b"", told
+
+    def remember(self, told: int) -> None:
+        self.readable |= told
+
+    def unread(self) -> int:
+        return len(self.peer.unread)
+
+    def error(self) -> int:
+        return self.peer.end or 0
+
+    def send_fin(self) -> None:
+        assert not self.closed
+        self.peer.fin = True
+
+    def reset_at_close(self) -> None:
+        self.linger = False
+
+    def close(self) -> None:
+        assert not self.closed
+        assert not self.flights, "closed with an operation in flight"
+        self.closed = True
+        self.peer.reset = not self.linger or bool(self.peer.unread)
+        self.peer.fin = True
+
+    def note_size(self, size: int) -> bool:
+        if self.large or size < PIECE_MAX:
+            return False
+        self.large, self.small_in_a_row = True, 0
+        return True
+
+    def fills(self, size: int) -> bool:
+        return size == LARGE_MAX
+
+    def note_large(self, size: int) -> None:
+        self.small_in_a_row = 0 if size > PIECE_MAX else self.small_in_a_row + 1
+
+    def shrink(self) -> bool:
+        if not self.large or self.small_in_a_row < SMALL_IN_A_ROW:
+            return False
+        if "receive" in self.flights:
+            return True
+        self.large, self.readable = False, 0
+        return False
+
+    # ---- what happens --------------------------------------------------------------------
+
+    def cut(self, most: int) -> bytes:
+        data = bytes(self.peer.unread[:most])
+        del self.peer.unread[:most]
+        return data
+
+    def steps(self) -> list[Callable[[], None]]:
+        """What may happen next."""
+        peer, found = self.peer, []
+        state = self.flights.get("receive")
+        if state == "stopping" or (state and (peer.unread or peer.end is not None)):
+            found.append(self.receive_step)
+        state = self.flights.get("watch")
+        if state == "stopping" or (state and peer.end is not None and not self.again):
+            found.append(self.watch_step)
+        state = self.flights.get("send")
+        if state == "stopping" or (state and (peer.window or peer.end)):
+            found.append(self.send_step)
+        return found
+
+    def happen(self, kind: str, res: int, data: bytes, *, last: bool) -> None:
+        if last:
+            del self.flights[kind]
+        self.engine.batch_data.append(data)
+        at = len(self.engine.batch_data) - 1
+        self.connection.happened(kind, res, int(last), at)  # type: ignore[arg-type]
+
+    def receive_step(self) -> None:
+        rng, peer = self.engine.rng, self.peer
+        stopping = self.flights["receive"] == "stopping"
+        last = stopping or not (self.large or self.engine.multishot) or rng.random() < 0.2
+        if stopping and rng.random() < 0.5:
+            self.happen("receive", -errno.ECANCELED, b"", last=True)
+        elif self.large and (peer.unread or peer.end is not None) and not stopping:
+            self.happen("readable", 1, b"", last=False)
+            if last:
+                self.flights.pop("receive")
+                self.connection.happened("poll over", 0, 1, 0)  # type: ignore[arg-type]
+        elif peer.unread:
+            if not stopping and rng.random() < 0.1:
+                self.happen("receive", -errno.ENOBUFS, b"", last=True)
+                return
+            data = self.cut(rng.randint(1, PIECE_MAX))
+            self.happen("receive", len(data), data, last=last)
+        elif peer.end is not None:
+            self.happen("receive", -peer.end, b"", last=True)
+        else:
+            self.happen("receive", -errno.ECANCELED, b"", last=True)
+
+    def watch_step(self) -> None:
+        if self.flights["watch"] == "stopping":
+            self.happen("watch", -errno.ECANCELED, b"", last=True)
+        elif self.peer.end:
+            self.happen("watch", POLLERR | POLLHUP | POLLRDHUP, b"", last=True)
+        else:
+            self.happen("watch", POLLRDHUP, b"", last=True)
+
+    def send_step(self) -> None:
+        rng = self.engine.rng
+        data, at, size = self.sending
+        stopping = self.flights["send"] == "stopping"
+        if stopping and rng.random() < 0.5:
+            res = -errno.ECANCELED
+        elif rng.random() < 0.1:
+            res = -errno.EINTR
+        else:
+            res = self.put(data[at : at + size], rng.randint(1, size))
+            if res == -errno.EAGAIN:
+                res = -errno.ECANCELED if stopping else -errno.EINTR
+        self.happen("send", res, b"", last=True)
+
+    def happened(self, kind: Any, res: int, last: int, at: int) -> None:
+        """In the turn."""
+        connection = self.connection
+        if kind == "receive":
+            connection.receive_completed(res, self.engine.batch_data[at], last=bool(last))
+        elif kind == "send":
+            connection.send_completed(res)
+        elif kind == "watch":
+            connection.watch_completed(res, last=bool(last))
+        else:
+            self.readable |= res
+            connection.input_there(last=bool(last))
+
+
+class Running:
+    """A callback that runs as a task, or in a thread."""
+
+    def __init__(self, host: Any, name: str, call: Callable[[], None], *, in_thread: bool) -> None:
+        self.host, self.name, self.call = host, name, call
+        self.in_thread, self.begun = in_thread, False
+        self.raised: Exception | None = None
+
+    def begin(self) -> None:
+        host = self.host
+        try:
+            if host.borrow(get_ident()) if self.in_thread else host.may_tell(self.name):
+                self.call()
+        except Exception as exc:  # noqa: BLE001 - as a worker does
+            self.raised = exc
+
+
+class ScriptedEngine:
+    """A worker's engine, clock and places to run callbacks, and the worker: all by one seed."""
+
+    def __init__(self, seed: int, handler: Any, **options: Any) -> None:
+        self.rng = random.Random(seed)
+        self.multishot = self.rng.random() < 0.5
+        self.pool = b""
+        self.batch_data: list[bytes] = []
+        self.peers: list[Peer] = []
+        self.links: list[ScriptedLink] = []
+        self.running: list[Running] = []
+        self.timers: dict[Any, float] = {}
+        self.time = 0.0
+        self.elsewhere_names: dict[str, bool] = {}  # callback -> whether in a thread
+        # As a worker.
+        self.engine = self.elsewhere = self.clock = self
+        self.logger = logging.getLogger("scripted")
+        self.config = Config(**options)
+        self.callbacks = Callbacks(handler)
+        self.turn = Turn(self.callbacks)
+        self.turn.serve(lambda fd, data, size: self.links[fd].try_send(data, size))
+        self.thread = get_ident()
+        self.plain = True
+        self.server = None
+        self.open: set[Connection] = set()
+
+    def connect(self) -> tuple[Connection, Peer]:
+        self.peers.append(Peer())
+        connection = Connection(self, None)  # type: ignore[arg-type]
+        connection.conn = Conn(connection, None, "tcp", "here", "there")  # type: ignore[arg-type]
+        self.open.add(connection)
+        connection.attend()
+        return connection, self.peers[-1]
+
+    def link(self, connection: Connection, _sock: Any) -> ScriptedLink:
+        self.links.append(ScriptedLink(self, connection, self.peers[-1]))
+        return self.links[-1]
+
+    def forget(self, connection: Connection) -> None:
+        self.open.remove(connection)
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        fn(*args)
+
+    # ---- callbacks that run elsewhere ----------------------------------------------------
+
+    def runs(self, name: str) -> bool:
+        return name in self.elsewhere_names
+
+    def run(self, host: Any, name: str, function: Any, args: tuple[Any, ...]) -> None:
+        in_thread = self.elsewhere_names[name]
+        host.begin_elsewhere(in_thread=in_thread)
+        running = Running(host, name, lambda: function(*args), in_thread=in_thread)
+        self.running.append(running)
+
+    def run_step(self) -> None:
+        running = self.rng.choice(self.running)
+        if not running.begun:
+            running.begun = True
+            if running.in_thread:
+                thread = threading.Thread(target=running.begin)
+                thread.start()
+                thread.join()
+            else:
+                running.begin()
+            return
+        self.running.remove(running)
+        running.host.ended_elsewhere(running.name, running.raised)
+
+    # ---- time ----------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self.time
+
+    def set_in(self, key: Any, seconds: float) -> None:
+        self.timers[key] = self.time + seconds
+
+    def cancel(self, key: Any) -> bool:
+        return self.timers.pop(key, None) is not None
+
+    def is_set(self, key: Any) -> bool:
+        return key in self.timers
+
+    def let_time_pass(self) -> None:
+        key = min(self.timers, key=lambda key: self.timers[key])
+        self.time = max(self.time, self.timers.pop(key))
+        key[0]._timer_expired(key[1])
+
+    # ---- the loop ------------------------------------------------------------------------
+
+    def take_turn(self) -> None:
+        self.turn.sweep_completions()
+        self.batch_data.clear()
+        self.turn.sweep()
+
+    def step(self) -> bool:
+        """One thing happens, anywhere; False if nothing can."""
+        steps = [step for link in self.links for step in link.steps()]
+        if self.running:
+            steps.append(self.run_step)
+        if not steps:
+            return False
+        for _ in range(self.rng.randint(1, 3)):  # in one batch
+            steps = [step for link in self.links for step in link.steps()]
+            if self.running:
+                steps.append(self.run_step)
+            if steps:
+                self.rng.choice(steps)()
+        self.take_turn()
+        return True
