@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from uring_trio.gain._config import Config
 from uring_trio.gain._conn import Conn
 from uring_trio.gain._connection import Connection
-from uring_trio.gain._engine import POLLERR, POLLHUP, POLLRDHUP
+from uring_trio.gain._engine import POLLERR, POLLHUP, POLLIN, POLLRDHUP
 from uring_trio.gain._handler import Callbacks
 from uring_trio.gain._turn import Turn
 
@@ -48,12 +48,14 @@ class ScriptedLink:
         self.engine, self.connection, self.peer = engine, connection, peer
         self.fd = len(engine.links)
         self.large = False
+        self.polls = False  # what receives is a poll
         self.readable = 0
         self.small_in_a_row = 0
         self.finds_errors = not engine.multishot
         self.flights: dict[str, str] = {}  # operation -> "armed", or "stopping"
         self.sending: tuple[bytes, int, int] = (b"", 0, 0)
         self.again = False
+        self.told_of: tuple[int, int | None] | None = None  # by a poll: it tells of what is new
         self.linger = True
         self.closed = False
 
@@ -76,6 +78,8 @@ class ScriptedLink:
 
     def arm(self) -> None:
         self.begin("receive")
+        self.polls = self.large
+        self.told_of = None
 
     def stop(self) -> bool:
         return self.take_back("receive")
@@ -183,7 +187,10 @@ class ScriptedLink:
         """What may happen next."""
         peer, found = self.peer, []
         state = self.flights.get("receive")
-        if state == "stopping" or (state and (peer.unread or peer.end is not None)):
+        there = bool(peer.unread) or peer.end is not None
+        if there and self.polls:
+            there = self.told_of != (len(peer.sent), peer.end)
+        if state == "stopping" or (state and there):
             found.append(self.receive_step)
         state = self.flights.get("watch")
         if state == "stopping" or (state and peer.end is not None and not self.again):
@@ -203,11 +210,13 @@ class ScriptedLink:
     def receive_step(self) -> None:
         rng, peer = self.engine.rng, self.peer
         stopping = self.flights["receive"] == "stopping"
-        last = stopping or not (self.large or self.engine.multishot) or rng.random() < 0.2
+        last = stopping or not (self.polls or self.engine.multishot) or rng.random() < 0.2
         if stopping and rng.random() < 0.5:
             self.happen("receive", -errno.ECANCELED, b"", last=True)
-        elif self.large and (peer.unread or peer.end is not None) and not stopping:
-            self.happen("readable", 1, b"", last=False)
+        elif self.polls and not stopping:
+            self.told_of = (len(peer.sent), peer.end)
+            ends = 0 if peer.end is None else POLLRDHUP
+            self.happen("readable", POLLIN | ends, b"", last=False)
             if last:
                 self.flights.pop("receive")
                 self.connection.happened("poll over", 0, 1, 0)  # type: ignore[arg-type]

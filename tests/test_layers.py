@@ -45,8 +45,8 @@ LAYERS = [
 GAIN_LAYERS = [
     {"_capabilities", "_errors", "_handler", "_statistics", "_stuck", "_tables"},
     {"_address", "_lifecycle", "_logging", "_signals", "_timers", "_tls", "_unix_path"},
-    {"_config", "_engine", "_inbound", "_life", "_outbound", "_places", "_tasks"},
-    {"_clock", "_deadlines", "_due", "_elsewhere", "_handle", "_listen", "_placement", "_secure"},
+    {"_config", "_engine", "_inbound", "_life", "_outbound", "_places", "_secure", "_tasks"},
+    {"_clock", "_deadlines", "_due", "_elsewhere", "_handle", "_listen", "_patience", "_placement"},
     {"_accept", "_balancers", "_conn", "_ring", "_turn", "_datagram_conn"},
     {"_connection", "_datagram"},
     {"_worker"},

@@ -27,14 +27,15 @@ import trio
 
 from uring_trio._fast_ways import FAST
 from uring_trio._kernel import EAGAIN, ECANCELED, EINTR, ENOBUFS, TRANSFER_MAX
-from uring_trio.gain import _inbound, _outbound, _stuck
+from uring_trio.gain import _inbound, _outbound
 from uring_trio.gain._deadlines import Deadlines
 from uring_trio.gain._due import Due, Wanted, Way, callback_due, is_plain, receives, wanted
 from uring_trio.gain._engine import ENDS, PEER_ENDED, POLLERR, POLLHUP
-from uring_trio.gain._errors import ConnectionClosed, DeadlineExceeded, EndOfStream, StuckInput
+from uring_trio.gain._errors import ConnectionClosed, DeadlineExceeded, EndOfStream
 from uring_trio.gain._inbound import Flight, FlightEvent, Inbound
 from uring_trio.gain._life import Event, Life, State, Told, ToldEvent
 from uring_trio.gain._outbound import Outbound
+from uring_trio.gain._patience import Patience
 from uring_trio.gain._tasks import Tasks
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
     from uring_trio.gain._engine import Link
     from uring_trio.gain._secure import Secure
-    from uring_trio.gain._stuck import Stuck
 
 # Seconds for which input is thrown away after our FIN, so that no reset overtakes the answer.
 DISCARD_S = 1.0
@@ -77,9 +77,9 @@ class Connection:
         "life",
         "link",
         "outbound",
+        "patience",
         "ready",
         "secure",
-        "stuck",
         "tasks",
         "turn",
         "way",
@@ -99,7 +99,7 @@ class Connection:
         self.ready = False
         self.secure: Secure | None = None
         self.deadlines: Deadlines | None = None
-        self.stuck: Stuck | None = None
+        self.patience: Patience | None = None
         self.tasks: Tasks | None = None
         self.drained: trio.Event | None = None
         # While a thread has it: what is to be done when it gives it back, in this order.
@@ -150,7 +150,7 @@ class Connection:
         self._act(unanswered=unanswered)
         if outbound.sending is None and not life.is_over and self._has_output():
             self.turn.add_dirty(self)  # once too often does no harm
-        if inbound.is_full or self.stuck is not None:
+        if inbound.is_full or self.patience is not None:
             self._judge_input()
         self.way = self._choose_way()
 
@@ -410,8 +410,8 @@ class Connection:
 
     def _watched(self, res: int) -> None:
         """The poll for errors alone, which tells of the peer's end too."""
-        if res > 0 and self._is_waiting() and res & PEER_ENDED:
-            self._time_stuck()
+        if res > 0 and res & PEER_ENDED and self.patience is not None:
+            self.patience.peer_has_ended()
         if self.link.finds_errors and receives(self.inbound, self.outbound, self.life, self.secure):
             return  # its receives find the error themselves, and what came before it first
         if res > 0 and res & (POLLERR | POLLHUP) and self.life.is_open:
@@ -546,8 +546,8 @@ class Connection:
         """The kernel has *size* more bytes of what was written."""
         outbound, deadlines = self.outbound, self.deadlines
         outbound.account(size)
-        if self.stuck is not None:
-            self.stuck.sent(size)
+        if self.patience is not None:
+            self.patience.sent(size)
         if self.drained is not None and outbound.size <= outbound.low_water:
             self._wake_drainers()
         if deadlines is not None and deadlines.count:
@@ -585,55 +585,17 @@ class Connection:
         if drained is not None:
             drained.set()
 
-    # ---- input that nobody takes; see `_stuck` -------------------------------------------
-
-    def _is_stuck(self) -> bool:
-        """Whether input has stopped at its limit, and nothing of this connection can take any."""
-        inbound, outbound, life = self.inbound, self.outbound, self.life
-        return (
-            inbound.is_full
-            and life.state is State.OPEN
-            and not (life.is_busy or life.err is not None)
-            and not (outbound.is_full or outbound.drainers)
-            and not (self.secure is not None and self.secure.handshaking)
-            and not (self.tasks is not None and self.tasks.running)
-            and inbound.receive is Flight.IDLE  # what is on its way has come
-            and not inbound.unannounced()
-        )
-
-    def _is_waiting(self) -> bool:
-        return self.stuck is not None and self.stuck.state is not _stuck.State.FREE
+    # ---- input that nobody takes; see `_patience` ----------------------------------------
 
     def _judge_input(self) -> None:
-        """No callback is due: note that the connection is stuck, or is no more; or close it."""
-        if not self._is_stuck():
-            self.forget_stuck()
-            return
-        unread, unsent = self.inbound.buffered(), self.outbound.size
-        deadlines = self.deadlines
-        has_deadline = deadlines is not None and deadlines.has_users()
-        if self.stuck is None:
-            self.stuck = _stuck.Stuck()
-        stuck = self.stuck
-        if stuck.is_still(unread, unsent):
-            if not stuck.deadline:
-                if stuck.state is _stuck.State.OVER:
-                    limit = self.inbound.limit
-                    self.fail(StuckInput(unread, limit, self._why_for_good()))
-                return
-            if has_deadline:
-                return  # which is an end
-        chosen = deadlines is not None and deadlines.is_chosen
-        stuck.begin(unread, unsent, deadline=chosen and has_deadline)
-        self._time_stuck()
-        if stuck.warn():
-            self._warn_of_stuck()
+        if self.patience is None:
+            self.patience = Patience(self)
+        self.patience.judge()
 
     def forget_stuck(self) -> None:
         """It may go on, or somebody has shown that he minds it."""
-        if self.stuck is not None and self._is_waiting():
-            self.stuck.forget()
-            self.when_mine(self._deadlines().cancel, "stuck")
+        if self.patience is not None:
+            self.patience.forget()
 
     def look_again(self) -> None:
         """It may be stuck from now on."""
@@ -641,41 +603,10 @@ class Connection:
             self.forget_stuck()
             self.attend()
 
-    def _time_stuck(self) -> None:
-        timeout = self.worker.config.stuck_input_timeout
-        seconds = _stuck.time_left(timeout, peer_ended=self._has_peer_ended())
-        if seconds is not None:
-            self._start_stuck_timer(seconds)
-
-    def _start_stuck_timer(self, seconds: float) -> None:
-        assert self.stuck is not None
-        self.stuck.start(self.worker.clock.now(), seconds)
-        self._deadlines().start("stuck", seconds)
-
-    def _has_peer_ended(self) -> bool:
-        """Whether the peer's end was seen, behind whatever is unread."""
-        return bool(self.inbound.noticed & PEER_ENDED)
-
-    def _why_for_good(self) -> str:
-        if self._has_peer_ended():
-            return "the peer has ended its stream"
-        seconds = self.worker.config.stuck_input_timeout
-        return f"nobody took any for {seconds:g} s (stuck_input_timeout)"
-
-    def _warn_of_stuck(self) -> None:
-        timeout = self.worker.config.stuck_input_timeout
-        self.worker.logger.warning(
-            "receiving stops: the handler has left %d bytes unread of a %s; for messages as "
-            "long as that, raise read_buffer_limit (%d)%s",
-            self.inbound.buffered(),
-            self.conn._name(),
-            self.inbound.limit,
-            "" if timeout is None else f"; it is closed after {timeout:g} s (stuck_input_timeout)",
-        )
-
     # ---- deadlines -----------------------------------------------------------------------
 
-    def _deadlines(self) -> Deadlines:
+    def timers(self) -> Deadlines:
+        """Its deadlines, made when they are first needed."""
         if self.deadlines is None:
             self.deadlines = Deadlines(self.worker.clock, self)
         return self.deadlines
@@ -690,17 +621,19 @@ class Connection:
                 self.deadlines.cancel(kind)
             self.look_again()
         elif not self.life.is_over:
-            self._deadlines().choose(kind, seconds)
+            self.timers().choose(kind, seconds)
             self.way = Way.SETTLED
-            if self.stuck is not None:
-                self.stuck.mind_deadline()
+            if self.patience is not None:
+                self.patience.mind_deadline()
 
     def _start_timer(self, kind: str, seconds: float) -> None:
-        self._deadlines().start(kind, seconds)
+        self.timers().start(kind, seconds)
         self.way = Way.SETTLED
 
     def _timer_expired(self, kind: str) -> None:
-        self._deadlines().expired(kind)
+        self.timers().expired(kind)
+        if self.life.is_over:
+            return  # one that expired with it, and before it, has ended all
         if kind == "discard":
             self._end(Event.DISCARDED)
         elif kind == "close":
@@ -711,7 +644,8 @@ class Connection:
         elif kind == "handshake":
             self.fail(DeadlineExceeded("the TLS handshake took too long"))
         elif kind == "stuck":
-            self._stuck_timer_expired()
+            assert self.patience is not None
+            self.patience.timer_expired()
         elif kind == "write" and not self.outbound.size:
             self.look_again()
         elif kind == "read" and self._has_come_meanwhile():
@@ -723,14 +657,6 @@ class Connection:
         """Whether input has come that only the callback that runs keeps from its on_read."""
         inbound = self.inbound
         return self.life.is_busy and (inbound.announces or inbound.aside > 0)
-
-    def _stuck_timer_expired(self) -> None:
-        if self.stuck is None or not self._is_waiting():
-            return
-        if self.stuck.timer_expired(self.worker.clock.now()):
-            self.attend()  # after what is due before
-        else:
-            self._start_stuck_timer(_stuck.AFTER_END_S)
 
     # ---- TLS -----------------------------------------------------------------------------
 
@@ -756,7 +682,7 @@ class Connection:
         handshaking = secure.handshaking
         plaintext = secure.received(data)
         if handshaking and not secure.handshaking:
-            self._deadlines().cancel("handshake")
+            self.timers().cancel("handshake")
             if self.life.in_handshake:
                 self.life.step(Event.READY)
         if plaintext and self.life.is_open:

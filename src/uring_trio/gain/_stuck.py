@@ -6,7 +6,7 @@ more comes, so its ``on_read`` is not called again. Nor is the peer's end of fil
 lies behind what is not read; the connection, its descriptor and its memory would stay.
 
 Whether a connection is stuck is asked after each of its callbacks, and is no state of its
-own: `Connection._is_stuck` computes it. It is stuck while the limit alone has stopped its
+own: `is_stuck` computes it. It is stuck while the limit alone has stopped its
 reading, its handler has been told of every byte, and nothing of its own runs or is due that
 could take one. What may still free it is somebody else: another connection's callback, a
 task of the program. So there is a time, which begins anew when anybody takes or writes
