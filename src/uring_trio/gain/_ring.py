@@ -70,7 +70,7 @@ SMALLEST_BUFFER = GROUP_SIZES[0]
 # Bytes that one receive of a stream with large messages takes at most; about as much as
 # loopback and fast networks deliver at once, and with its copy small against an L2 cache.
 LARGE_SIZE = GROUP_SIZES[-1]
-# As `_directions.SMALL_IN_A_ROW`: receives that a small buffer would have held.
+# As `_lines.SMALL_IN_A_ROW`: receives that a small buffer would have held.
 SMALL_IN_A_ROW = 16
 
 MSG_NOSIGNAL = socket.MSG_NOSIGNAL
