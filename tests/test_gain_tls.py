@@ -55,7 +55,7 @@ def shake_hands(layer: TLSLayer, client: Client) -> None:
 def connected(version: ssl.TLSVersion) -> tuple[TLSLayer, Client]:
     layer, client = TLSLayer(server_context(version)), Client()
     shake_hands(layer, client)
-    assert client.ssl.version() == layer.ssl_object.version() == version.name.replace("_", ".")
+    assert client.ssl.version() == layer._ssl.version() == version.name.replace("_", ".")
     return layer, client
 
 
@@ -340,7 +340,7 @@ def test_a_write_that_wants_to_read_first_is_offered_again_unchanged() -> None:
     context.sslobject_class = Reluctant
     layer, client = TLSLayer(context), Client()
     shake_hands(layer, client)
-    reluctant = layer.ssl_object
+    reluctant = layer._ssl
     assert isinstance(reluctant, Reluctant)
     reluctant.wants, reluctant.offered = 2, []
     layer.write(b"stuck")

@@ -83,14 +83,6 @@ class Address(tuple[Any, ...]):
             return cls(network, (host[len(_MAPPED) :], sockaddr[1]))
         return cls(network, sockaddr)
 
-    def sockaddr(self, family: int) -> Any:
-        """What a socket of ``family`` takes for this address in `sendto` and `connect`."""
-        if self.network == "unix":
-            return self[0]
-        if family == socket.AF_INET6 and len(self) == 2:
-            return (_MAPPED + self[0], self[1], 0, 0)
-        return tuple(self)
-
     def __str__(self) -> str:
         if self.network == "unix":
             path = self[0]

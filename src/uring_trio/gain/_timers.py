@@ -64,11 +64,6 @@ class Timers(Generic[K]):
     def __contains__(self, key: object) -> bool:
         return key in self._timers
 
-    def deadline(self, key: K) -> float:
-        """When *key* is due, `math.inf` if it has no deadline."""
-        timer = self._timers.get(key)
-        return math.inf if timer is None else timer.deadline
-
     def schedule(self, key: K, deadline: float) -> None:
         """Set the deadline of *key*, whether or not it has one.
 
@@ -86,17 +81,6 @@ class Timers(Generic[K]):
         self._scheduled += 1
         timer = self._timers[key] = _Timer(key, deadline, self._scheduled)
         heapq.heappush(self._heap, timer)
-
-    def move(self, key: K, deadline: float) -> None:
-        """Change the deadline of a *key* that has one.
-
-        Raises:
-          KeyError: it has none.
-          ValueError: *deadline* is not a number.
-        """
-        if key not in self._timers:
-            raise KeyError(key)
-        self.schedule(key, deadline)
 
     def cancel(self, key: K) -> bool:
         """Forget the deadline of *key*; whether it had one."""

@@ -71,11 +71,6 @@ class TLSLayer:
         self.plaintext_taken = 0  # bytes of plaintext in all the ciphertext taken so far
 
     @property
-    def ssl_object(self) -> ssl.SSLObject:
-        """For questions such as the peer's certificate or the protocol that was agreed on."""
-        return self._ssl
-
-    @property
     def pending(self) -> bool:
         """Whether `take` has anything to return."""
         if self._outgoing.pending:
