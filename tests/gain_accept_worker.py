@@ -23,7 +23,7 @@ import trio
 
 import uring_trio
 from uring_trio import gain
-from uring_trio.gain import _session
+from uring_trio.gain import _listen
 from uring_trio.gain._address import Address
 from uring_trio.gain._listen import Listener
 
@@ -47,10 +47,10 @@ def share(listener: socket.socket) -> None:
     network = "unix" if listener.family == socket.AF_UNIX else "tcp"
     address = Address.from_sockaddr(network, listener.getsockname())
 
-    def bind_each(_specs: Any, _config: Any, _copies: Any, count: int) -> list[list[Listener]]:
-        return [[Listener(listener.dup(), address, network)] for _ in range(count)]
+    def bind(_specs: Any, _config: Any, workers: int) -> list[list[Listener]]:
+        return [[Listener(listener.dup(), address, network)] for _ in range(workers)]
 
-    _session.bind_each = bind_each  # type: ignore[assignment]
+    _listen.bind = bind  # type: ignore[assignment]
 
 
 async def serve(handler: Named, how: str) -> None:

@@ -29,10 +29,12 @@ import trustme
 from uring_trio import gain
 from uring_trio.gain._address import parse_all
 from uring_trio.gain._config import make_config
-from uring_trio.gain._listen import Listener, bind
+from uring_trio.gain._listen import Listener, bind_copies
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from uring_trio.gain._address import Spec
 
 # Everything waited for here comes within milliseconds; the bound makes a hang a failure.
 BOUND_S = 5.0
@@ -726,6 +728,11 @@ class Peer:
 
 
 # Listening sockets
+
+
+def bind(specs: Sequence[Spec], config: gain.Config, copies: int = 1) -> list[list[Listener]]:
+    """At each address as many sockets."""
+    return bind_copies(specs, config, [copies] * len(specs))
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from marks import needs_ring
 from uring_trio import gain
 from uring_trio._beside import Name, try_accept
 from uring_trio._kernel import EAGAIN
-from uring_trio.gain import _session
+from uring_trio.gain import _listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,7 +149,7 @@ class ByThread(gain.EventHandler):
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch, network: str) -> Iterator[socket.socket]:
     """A listener that the workers of the next server share."""
-    monkeypatch.setattr(_session, "bind_each", _session.bind_each)  # put back at the end
+    monkeypatch.setattr(_listen, "bind", _listen.bind)  # put back at the end
     with listening(network) as listener:
         share(listener)
         yield listener
@@ -264,14 +264,14 @@ class TestOnTheRing:
                 await gain_tools.until(lambda: handler.counts().accept == 1)
                 worker = handler.conn.worker
                 (acceptor,) = worker._acceptors
-                assert server._session is not None
-                supervisor = server._session.supervisor
+                assert server._serving is not None
+                serving = server._serving
                 real = acceptor.complete
 
                 def shut_down_then_complete(slot: int, res: int, flags: int, offset: int) -> None:
                     real(slot, res, flags, offset)
                     # Before the turn in which it would accept.
-                    supervisor._stop(1)
+                    serving.stop(1)
                     worker.begin_shutdown(1)
 
                 acceptor.complete = shut_down_then_complete

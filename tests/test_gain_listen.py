@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import harness
 import pytest
-from gain_tools import BOUND_S, accepted, again, bound, connect, needs_ipv6, one, refused
+from gain_tools import BOUND_S, accepted, again, bind, bound, connect, needs_ipv6, one, refused
 
 from uring_trio.gain import _listen
 from uring_trio.gain._address import Address, parse_all
 from uring_trio.gain._config import make_config
 from uring_trio.gain._errors import AddressError
-from uring_trio.gain._listen import bind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

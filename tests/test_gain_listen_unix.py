@@ -13,12 +13,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gain_tools import BOUND_S, accepted, bound, connect, one, refused
+from gain_tools import BOUND_S, accepted, bind, bound, connect, one, refused
 
 from uring_trio.gain import _unix_path
 from uring_trio.gain._address import parse_all
 from uring_trio.gain._config import make_config
-from uring_trio.gain._listen import bind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

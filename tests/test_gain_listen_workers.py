@@ -11,12 +11,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gain_tools import BOUND_S, accepted, again, bound, connect, one, refused
+from gain_tools import BOUND_S, accepted, again, bind, bound, connect, one, refused
 
 from uring_trio.gain import _listen
 from uring_trio.gain._address import parse_all
 from uring_trio.gain._config import make_config
-from uring_trio.gain._listen import bind
 
 if TYPE_CHECKING:
     from uring_trio.gain._listen import Listener

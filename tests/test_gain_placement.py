@@ -14,7 +14,8 @@ from gain_tools import LOOPBACK, Recorder, server_in_thread, wait_until
 from marks import ON_RING
 
 from uring_trio import gain
-from uring_trio.gain._placement import NICENESS, placed, usable_cpus
+from uring_trio.gain._config import usable_cpus
+from uring_trio.gain._placement import NICENESS, placed
 
 pytestmark = ON_RING
 

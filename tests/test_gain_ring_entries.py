@@ -6,6 +6,7 @@ from typing import Any
 
 import harness
 import pytest
+import trio
 from gain_tools import (
     LOOPBACK,
     Recorder,
@@ -18,6 +19,7 @@ from gain_tools import (
     round_trip,
     server_in_thread,
     serving,
+    until,
     wait_until,
 )
 from marks import ON_RING
@@ -62,7 +64,8 @@ def test_the_smallest_rings_lose_nothing(cq_events: int) -> None:
 )
 async def test_a_run_of_the_callers_with_another_ring_is_refused(options: dict[str, Any]) -> None:
     server = gain.Server(Recorder(), gain.Config(workers=1, **options))
-    with pytest.raises(gain.NotSupported, match="RingOptions"):
+    [(name, value)] = options.items()
+    with pytest.raises(gain.NotSupported, match=f"^{name}={value}: .*ring=RingOptions"):
         await server.serve(LOOPBACK)
     assert not server.is_running()
 
@@ -75,6 +78,29 @@ def test_a_run_of_the_callers_with_that_ring_is_not() -> None:
             assert harness.io_manager().ring.options == config.ring
 
     uring_trio.run(main, backend="io_uring", ring=config.ring)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_threads_beside_a_run_have_rings_of_their_own(workers: int) -> None:
+    """Of stock trio's run, which has none; with two workers of any run."""
+    found = set()
+
+    def look(conn: gain.Conn) -> None:
+        found.add(harness.io_manager().ring.options)
+        conn.close()
+
+    async def main() -> None:
+        handler = Recorder(on_accept=look)
+        options: dict[str, Any] = {"max_sq_entries": 8, "max_cq_events": 64}
+        async with serving(handler, workers=workers, **options) as server:
+            for _ in range(2 * workers):
+                await trio.to_thread.run_sync(lambda: connect(server).close())
+            await until(lambda: handler.counts().close == 2 * workers)
+
+    trio.run(main)
+    if workers == 2:
+        uring_trio.run(main, backend="io_uring")
+    assert found == {gain.Config(max_sq_entries=8, max_cq_events=64).ring}
 
 
 def test_more_completions_than_submissions_is_what_the_kernel_wants() -> None:

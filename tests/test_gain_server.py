@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import functools
-import itertools
 import logging
 import math
 import socket as stdlib_socket
@@ -15,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import gain_tools
+import outcome
 import pytest
 import trio
 from gain_tools import (
@@ -35,9 +35,8 @@ from gain_tools import (
 from marks import ON_RING
 
 import uring_trio
-from uring_trio import gain
+from uring_trio import _run, gain
 from uring_trio.gain import _listen
-from uring_trio.gain._lifecycle import NEXT, Event, Lifecycle, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,36 +50,7 @@ def is_echoed(server: gain.Server) -> bool:
         return gain_tools.receive_exactly(client, 8) == b"question"
 
 
-REFUSED = [pair for pair, reached in NEXT.items() if not isinstance(reached, State)]
-
-
 # --- States ---
-
-
-def test_table_of_states_has_every_pair() -> None:
-    assert set(NEXT) == set(itertools.product(State, Event))
-
-
-def test_a_start_and_an_end_in_their_order() -> None:
-    life = Lifecycle()
-    events = (Event.START, Event.BOUND, Event.STOP, Event.ENDED)
-    assert [life.tell(event).value for event in events] == [
-        "starting",
-        "running",
-        "closing",
-        "inactive",
-    ]
-
-
-@pytest.mark.parametrize(("state", "event"), REFUSED)
-def test_what_makes_no_sense_is_refused_and_changes_nothing(state: State, event: Event) -> None:
-    life = Lifecycle()
-    life._state = state
-    with pytest.raises(gain.InvalidState) as caught:
-        life.tell(event)
-    assert life.state is state
-    running = (state, event) == (State.RUNNING, Event.START)
-    assert isinstance(caught.value, gain.ServerAlreadyRunning) == running
 
 
 def test_a_server_that_never_ran() -> None:
@@ -100,6 +70,85 @@ def test_second_start_is_refused() -> None:
         with pytest.raises(gain.ServerAlreadyRunning, match="server already running"):
             server.start(LOOPBACK)
         assert server.is_running()
+
+
+@pytest.mark.parametrize("state", ["starting", "closing"])
+def test_second_start_is_refused_while_the_server_is(
+    state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another error than while it runs; and the first goes on to its end."""
+    go_on = threading.Event()
+    bind = _listen.bind
+
+    def wait_then_bind(*args: Any) -> Any:
+        assert go_on.wait(BOUND_S)
+        return bind(*args)
+
+    def wait(server: gain.Server) -> None:
+        server.async_shutdown()
+        assert go_on.wait(BOUND_S)
+
+    handler = Recorder(**({"on_start": wait} if state == "closing" else {}))
+    if state == "starting":
+        monkeypatch.setattr(_listen, "bind", wait_then_bind)
+    server = gain.Server(handler, gain.Config(workers=1))
+    thread = threading.Thread(target=server.start, args=(LOOPBACK,))
+    thread.start()
+    if state == "closing":
+        wait_until(lambda: handler.starts)
+    wait_until(lambda: server._serving is not None)
+    with pytest.raises(gain.InvalidState, match=f"the server is {state}") as caught:
+        server.start(LOOPBACK)
+    assert type(caught.value) is gain.InvalidState
+    if state == "starting":
+        with pytest.raises(gain.InvalidState, match="does not run"):
+            server.start_soon(trio.sleep, 0)
+    go_on.set()
+    if state == "starting":
+        wait_until(server.is_running)
+        server.shutdown()
+    thread.join(BOUND_S)
+    assert not thread.is_alive()
+    assert handler.starts == 1
+
+
+def test_one_of_many_starts_at_once_is_the_start() -> None:
+    server = gain.Server(Recorder(), gain.Config(workers=1))
+    barrier = threading.Barrier(8)
+    ends: list[outcome.Outcome[None]] = []
+
+    def start() -> None:
+        barrier.wait()
+        ends.append(outcome.capture(server.start, LOOPBACK))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(ends) == 7)
+    assert all(isinstance(getattr(end, "error", None), gain.InvalidState) for end in ends)
+    wait_until(server.is_running)
+    server.shutdown()
+    for thread in threads:
+        thread.join(BOUND_S)
+    assert isinstance(ends[7], outcome.Value)
+
+
+def test_stop_before_the_run_of_a_start_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is bound, nobody is told, and the server can be started again."""
+    run = _run.run
+    handler = Recorder(on_start=lambda server: server.async_shutdown())
+    server = gain.Server(handler, gain.Config(workers=1))
+
+    def stop_then_run(*args: Any, **options: Any) -> Any:
+        server.async_shutdown()
+        return run(*args, **options)
+
+    monkeypatch.setattr(_run, "run", stop_then_run)
+    server.start(LOOPBACK)
+    assert handler.starts == 0
+    monkeypatch.undo()
+    server.start(LOOPBACK)
+    assert handler.starts == 1
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -25,7 +25,7 @@ from marks import ON_RING
 
 import uring_trio
 from uring_trio import gain
-from uring_trio.gain import _elsewhere
+from uring_trio.gain import _elsewhere, _server, _serving
 
 pytestmark = ON_RING
 
@@ -108,8 +108,7 @@ def test_thread_that_is_stuck_is_left_behind_and_the_server_starts_again(
         again.start()
         wait_until(server.is_running)
         release.set()
-        stuck[0].join(BOUND_S)
-        assert not stuck[0].is_alive()
+        wait_until(lambda: stuck[0] not in gain_tools.busy_threads())
         server.shutdown()
         again.join(BOUND_S)
 
@@ -256,6 +255,28 @@ def test_an_async_on_close_runs_to_its_end(how: str, workers: int) -> None:
             server.async_shutdown(0)
         gain_tools.wait_until(lambda: not server.active_connections())
     assert ended == ["on_close"]
+
+
+def test_nobody_is_left_behind_while_an_async_on_close_has_its_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_serving, "LEAVE_BEHIND_S", 0.1)
+    monkeypatch.setattr(_server, "LEAVE_BEHIND_S", 0.1)
+    ended: list[str] = []
+
+    class Handler(gain.EventHandler):
+        async def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+            await trio.sleep(1)
+            ended.append("on_close")
+
+    with (
+        gain_tools.server_in_thread(Handler(), workers=2) as server,
+        gain_tools.connect(server),
+    ):
+        gain_tools.wait_until(lambda: server.active_connections() == 1)
+        server.shutdown(0.05)
+        assert ended == ["on_close"]
+    assert not [r for r in caplog.records if r.levelname == "WARNING" and "Closing" not in r.msg]
 
 
 def test_an_async_on_close_that_does_not_end_is_named(

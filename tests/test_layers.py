@@ -43,15 +43,14 @@ LAYERS = [
 
 # The callback servers have a table of their own.
 GAIN_LAYERS = [
-    {"_capabilities", "_errors", "_handler", "_statistics", "_stuck", "_tables"},
-    {"_address", "_lifecycle", "_logging", "_signals", "_timers", "_tls", "_unix_path"},
+    {"_errors", "_handler", "_logging", "_statistics", "_stuck", "_tables"},
+    {"_address", "_capabilities", "_placement", "_signals", "_timers", "_tls", "_unix_path"},
     {"_config", "_engine", "_inbound", "_life", "_outbound", "_places", "_secure", "_tasks"},
-    {"_clock", "_deadlines", "_due", "_elsewhere", "_handle", "_listen", "_patience", "_placement"},
+    {"_clock", "_deadlines", "_due", "_elsewhere", "_handle", "_listen", "_patience"},
     {"_accept", "_balancers", "_conn", "_ring", "_turn", "_datagram_conn"},
     {"_connection", "_datagram"},
     {"_worker"},
-    {"_supervisor"},
-    {"_session"},
+    {"_serving"},
     {"_server"},
     {"__init__"},
 ]

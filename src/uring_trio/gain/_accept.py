@@ -258,13 +258,7 @@ class Acceptor:
             sock.close()
 
     def _choose(self, remote: Address) -> Worker:
-        if self.assign is None:
-            return self.worker
-        try:
-            return self.assign(remote)
-        except Exception:  # a balancer of the user's
-            self.worker.logger.exception("the balancer raised; worker 0 serves %s", remote)
-            return self.worker.peers[0]
+        return self.worker if self.assign is None else self.assign(remote)
 
     def _exhausted(self, error: int) -> None:
         if not self._told:

@@ -1,4 +1,4 @@
-"""Which worker gets a connection: pure functions of the workers' counts and the peer.
+"""Which worker gets a connection: functions of the workers' counts and the peer.
 
 A balancer is called in the thread that accepts; the reactor has one of those, so what a
 balancer remembers needs no lock.
@@ -11,13 +11,31 @@ import operator
 import zlib
 from typing import TYPE_CHECKING
 
-from uring_trio.gain._config import LoadBalancing
+from uring_trio.gain._config import Architecture, LoadBalancing
+from uring_trio.gain._logging import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from uring_trio.gain._address import Address
     from uring_trio.gain._config import Balancer, Config
+    from uring_trio.gain._worker import Worker
+
+
+def make_assign(workers: Sequence[Worker], config: Config) -> Callable[[Address], Worker] | None:
+    """The reactor's choice of a worker, or None where each keeps what it accepts."""
+    if len(workers) == 1 or config.architecture is Architecture.SHARDING:
+        return None
+    balance = make_balancer(config)
+
+    def assign(remote: Address) -> Worker:
+        try:
+            return workers[balance([worker.active for worker in workers], remote)]
+        except Exception:  # noqa: BLE001  the user's own balancer: no client is to pay
+            logger.exception("load_balancing failed for %s; worker 0 takes it", remote)
+            return workers[0]
+
+    return assign
 
 
 def make_balancer(config: Config) -> Balancer:

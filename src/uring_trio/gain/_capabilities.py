@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import select
 import socket
 import struct
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING
 from uring_trio._kernel import CQE_F_MORE, ECANCELED, EINTR, RECORDS_MASK, Ring
 from uring_trio._probe import note_ring_given_up
 from uring_trio._process import in_child, locks
+from uring_trio.gain._logging import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +41,6 @@ BOUND_S = 0.1
 DATA = b"data"
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
-
-logger = logging.getLogger("uring_trio.gain")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from uring_trio.gain._errors import InvalidDuration, NotSupported
 
 KIB = 1024
 SIZE_MAX = 2**31 - 1  # bytes: setsockopt takes an int
-KEEP_ALIVE_MAX = 32767  # seconds: MAX_TCP_KEEPIDLE of the kernel
+KEEP_ALIVE_MAX_S = 32767  # MAX_TCP_KEEPIDLE of the kernel
 
 
 class Architecture(str, enum.Enum):
@@ -160,7 +160,11 @@ class Config:
         """How many workers there will be."""
         if self.workers is not None:
             return self.workers
-        return usable_cpus() if threads_run_in_parallel() else 1
+        if not threads_run_in_parallel():
+            return 1
+        if sys.version_info >= (3, 13):
+            return os.process_cpu_count() or 1  # heeds -X cpu_count
+        return len(usable_cpus())
 
     @property
     def ring(self) -> RingOptions | None:
@@ -170,11 +174,6 @@ class Config:
         sq_entries = self.max_sq_entries or SQ_ENTRIES
         cq_entries = max(self.max_cq_events or CQ_ENTRIES, sq_entries)
         return RingOptions(sq_entries=sq_entries, cq_entries=cq_entries)
-
-    @property
-    def low_water(self) -> int:
-        """Bytes of output at which reading goes on again: a quarter of `write_high_water`."""
-        return self.write_high_water // 4
 
 
 _FLAGS = (
@@ -205,7 +204,7 @@ _INTEGERS: dict[str, tuple[int, int | None, bool]] = {
 
 # Option: (shortest, longest, whether None is allowed too). 0 itself is never allowed.
 _SECONDS: dict[str, tuple[float, float, bool]] = {
-    "tcp_keep_alive": (1, KEEP_ALIVE_MAX, True),
+    "tcp_keep_alive": (1, KEEP_ALIVE_MAX_S, True),
     "tls_handshake_timeout": (0, math.inf, False),
     "stuck_input_timeout": (0, math.inf, True),
     "close_timeout": (0, math.inf, False),
@@ -234,11 +233,9 @@ def check_read_buffer_limit(size: Any) -> None:
     _check_integer("read_buffer_limit", size, *_INTEGERS["read_buffer_limit"])
 
 
-def usable_cpus() -> int:
-    """How many CPUs this process may run on."""
-    if sys.version_info >= (3, 13):
-        return os.process_cpu_count() or 1  # heeds -X cpu_count
-    return len(os.sched_getaffinity(0))
+def usable_cpus() -> list[int]:
+    """The CPUs that the calling thread may run on; ask before any worker is pinned."""
+    return sorted(os.sched_getaffinity(0))
 
 
 def threads_run_in_parallel() -> bool:

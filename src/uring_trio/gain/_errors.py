@@ -6,7 +6,14 @@ nothing of Gain catches it too. All of them survive pickling.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+import trio
+
+if sys.version_info < (3, 11):
+    # What trio itself needs there; not for the type checker, which runs on later ones too.
+    from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
 
 
 class GainError(Exception):
@@ -133,3 +140,13 @@ class NotSupported(GainError, ValueError):
     """The choice does not exist, such as an unknown load balancing."""
 
     text = "not supported"
+
+
+def alone(error: BaseException) -> BaseException | None:
+    """An exception out of the groups that hold nothing else, nurseries' cancellations aside."""
+    found: BaseException | None = error
+    if isinstance(found, BaseExceptionGroup):
+        found = found.split(trio.Cancelled)[1]
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return None if isinstance(found, trio.Cancelled) else found

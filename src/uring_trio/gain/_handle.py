@@ -7,6 +7,7 @@ import struct
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from uring_trio.gain._config import KEEP_ALIVE_MAX_S
 from uring_trio.gain._errors import ConnectionClosed, InvalidDuration, OpNotAvailableInMode
 from uring_trio.gain._inbound import OPEN, Inbound
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
         user: int
 
 
-KEEP_ALIVE_MAX_S = 32767  # MAX_TCP_KEEPIDLE of the kernel
 # What takes input: also once nothing else can be done any more.
 TAKING = ("next", "read", "peek", "read_into", "discard", "write_to")
 

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from uring_trio.gain._address import Address, Spec
+from uring_trio.gain._config import Architecture
 from uring_trio.gain._errors import AddressError
 from uring_trio.gain._unix_path import UnixPath, bind_and_listen
 
@@ -83,30 +84,43 @@ class Listener:
         self.sock.close()
 
 
-def bind(specs: Sequence[Spec], config: Config, copies: int = 1) -> list[list[Listener]]:
-    """Bind and listen at all addresses, ``copies`` times at each.
+def bind(specs: Sequence[Spec], config: Config, workers: int) -> list[list[Listener]]:
+    """For each worker its listeners, in the order of ``specs``; all or nothing.
 
-    Names are looked up, which blocks.
-
-    Returns:
-      For each copy, that is for each worker, a listener at each address in the same order.
-      Copies of a UNIX socket are duplicates of one descriptor.
+    Where one worker accepts for all, the others have none. Names are looked up, which blocks.
 
     Raises:
       AddressError: a name does not resolve.
       OSError: an address cannot be bound; its text says which. Nothing is left open then.
     """
-    assert copies >= 1
-    workers: list[list[Listener]] = [[] for _ in range(copies)]
+    reactor = config.architecture is Architecture.REACTOR
+    copies = [1 if reactor and spec.network != "udp" else workers for spec in specs]
+    bound = bind_copies(specs, config, copies)
+    return bound + [[] for _ in range(workers - len(bound))]
+
+
+def bind_copies(
+    specs: Sequence[Spec], config: Config, copies: Sequence[int]
+) -> list[list[Listener]]:
+    """Bind and listen at all addresses, so many times at each.
+
+    Returns:
+      For each worker its listeners at those addresses of which there are enough copies.
+      Copies of a UNIX socket are duplicates of one descriptor.
+
+    Raises:
+      AddressError, OSError: as `bind`.
+    """
+    workers: list[list[Listener]] = [[] for _ in range(max(copies))]
     with contextlib.ExitStack() as undo:
         bound = [_bind_spec(undo, spec, config) for spec in specs]
-        for spec, firsts in zip(specs, bound, strict=True):
+        for spec, firsts, count in zip(specs, bound, copies, strict=True):
             if spec.network == "unix":
-                groups = [_open_unix(undo, spec, config, copies)]
+                groups = [_open_unix(undo, spec, config, count)]
             else:
-                groups = [_open_group(undo, spec, first, config, copies) for first in firsts]
+                groups = [_open_group(undo, spec, first, config, count) for first in firsts]
             for group in groups:
-                for worker, listener in zip(workers, group, strict=True):
+                for worker, listener in zip(workers, group, strict=False):
                     worker.append(listener)
         undo.pop_all()
     return workers

@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 NICENESS = -19
 
 
-def usable_cpus() -> list[int]:
-    """The CPUs that the calling thread may run on; ask before any worker is pinned."""
-    return sorted(os.sched_getaffinity(0))
-
-
 @contextlib.contextmanager
 def placed(index: int, config: Config, cpus: list[int]) -> Iterator[None]:
     """Have the calling thread, worker *index*, run as *config* says; taken back at the end.

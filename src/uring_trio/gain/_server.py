@@ -1,32 +1,33 @@
-"""A server: its states, what may be asked of it from anywhere, and the steps of its start."""
+"""A server: how it is started, and what may be asked of it from anywhere.
+
+What a start is, from its addresses to its end, is `_serving`; a server has at most one.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from uring_trio import _probe, _run
-from uring_trio._trio_private import current_runner, run_context
+from uring_trio import _run
+from uring_trio._trio_private import run_context
 from uring_trio.gain import _signals
 from uring_trio.gain._address import parse_all
 from uring_trio.gain._config import Config, make_config
-from uring_trio.gain._errors import InvalidDuration, InvalidState, NotSupported
+from uring_trio.gain._elsewhere import ON_CLOSE_S
+from uring_trio.gain._errors import InvalidDuration, InvalidState, ServerAlreadyRunning
 from uring_trio.gain._handler import Callbacks
-from uring_trio.gain._lifecycle import Event, Lifecycle, State
-from uring_trio.gain._logging import configured, logger
-from uring_trio.gain._session import Session
+from uring_trio.gain._logging import logger
+from uring_trio.gain._serving import LEAVE_BEHIND_S, Serving
 from uring_trio.gain._statistics import ServerStatistics
-from uring_trio.gain._supervisor import LEAVE_BEHIND_S, Supervisor
-from uring_trio.gain._worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
+    from uring_trio._probe import Backend
     from uring_trio.gain._address import Address, Spec
 
 DRAIN_TIMEOUT_S = 5.0
@@ -50,9 +51,9 @@ class Server:
             raise TypeError(f"config must be a gain.Config, not {config!r}")
         self._callbacks = Callbacks(handler)
         self._config = config or Config()
-        self._lifecycle = Lifecycle()
-        self._ended = threading.Event()  # a new one for each start
-        self._session: Session | None = None
+        # Two may start it at once; whoever stops it asks what is there.
+        self._claiming = threading.Lock()
+        self._serving: Serving | None = None  # from a start to its end
         self._last_statistics = ServerStatistics()
 
     # --- To start ---
@@ -80,10 +81,11 @@ class Server:
         _refuse_inside_a_loop()
         specs = parse_all(address)
         # The supervisor of threads has nothing to do with a ring of its own.
-        backend: _probe.Backend = "io_uring" if self._config.worker_count == 1 else "epoll"
-        with self._claimed(), _signals.handled(self.async_shutdown, self._abort):
-            serve = functools.partial(self._serve, specs, trio.TASK_STATUS_IGNORED)
-            _run.run(serve, backend=backend, ring=self._config.ring)
+        backend: Backend = "io_uring" if self._config.worker_count == 1 else "epoll"
+        handled = _signals.handled(self.async_shutdown, self._abort)
+        with self._claimed(specs) as serving, handled:
+            ring = self._config.ring
+            _run.run(serving.run, trio.TASK_STATUS_IGNORED, backend=backend, ring=ring)
 
     async def serve(
         self,
@@ -106,9 +108,8 @@ class Server:
           NotSupported: the options ask for a ring of other sizes than that of this run.
           AddressError: and all the others of `start`, which see.
         """
-        specs = parse_all(address)
-        with self._claimed():
-            await self._serve(specs, task_status)
+        with self._claimed(parse_all(address)) as serving:
+            await serving.run(task_status)
 
     # --- To stop ---
 
@@ -127,13 +128,9 @@ class Server:
         Raises:
           InvalidDuration: *drain_timeout* is negative, or NaN.
         """
-        ended = self._ended
-        session = self._session
-        if not self._stop(drain_timeout):
-            return
-        inside = session is not None and session.supervisor.is_in_callback()
-        if not inside and not _in_trio_run():
-            self._wait_for(ended, drain_timeout)
+        serving = self._stop(drain_timeout)
+        if serving is not None and not serving.is_in_callback() and not _in_trio_run():
+            _wait_for(serving, drain_timeout)
 
     def async_shutdown(self, drain_timeout: float = DRAIN_TIMEOUT_S) -> None:
         """As `shutdown`, without waiting for the end.
@@ -147,22 +144,23 @@ class Server:
 
     def active_connections(self) -> int:
         """How many connections are open now, of all workers; a datagram is none."""
-        session = self._session
-        return 0 if session is None else sum(worker.active for worker in session.workers)
+        serving = self._serving
+        return 0 if serving is None else serving.active()
 
     def is_running(self) -> bool:
         """Whether all addresses are bound and nobody has stopped the server."""
-        return self._lifecycle.state is State.RUNNING
+        serving = self._serving
+        return serving is not None and serving.is_running()
 
     def addresses(self) -> tuple[Address, ...]:
         """What the server is bound to, with the ports that the kernel chose; else empty."""
-        session = self._session
-        return () if session is None else session.addresses
+        serving = self._serving
+        return () if serving is None else serving.addresses
 
     def statistics(self) -> ServerStatistics:
         """What each worker does and has done; those of the last run when it is over."""
-        session = self._session
-        return self._last_statistics if session is None else session.statistics()
+        serving = self._serving
+        return self._last_statistics if serving is None else serving.statistics()
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Run a task in the nursery of the calling worker; from elsewhere, of worker 0.
@@ -173,104 +171,40 @@ class Server:
         Raises:
           InvalidState: the server does not run.
         """
-        session = self._session
-        if session is None or self._lifecycle.state is State.STARTING:
+        serving = self._serving
+        if serving is None:
             raise InvalidState("there is no worker to run a task: the server does not run")
-        session.start_soon(async_fn, *args)
+        serving.start_soon(async_fn, *args)
 
     # --- Inside ---
 
     @contextlib.contextmanager
-    def _claimed(self) -> Iterator[None]:
+    def _claimed(self, specs: Sequence[Spec]) -> Iterator[Serving]:
         """Be started, and inactive again whatever comes of it."""
-        self._lifecycle.tell(Event.START)
-        self._ended = threading.Event()
+        serving = Serving(self, self._callbacks, self._config, specs)
+        with self._claiming:
+            current = self._serving
+            if current is not None:
+                raise _refusal(current)
+            self._serving = serving
         try:
-            yield
+            yield serving
         finally:
-            self._lifecycle.tell(Event.ENDED)
-            self._ended.set()
+            self._last_statistics = serving.final_statistics()
+            self._serving = None
+            serving.ended.set()
 
-    async def _serve(self, specs: Sequence[Spec], task_status: trio.TaskStatus[Server]) -> None:
-        count = self._config.worker_count
-        inline = count == 1 and _probe.running_backend() == "io_uring"
-        if inline:
-            self._refuse_another_ring()
-        else:
-            _probe.choose("io_uring")  # raises here, before anything is bound
-        workers = [Worker(i, self._callbacks, self._config, self) for i in range(count)]
-        supervisor = Supervisor(workers, self._config, inline=inline)
-        session = Session(workers, supervisor, specs, self._config)
-        self._session = session
-        try:
-            # Else it was stopped before there was anybody to tell.
-            if self._lifecycle.state is State.STARTING:
-                with configured(self._config):
-                    await supervisor.run(_Steps(self, session, task_status))
-        finally:
-            self._last_statistics = session.close()
-            self._session = None
-
-    def _refuse_another_ring(self) -> None:
-        """Raise if the options ask for a ring that the run of the caller does not have."""
-        wanted, there = self._config.ring, current_runner().io_manager.ring.options
-        if wanted is not None and wanted != there:
-            raise NotSupported(
-                f"max_sq_entries and max_cq_events: the worker runs in your run, whose ring is "
-                f"{there}; give ring={wanted} to uring_trio.run"
-            )
-
-    def _stop(self, drain_timeout: float) -> bool:
-        """Have the server stop; whether there is anything to wait for."""
+    def _stop(self, drain_timeout: float) -> Serving | None:
+        """Have the server stop; what there is to wait for."""
         if not drain_timeout >= 0:  # NaN too
             raise InvalidDuration(f"drain_timeout must be seconds from 0, not {drain_timeout!r}")
-        if self._lifecycle.tell(Event.STOP) is State.INACTIVE:
-            return False
-        session = self._session
-        if session is not None:
-            session.supervisor.request_shutdown(drain_timeout)
-        return True
+        serving = self._serving
+        if serving is not None:
+            serving.stop(drain_timeout)
+        return serving
 
     def _abort(self) -> None:
         self._stop(0)
-
-    def _wait_for(self, ended: threading.Event, drain_timeout: float) -> None:
-        if ended.wait(min(drain_timeout, threading.TIMEOUT_MAX)):
-            return
-        connections = -1
-        # Twice, because the supervisor waits as long before it leaves threads behind.
-        while not ended.wait(2 * LEAVE_BEHIND_S):
-            before, connections = connections, self.active_connections()
-            if connections == before:
-                logger.warning("shutdown() returns, but a callback of the server does not")
-                return
-
-
-class _Steps:
-    """What the supervisor has a server do at each step of its start."""
-
-    def __init__(
-        self, server: Server, session: Session, task_status: trio.TaskStatus[Server]
-    ) -> None:
-        self._server = server
-        self._session = session
-        self._task_status = task_status
-        self.bind = session.bind
-        self.listeners = session.listeners
-        self.assign = session.assign
-
-    def bound(self) -> bool:
-        return self._server._lifecycle.tell(Event.BOUND) is State.RUNNING
-
-    async def on_start(self) -> None:
-        callbacks = self._server._callbacks
-        if callbacks.on_start is not None:
-            result = callbacks.on_start(self._server)
-            if callbacks.is_async("on_start"):
-                await result
-
-    def started(self) -> None:
-        self._task_status.started(self._server)
 
 
 def listen_and_serve(address: str | Iterable[str], handler: Any, **options: Any) -> None:
@@ -310,6 +244,29 @@ async def serve(
       BaseException: as `Server.serve`, which see; also for what cancellation leaves.
     """
     await Server(handler, make_config(**options)).serve(address, task_status=task_status)
+
+
+def _refusal(serving: Serving) -> InvalidState:
+    """Why a server cannot be started that has been."""
+    if serving.is_running():
+        return ServerAlreadyRunning("server already running")
+    state = "closing" if serving.stopped else "starting"
+    return InvalidState(f"invalid state: the server is {state}, so it cannot be started now")
+
+
+def _wait_for(serving: Serving, drain_timeout: float) -> None:
+    if serving.ended.wait(min(drain_timeout, threading.TIMEOUT_MAX)):
+        return
+    connections = -1
+    # Twice, because as long is waited for threads before they are left behind.
+    while not serving.ended.wait(2 * LEAVE_BEHIND_S):
+        before, connections = connections, serving.active()
+        if connections == before and serving.is_closing():
+            serving.ended.wait(ON_CLOSE_S)
+            connections = serving.active()
+        if connections == before and not serving.ended.is_set():
+            logger.warning("shutdown() returns, but a callback of the server does not")
+            return
 
 
 def _in_trio_run() -> bool:

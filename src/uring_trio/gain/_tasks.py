@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
+from uring_trio.gain._errors import alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,10 +65,7 @@ class Tasks:
                     self._nursery = None  # closed to new tasks from here on
                 nursery.cancel_scope.cancel()
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-            cause: BaseException = exc
-            while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-                cause = cause.exceptions[0]
-            self._failed("a task", cause)
+            self._failed("a task", alone(exc) or exc)
 
     async def _run(self, async_fn: Any, args: tuple[Any, ...]) -> None:
         try:

@@ -13,7 +13,6 @@ that run elsewhere, and the places that connections take.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections import deque
 from threading import get_ident
@@ -29,6 +28,7 @@ from uring_trio.gain._clock import WorkerClock
 from uring_trio.gain._conn import Conn
 from uring_trio.gain._connection import Connection
 from uring_trio.gain._elsewhere import Elsewhere
+from uring_trio.gain._logging import logger
 from uring_trio.gain._places import Places
 from uring_trio.gain._ring import RingEngine
 from uring_trio.gain._secure import Secure
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 # How long a call from another thread waits for a worker's counters: a callback may be running.
 STATISTICS_TIMEOUT_S = 1.0
-
-logger = logging.getLogger("uring_trio.gain")
 
 
 class Worker:
@@ -191,7 +189,7 @@ class Worker:
         """Make one; if it raises, that is logged."""
         try:
             fn(*args)
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged
             logger.exception("a call from another thread raised: %r", fn)
 
     # ---- connections ---------------------------------------------------------------------
@@ -231,7 +229,7 @@ class Worker:
                 result = on_tick(self.server)
                 if is_async:
                     await result
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged
                 logger.exception("on_tick raised")
 
     @property
