@@ -8,6 +8,8 @@ import fcntl
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -109,6 +111,116 @@ def test_a_live_socket_is_not_replaced(path: Path, kind: int) -> None:
             bind(parse_all(f"unix://{path}"), make_config())
         assert str(path) in str(caught.value)
         assert path.lstat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_a_bound_socket_that_does_not_listen_yet_is_not_replaced(path: Path, kind: int) -> None:
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        sock.bind(str(path))
+        before = path.lstat()
+        with refused(errno.EADDRINUSE) as caught:
+            bind(parse_all(f"unix://{path}"), make_config())
+        assert str(path) in str(caught.value)
+        assert path.lstat().st_ino == before.st_ino
+        sock.listen()
+        with socket.socket(socket.AF_UNIX, kind) as client:
+            client.connect(str(path))
+
+
+def test_a_socket_of_datagrams_that_talks_to_another_is_not_replaced(
+    path: Path, tmp_path: Path
+) -> None:
+    with live(path, socket.SOCK_DGRAM) as sock, live(tmp_path / "other", socket.SOCK_DGRAM):
+        sock.connect(str(tmp_path / "other"))
+        with refused(errno.EADDRINUSE):
+            bind(parse_all(f"unix://{path}"), make_config())
+        assert path.exists()
+
+
+def test_who_is_in_the_way_notices_nothing(path: Path) -> None:
+    """No connection that he would have to accept, and no datagram."""
+    with live(path) as sock:
+        sock.setblocking(False)
+        with refused(errno.EADDRINUSE):
+            bind(parse_all(f"unix://{path}"), make_config())
+        with pytest.raises(BlockingIOError):
+            sock.accept()
+    path.unlink()
+    with live(path, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        with refused(errno.EADDRINUSE):
+            bind(parse_all(f"unix://{path}"), make_config())
+        with pytest.raises(BlockingIOError):
+            sock.recv(1)
+
+
+BIND_ELSEWHERE = """
+import ctypes, os, socket, sys
+if ctypes.CDLL(None, use_errno=True).unshare(0x40000000) != 0:  # CLONE_NEWNET
+    print("refused", flush=True)
+    sys.exit()
+sock = socket.socket(socket.AF_UNIX)
+sock.bind(sys.argv[1])
+print("bound", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_socket_of_another_network_namespace_is_not_replaced(path: Path) -> None:
+    command = [sys.executable, "-c", BIND_ELSEWHERE, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        if said == b"refused\n":
+            pytest.skip("no namespace of the network may be made here")
+        assert said == b"bound\n"
+        with refused(errno.EADDRINUSE):
+            bind(parse_all(f"unix://{path}"), make_config())
+        assert path.exists()
+        process.communicate(timeout=BOUND_S)
+    with one(f"unix://{path}"):
+        pass
+
+
+def test_a_socket_that_we_may_not_ask_about_is_not_replaced(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose file may not be written to; root may ask about all of them."""
+    make_stale(path)
+
+    class Denied(socket.socket):
+        def connect_ex(self, _address: Any) -> int:
+            return errno.EACCES
+
+    monkeypatch.setattr(socket, "socket", Denied)
+    with refused(errno.EADDRINUSE):
+        bind(parse_all(f"unix://{path}"), make_config())
+    assert path.exists()
+
+
+def test_what_gets_an_owner_between_two_looks_is_not_replaced(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_stale(path)
+    with live(tmp_path / "new") as sock:
+        monkeypatch.setattr(time, "sleep", lambda _s: (tmp_path / "new").rename(path))
+        with refused(errno.EADDRINUSE):
+            bind(parse_all(f"unix://{path}"), make_config())
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        sock.accept()[0].close()
+
+
+def test_what_changes_between_two_looks_is_not_replaced(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another has looked as we have, and is about to bind."""
+    make_stale(path)
+    make_stale(tmp_path / "new")
+    monkeypatch.setattr(time, "sleep", lambda _s: (tmp_path / "new").rename(path))
+    with refused(errno.EADDRINUSE):
+        bind(parse_all(f"unix://{path}"), make_config())
+    assert path.exists()
 
 
 def test_a_live_socket_with_a_full_backlog_is_not_replaced(path: Path) -> None:

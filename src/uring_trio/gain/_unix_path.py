@@ -1,8 +1,24 @@
 """The file of a UNIX socket: made with it, and removed with the last that has it.
 
-A path is left behind when a server dies. One where nobody listens is stale, which only
-`connect` can tell, and is replaced; anything else is never removed. Between its `bind` and
-its `listen` a live server looks stale too, so both are done under a lock on the directory.
+A path is left behind when a server dies. One that no socket has is stale, and is replaced;
+anything else is never removed.
+
+Who has it only the kernel knows, which finds a path's socket by the file, in whatever
+namespace of the network it was bound. It tells by a `connect` of another type: a datagram
+socket is refused with EPROTOTYPE where a stream socket is bound, whether or not it listens
+yet, and with ECONNREFUSED only where there is none. A stream socket's own `connect` would be
+ECONNREFUSED for both; and where somebody does listen it would be a connection, which he
+accepts. If the socket there is one of datagrams ours is connected to it, of which it
+notices nothing, or is told EPERM because it talks to another.
+
+`bind` makes the file first and puts the socket to it afterwards, so what looks stale is
+looked at twice, with a pause. From the look to the `bind` nobody else may do the same, or he
+would remove what is bound here by then: so that is done under a lock on the directory.
+
+What this does not see: a socket that another kernel has, on a file system that is shared
+with it, or that was bound to the same file by way of another file system (the layers of an
+overlay). Nor does it keep out programs that remove the path without asking, or replace it
+without the lock in the microseconds between the second look and the `bind`.
 """
 
 from __future__ import annotations
@@ -20,8 +36,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOCK_WAIT_S = 1.0  # another server's bind and listen take well under a millisecond
+LOCK_WAIT_S = 1.0  # another server's bind takes LOOK_AGAIN_S at most
 LOCK_STEP_S = 0.005
+LOOK_AGAIN_S = 0.01  # the kernel's part of a bind takes microseconds, unless it is preempted
 
 
 class UnixPath:
@@ -71,26 +88,34 @@ def bind_and_listen(sock: socket.socket, path: str, backlog: int) -> UnixPath:
                 os.unlink(path)
             sock.bind(path)
         file = UnixPath(path)
-        try:
-            sock.listen(backlog)
-        except BaseException:
-            file.share().release()
-            raise
-        return file
+    try:
+        sock.listen(backlog)
+    except BaseException:
+        file.share().release()
+        raise
+    return file
 
 
 def _is_stale(path: str) -> bool:
-    """Whether ``path`` is a socket that nobody has any more."""
+    """Whether ``path`` is a socket that nobody has any more, or is gone."""
     try:
+        before = _identity(path)
         # Of a link we do not know whose it is.
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False
+        if _has_owner(path):
+            return False
+        time.sleep(LOOK_AGAIN_S)
+        return not _has_owner(path) and _identity(path) == before
     except FileNotFoundError:
         return True  # its owner removed it just now
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.setblocking(False)
-        # EAGAIN is a live server with a full backlog, EPROTOTYPE one of datagrams.
-        return client.connect_ex(path) in (errno.ECONNREFUSED, errno.ENOENT)
+
+
+def _has_owner(path: str) -> bool:
+    """Whether a socket is bound to this file, or may be, for all that we are allowed to ask."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+        asking.setblocking(False)
+        return asking.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 @contextlib.contextmanager
