@@ -45,7 +45,8 @@ LAYERS = [
 GAIN_LAYERS = [
     {"_errors", "_handler", "_logging", "_statistics", "_stuck", "_tables"},
     {"_address", "_capabilities", "_placement", "_signals", "_timers", "_tls", "_unix_path"},
-    {"_config", "_engine", "_inbound", "_life", "_outbound", "_places", "_secure", "_tasks"},
+    {"_came_to", "_config", "_engine", "_inbound", "_life", "_outbound", "_places", "_secure"}
+    | {"_tasks"},
     {"_clock", "_deadlines", "_due", "_elsewhere", "_handle", "_listen", "_patience"},
     {"_accept", "_balancers", "_conn", "_ring", "_turn", "_datagram_conn"},
     {"_connection", "_datagram"},

@@ -8,6 +8,9 @@ socket's send buffer is full, in a queue with a bound, and then a poll tells whe
 Each call says that it does not wait: what the file says is for everybody who shares it to
 change.
 
+A socket that is bound to every address answers from the one that was asked (`_came_to`),
+which costs a recvmsg and a sendmsg in place of recvfrom and sendto.
+
 ICMP errors: with IP_RECVERR the kernel keeps them in a queue of the socket, with the address
 they are about. Each also makes the next call on the socket fail, whomever it is for. So a
 call that failed is tried again if it was not to blame, that is, if there were errors in the
@@ -31,11 +34,13 @@ import trio
 
 from uring_trio._kernel import ECANCELED
 from uring_trio.gain._address import Address
+from uring_trio.gain._came_to import INFO_SIZE, came_to, is_every_address
 from uring_trio.gain._datagram_conn import DatagramConn, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uring_trio.gain._came_to import CameTo
     from uring_trio.gain._listen import Listener
     from uring_trio.gain._worker import Worker
 
@@ -133,7 +138,10 @@ class DatagramSocket:
         self._sock = listener.sock
         self._buffer = bytearray(BUFFER_SIZE)
         self._view = memoryview(self._buffer)
-        self._queue: deque[tuple[DatagramConn, bytes, Any]] = deque()
+        self._buffers = (self._buffer,)  # as recvmsg_into wants it
+        self._port = listener.address[1]
+        self._is_every_address = is_every_address(listener.address)
+        self._queue: deque[tuple[DatagramConn, bytes, Any, CameTo | None]] = deque()
         self._stopped = False  # nothing is received any more
         self._receiving = False  # in the loop that receives
         self._callbacks = 0  # that run elsewhere
@@ -178,7 +186,7 @@ class DatagramSocket:
         self.thread = 0
         self.owner.close()
         self.dropped += len(self._queue)
-        for conn, data, _ in self._queue:
+        for conn, data, _, _ in self._queue:
             conn.unqueued(len(data))
         self._queue.clear()
         self.queued = 0
@@ -234,14 +242,17 @@ class DatagramSocket:
 
     def _receive(self) -> int:
         """Take what is there, up to a bound; how often something was."""
-        receive, buffer, view = self._sock.recvfrom_into, self._buffer, self._view
+        receive, view = (
+            self._receive_told if self._is_every_address else self._receive_plain,
+            self._view,
+        )
         worker = self.worker
         on_read = worker.callbacks.on_read
         for count in range(RECEIVES_MAX):
             if self._callbacks >= CALLBACKS_MAX or self._stopped:
                 return count
             try:
-                size, peer = receive(buffer, 0, socket.MSG_DONTWAIT)
+                size, peer, source = receive()
             except BlockingIOError:
                 return count
             except OSError as exc:
@@ -250,8 +261,18 @@ class DatagramSocket:
                 continue
             worker.turn.count_in(size)
             if on_read is not None:
-                DatagramConn(self, bytes(view[:size]), peer).call("on_read", on_read, size)
+                DatagramConn(self, bytes(view[:size]), peer, source).call("on_read", on_read, size)
         return RECEIVES_MAX
+
+    def _receive_plain(self) -> tuple[int, Any, CameTo | None]:
+        size, peer = self._sock.recvfrom_into(self._buffer, 0, socket.MSG_DONTWAIT)
+        return size, peer, None
+
+    def _receive_told(self) -> tuple[int, Any, CameTo | None]:
+        size, ancillary, _, peer = self._sock.recvmsg_into(
+            self._buffers, INFO_SIZE, socket.MSG_DONTWAIT
+        )
+        return size, peer, came_to(ancillary, self._port)
 
     def _watch_input(self) -> None:
         if not self._stopped and self._callbacks < CALLBACKS_MAX:
@@ -259,12 +280,12 @@ class DatagramSocket:
 
     # ---- sending -------------------------------------------------------------------------
 
-    def reply(self, conn: DatagramConn, data: bytes, peer: Any) -> int:
+    def reply(self, conn: DatagramConn, data: bytes, peer: Any, source: CameTo | None) -> int:
         """Send to a peer that we have not chosen: if that is impossible it is logged."""
         if conn.is_lent:
-            self.worker.post(self._reply, conn, data, peer)
+            self.worker.post(self._reply, conn, data, peer, source)
         else:
-            self._reply(conn, data, peer)
+            self._reply(conn, data, peer, source)
         return len(data)
 
     def send(self, conn: DatagramConn, data: bytes, peer: Any) -> int:
@@ -274,37 +295,40 @@ class DatagramSocket:
           OSError: the kernel refuses it at once; for a callback in a thread it is logged.
         """
         if conn.is_lent:
-            self.worker.post(self._reply, conn, data, peer)
+            self.worker.post(self._reply, conn, data, peer, None)
         else:
-            self._send(conn, data, peer)
+            self._send(conn, data, peer, None)
         return len(data)
 
     # What follows is for the worker's thread alone, also where another one has the datagram.
 
-    def _reply(self, conn: DatagramConn, data: bytes, peer: Any) -> None:
+    def _reply(self, conn: DatagramConn, data: bytes, peer: Any, source: CameTo | None) -> None:
         if not self.thread:  # closed since it was posted
             self.dropped += 1
             return
         try:
-            self._send(conn, data, peer)
+            self._send(conn, data, peer, source)
         except OSError as exc:
             self._lose(peer, exc)
 
-    def _send(self, conn: DatagramConn, data: bytes, peer: Any) -> None:
+    def _send(self, conn: DatagramConn, data: bytes, peer: Any, source: CameTo | None) -> None:
         if self._queue:
-            self._enqueue(conn, data, peer)
+            self._enqueue(conn, data, peer, source)
             return
         try:
-            self._send_now(data, peer)
+            self._send_now(data, peer, source)
         except BlockingIOError:
-            self._enqueue(conn, data, peer)
+            self._enqueue(conn, data, peer, source)
         else:
             self._sent(conn, len(data))
 
-    def _send_now(self, data: bytes, peer: Any) -> None:
+    def _send_now(self, data: bytes, peer: Any, source: CameTo | None) -> None:
         for attempt in range(ATTEMPTS):
             try:
-                self._sock.sendto(data, socket.MSG_DONTWAIT, peer)
+                if source is None:
+                    self._sock.sendto(data, socket.MSG_DONTWAIT, peer)
+                else:
+                    self._sock.sendmsg((data,), source.control, socket.MSG_DONTWAIT, peer)
                 return
             except BlockingIOError:
                 raise
@@ -312,12 +336,12 @@ class DatagramSocket:
                 if not self._take_errors() or attempt == ATTEMPTS - 1:
                     raise
 
-    def _enqueue(self, conn: DatagramConn, data: bytes, peer: Any) -> None:
+    def _enqueue(self, conn: DatagramConn, data: bytes, peer: Any, source: CameTo | None) -> None:
         high_water = self.worker.config.write_high_water
         if self.queued >= high_water or len(self._queue) >= QUEUE_LENGTH_MAX:
             self.dropped += 1
             return
-        self._queue.append((conn, data, peer))
+        self._queue.append((conn, data, peer, source))
         self.queued += len(data)
         conn.queued(len(data))
         self._output.arm()
@@ -331,9 +355,9 @@ class DatagramSocket:
         for _ in range(SENDS_MAX):
             if not self._queue:
                 break
-            conn, data, peer = self._queue[0]
+            conn, data, peer, source = self._queue[0]
             try:
-                self._send_now(data, peer)
+                self._send_now(data, peer, source)
             except BlockingIOError:
                 break
             except OSError as exc:

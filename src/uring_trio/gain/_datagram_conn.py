@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Iterable
 
+    from uring_trio.gain._came_to import CameTo
     from uring_trio.gain._datagram import DatagramSocket
     from uring_trio.gain._handle import SupportsRead
 
@@ -54,17 +55,29 @@ class DatagramConn(Handle):
     callbacks and tasks of its worker. Socket options act on the socket that all share.
     """
 
-    __slots__ = ("_datagrams", "_due_bytes", "_holder", "_kept", "_out_size", "_peer", "ready")
+    __slots__ = (
+        "_came_to",
+        "_datagrams",
+        "_due_bytes",
+        "_holder",
+        "_kept",
+        "_out_size",
+        "_peer",
+        "ready",
+    )
 
     # In the worker's turn there is no short way for it.
     way = Way.SETTLED
 
-    def __init__(self, datagrams: DatagramSocket, data: bytes, peer: Any) -> None:
+    def __init__(
+        self, datagrams: DatagramSocket, data: bytes, peer: Any, came_to: CameTo | None
+    ) -> None:
         inbound = Inbound(data, len(data) + 1)
         inbound.lease(data, 0, len(data))
         super().__init__(datagrams.worker, datagrams.listener.sock, inbound, datagrams.owner)
         self._datagrams = datagrams
         self._peer = peer  # as the socket takes it: an Address is made when it is asked for
+        self._came_to = came_to  # where the socket has every address
         self._holder = Holder.NOBODY
         self._kept: list[tuple[Any, tuple[Any, ...]]] | None = None  # until a thread is done
         self._out_size = 0  # bytes of its datagrams that wait in the socket's queue
@@ -77,9 +90,9 @@ class DatagramConn(Handle):
     # ---- sending -------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Reply with one datagram, which may be empty. Never blocks.
+        """Reply with one datagram, from the address that this one came to. Never blocks.
 
-        Where the kernel takes nothing now it is queued. It is dropped, and counted, if
+        It may be empty. Where the kernel takes nothing now it is queued. It is dropped, and counted, if
         ``write_high_water`` bytes wait already, or if the kernel refuses it later on.
 
         Returns:
@@ -92,13 +105,13 @@ class DatagramConn(Handle):
         """
         if self._owner.user != get_ident():
             self._refuse("write")
-        return self._datagrams.reply(self, _datagram(data), self._peer)
+        return self._datagrams.reply(self, _datagram(data), self._peer, self._came_to)
 
     def writev(self, buffers: Iterable[bytes | bytearray | memoryview]) -> int:
         """Reply with one datagram made of several buffers; see `write`."""
         if self._owner.user != get_ident():
             self._refuse("writev")
-        return self._datagrams.reply(self, _datagram(b"".join(buffers)), self._peer)
+        return self._datagrams.reply(self, _datagram(b"".join(buffers)), self._peer, self._came_to)
 
     def read_from(self, file: SupportsRead) -> int:
         """Reply with one datagram made of all that *file* gives until its end; see `write`."""
@@ -110,10 +123,10 @@ class DatagramConn(Handle):
             size += len(chunk)
             if size > DATAGRAM_SIZE_MAX:
                 break
-        return self._datagrams.reply(self, _datagram(b"".join(chunks)), self._peer)
+        return self._datagrams.reply(self, _datagram(b"".join(chunks)), self._peer, self._came_to)
 
     def send_to(self, data: bytes | bytearray | memoryview, address: Any) -> int:
-        """Send one datagram to anybody; see `write`.
+        """Send one datagram to anybody, from the address that the kernel chooses; see `write`.
 
         Args:
           data: of at most 65,507 bytes.
@@ -142,8 +155,9 @@ class DatagramConn(Handle):
     # ---- who it is -----------------------------------------------------------------------
 
     def local_addr(self) -> Address:
-        """The address of the socket; from any thread, also after the end."""
-        return self._datagrams.listener.address
+        """The address that it came to; from any thread, also after the end."""
+        came_to = self._came_to
+        return self._datagrams.listener.address if came_to is None else came_to.address()
 
     def remote_addr(self) -> Address:
         """The sender's address; from any thread, also after the end."""

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from uring_trio.gain._address import Address, Spec
+from uring_trio.gain._came_to import ask_which, is_every_address
 from uring_trio.gain._config import Architecture
 from uring_trio.gain._errors import AddressError
 from uring_trio.gain._unix_path import UnixPath, bind_and_listen
@@ -212,6 +213,8 @@ def _bound_socket(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
     if tcp and spec.port != 0:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+    if not tcp and is_every_address(sockaddr):
+        ask_which(sock)
     sock.bind(sockaddr)
     if tcp and spec.port == 0:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
