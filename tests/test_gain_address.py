@@ -246,3 +246,25 @@ def test_address_goes_back_to_a_socket() -> None:
         listener.bind("")  # the kernel gives it a name
         listener.listen()
         client.connect(Address.from_sockaddr("unix", listener.getsockname())[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "may_block"),
+    [
+        ("127.0.0.1:0", False),
+        ("tcp4://10.1.2.3:80", False),
+        ("[::1]:80", False),
+        ("[fe80::1%lo]:80", False),
+        ("[::ffff:1.2.3.4]:80", False),
+        (":80", False),
+        ("udp6://:80", False),
+        ("unix://@name", False),
+        ("localhost:80", True),
+        ("tcp4://example.org:80", True),
+        ("tcp://1.example:80", True),
+        ("example.:80", True),
+        ("unix://x", True),
+    ],
+)
+def test_only_names_and_paths_may_block(text: str, may_block: bool) -> None:
+    assert parse(text).may_block is may_block

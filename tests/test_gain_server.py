@@ -399,7 +399,7 @@ async def test_start_given_up_during_a_look_up_leaves_nothing_bound(
     monkeypatch.setattr(_listen, "bind", look_up_slowly)
     server = gain.Server(Recorder(), gain.Config(workers=1))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.serve, LOOPBACK)
+        nursery.start_soon(server.serve, "tcp://localhost:0")
         await until(begun.is_set)
         if how == "cancelled":
             nursery.cancel_scope.cancel()

@@ -18,6 +18,7 @@ import trio
 from marks import needs_ring
 
 from uring_trio.gain import _listen, _serving
+from uring_trio.gain._address import parse_all
 from uring_trio.gain._config import Config
 from uring_trio.gain._errors import GainError, alone
 from uring_trio.gain._serving import Serving
@@ -132,7 +133,8 @@ class Running:
         self.is_async = lambda name: True
         self.scope = trio.CancelScope()
         config = Config(workers=len(workers))
-        self.serving = Serving(self, self, config, [])  # type: ignore[arg-type]
+        specs = parse_all("localhost:0")  # a name, so that it is bound in a thread
+        self.serving = Serving(self, self, config, specs)  # type: ignore[arg-type]
 
     def bind(self, _specs: Any, _config: Any, count: int) -> list[list[ScriptedListener]]:
         assert count == len(self.workers)
@@ -460,7 +462,8 @@ async def test_thread_inside_a_callback_is_left_behind_with_a_warning(
     release.set()
     for thread in threading.enumerate():
         if thread.ident == stuck.thread:
-            await trio.to_thread.run_sync(wait_for, lambda: stuck.ended)
+            thread.join(BOUND_S)
+            assert not thread.is_alive()
     assert "abort" in stuck.told  # what it was told meanwhile ends it, once it looks
 
 

@@ -122,6 +122,15 @@ class Spec:
     path: str | bytes
     text: str
 
+    @property
+    def may_block(self) -> bool:
+        """Whether to bind there may take its time: a name's look-up, or a lock on a directory."""
+        if self.network == "unix":
+            return isinstance(self.path, str)
+        # No top level domain is a number, and no name has a colon.
+        last = self.host.rpartition(".")[2]
+        return self.host != "" and ":" not in self.host and _NUMBER.fullmatch(last) is None
+
 
 def parse_all(address: Any) -> list[Spec]:
     """Parse one address or several.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def make_assign(workers: Sequence[Worker], config: Config) -> Callable[[Address], Worker] | None:
     """The reactor's choice of a worker, or None where each keeps what it accepts."""
-    if len(workers) == 1 or config.architecture is Architecture.SHARDING:
+    if config.architecture is Architecture.SHARDING:
         return None
     balance = make_balancer(config)
 

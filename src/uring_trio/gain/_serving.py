@@ -9,7 +9,7 @@ waits for its end. So a nursery is all the supervision there is, and one cancel 
 it all that ends it early.
 
 Orders go to a worker through ``worker.post``, news comes back through the caller's trio
-token; so all that is known here is read and changed in the caller's run alone. What other
+token, both directly where it is the same run; so all that is known here is read and changed in the caller's run alone. What other
 threads have to do with is behind `Serving._lock`: whether somebody has stopped the server,
 and who has which listener.
 
@@ -24,14 +24,13 @@ shielded, so that ``on_close`` still runs.
 
 Nobody can end a thread that is inside a plain callback. So after an abort we wait as long
 as workers end, or connections close, at least every `LEAVE_BEHIND_S`, or once the time is
-over that an async ``on_close`` has; then what is left is left behind with a warning. Its threads, which are trio's own, keep no program from exiting,
-and are free again when their callbacks have ended.
+over that an async ``on_close`` has; then what is left is left behind with a warning. Its
+threads are daemons, and end when their callbacks do.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
 import threading
 from contextvars import ContextVar
@@ -143,9 +142,12 @@ class Serving:
         told = False
         try:
             run_worker = self._run_here if self._inline else self._run_in_thread
-            with configured(self._config), self._scope:
-                # A look-up may take minutes, and cannot be interrupted.
-                await trio.to_thread.run_sync(self._bind, abandon_on_cancel=True)
+            with self._logging(), self._scope:
+                if any(spec.may_block for spec in self._specs):
+                    # A look-up may take minutes, and cannot be interrupted.
+                    await trio.to_thread.run_sync(self._bind, abandon_on_cancel=True)
+                else:
+                    self._bind()
 
                 async with trio.open_nursery() as nursery:
                     for worker in self.workers:
@@ -159,13 +161,15 @@ class Serving:
                         return
                     if self._callbacks.on_start is not None:
                         first = self.workers[0]
-                        first.post(first.nursery.start_soon, self._call_on_start)
+                        self._order(first, first.nursery.start_soon, self._call_on_start)
                         await self._on_start_over.wait()
 
                     if not self.stopped:
-                        assign = make_assign(self.workers, self._config)
+                        many = len(self.workers) > 1
+                        assign = make_assign(self.workers, self._config) if many else None
                         for worker in self.workers:
-                            worker.post(worker.nursery.start_soon, self._listen, worker, assign)
+                            start_soon = worker.nursery.start_soon
+                            self._order(worker, start_soon, self._listen, worker, assign)
                         for listening in self._listening.values():
                             await listening.wait()
                     told = True
@@ -174,7 +178,7 @@ class Serving:
                     await self._stop_wanted.wait()
                     timeout = max(0.0, self._scope.deadline - trio.current_time())
                     for worker in self.workers:
-                        worker.post(worker.begin_shutdown, timeout)
+                        self._order(worker, worker.begin_shutdown, timeout)
         finally:
             self._close()
             failure, self._failure = self._failure, None
@@ -203,10 +207,22 @@ class Serving:
         else:
             logger.error("another failure, after %r", self._failure, exc_info=error)
 
+    # --- What only those have who ask for it ---
+
+    def _logging(self) -> contextlib.AbstractContextManager[None]:
+        config = self._config
+        asked = config.logger_level is not None or config.pretty_logger
+        return configured(config) if asked else contextlib.nullcontext()
+
+    def _placed(self, worker: Worker) -> contextlib.AbstractContextManager[None]:
+        config = self._config
+        asked = config.cpu_affinity or config.process_priority
+        return placed(worker.index, config, self._cpus) if asked else contextlib.nullcontext()
+
     # --- Sockets ---
 
     def _bind(self) -> None:
-        """Bind everything; in a thread, because names are looked up."""
+        """Bind everything; in a thread if that may take its time."""
         listeners = _listen.bind(self._specs, self._config, len(self.workers))
         with self._lock:
             if not self._closed:
@@ -242,7 +258,7 @@ class Serving:
 
     async def _run_here(self, worker: Worker) -> None:
         """A worker in the caller's run: cancelled, it aborts by itself."""
-        with placed(worker.index, self._config, self._cpus):
+        with self._placed(worker):
             result = await outcome.acapture(self._run_worker, worker)
         self._note_end(worker, result)
 
@@ -252,13 +268,24 @@ class Serving:
         ended = trio.Event()
         results: list[outcome.Outcome[None]] = []
 
-        def deliver(result: outcome.Outcome[None]) -> None:
-            results.append(result)
+        def run() -> None:
+            with self._placed(worker):
+                results.append(
+                    outcome.capture(
+                        _run.run,
+                        self._run_worker,
+                        worker,
+                        backend="io_uring",
+                        ring=self._config.ring,
+                    )
+                )
             if worker in self._left_behind or not self._tell(ended.set):
-                log_failure(worker, result)
+                log_failure(worker, results[0])
 
+        # A daemon, so that one that is left behind keeps no program from exiting. (Those of
+        # `trio.lowlevel.start_thread_soon` are, too, but each lets go of the GIL to be named.)
         name = f"uring_trio.gain worker {worker.index}"
-        trio.lowlevel.start_thread_soon(functools.partial(self._thread, worker), deliver, name)
+        threading.Thread(target=run, name=name, daemon=True).start()
         try:
             await ended.wait()
         except trio.Cancelled:
@@ -267,11 +294,6 @@ class Serving:
             if not ended.is_set():
                 return
         self._note_end(worker, results[0])
-
-    def _thread(self, worker: Worker) -> None:
-        config = self._config
-        with placed(worker.index, config, self._cpus):
-            _run.run(self._run_worker, worker, backend="io_uring", ring=config.ring)
 
     async def _abort(self, worker: Worker, ended: trio.Event) -> None:
         """Abort it, at once or as soon as it is ready; wait, but not for ever."""
@@ -309,13 +331,27 @@ class Serving:
         elif isinstance(result, outcome.Value) and not self.stopped and worker not in self._aborted:
             self._fail(GainError(f"worker {worker.index} ended, and nobody had stopped it"))
 
+    def _order(self, worker: Worker, fn: Callable[..., object], *args: Any) -> None:
+        """Have *fn* called in the worker's run."""
+        if self._inline:
+            fn(*args)
+        else:
+            worker.post(fn, *args)
+
     # --- In a worker's run ---
+
+    def _report(self, news: Callable[..., None], *args: Any) -> None:
+        """Have *news* called in the caller's run."""
+        if self._inline:
+            news(*args)
+        else:
+            self._tell(news, *args)
 
     async def _run_worker(self, worker: Worker) -> None:
         _runs_in.set(self)
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.run)
-            self._tell(self._note_ready, worker)
+            self._report(self._note_ready, worker)
 
     async def _call_on_start(self) -> None:
         """To raise ends the worker, and so the start."""
@@ -323,12 +359,12 @@ class Serving:
         result = self._callbacks.on_start(self._server)
         if self._callbacks.is_async("on_start"):
             await result
-        self._tell(self._on_start_over.set)
+        self._report(self._on_start_over.set)
 
     async def _listen(self, worker: Worker, assign: Callable[[Address], Worker] | None) -> None:
         for listener in self._take(worker):
             worker.listen(listener, assign)
-        self._tell(self._listening[worker].set)
+        self._report(self._listening[worker].set)
 
     # --- From any thread, signal handlers included ---
 
