@@ -14,6 +14,7 @@ both families is told of a peer of IPv4 twice, and what is said in IPv4's terms 
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ INFO_SIZE = 128  # bytes of both with their headers, 28 + 36 and padding
 
 EVERY_ADDRESS = ("0.0.0.0", "::")
 NO_IPV4 = bytes(4)
+KNOWN_MAX = 256  # addresses of this machine that are remembered, of each family
 MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an address of IPv4
 GROUPS = 0xFF  # ff00::/8
 OF_A_LINK = b"\xfe\x80"  # fe80::/10
@@ -79,17 +81,29 @@ def came_to(ancillary: Iterable[Control], port: int) -> CameTo | None:
     found = None
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
-            _, ours, _ = _INFO_OF_IPV4.unpack(data)
-            if ours != NO_IPV4:
-                # No interface: it goes where any other packet to its peer would go.
-                control = (level, kind, _INFO_OF_IPV4.pack(0, ours, NO_IPV4))
-                return CameTo(control, ours, port, 0)
-        elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
-            ours, interface = _INFO_OF_IPV6.unpack(data)
-            if ours[0] == GROUPS or ours.startswith(MAPPED):
-                continue
-            if ours[0] != OF_A_LINK[0] or ours[1] & 0xC0 != OF_A_LINK[1]:
-                interface = 0  # only an address of a link is none without its interface
-            control = (level, kind, _INFO_OF_IPV6.pack(ours, interface))
-            found = CameTo(control, ours, port, interface)
+            return _in_ipv4(data, port)
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+            found = _in_ipv6(data, port)
     return found
+
+
+# Nearly all datagrams come to the same few addresses.
+@functools.lru_cache(maxsize=KNOWN_MAX)
+def _in_ipv4(data: bytes, port: int) -> CameTo | None:
+    _, ours, _ = _INFO_OF_IPV4.unpack(data)
+    if ours == NO_IPV4:
+        return None
+    # No interface: the answer goes where any other packet to its peer would go.
+    control = (socket.IPPROTO_IP, IP_PKTINFO, _INFO_OF_IPV4.pack(0, ours, NO_IPV4))
+    return CameTo(control, ours, port, 0)
+
+
+@functools.lru_cache(maxsize=KNOWN_MAX)
+def _in_ipv6(data: bytes, port: int) -> CameTo | None:
+    ours, interface = _INFO_OF_IPV6.unpack(data)
+    if ours[0] == GROUPS or ours.startswith(MAPPED):
+        return None
+    if ours[0] != OF_A_LINK[0] or ours[1] & 0xC0 != OF_A_LINK[1]:
+        interface = 0  # only an address of a link is none without its interface
+    control = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _INFO_OF_IPV6.pack(ours, interface))
+    return CameTo(control, ours, port, interface)

@@ -282,8 +282,8 @@ class Serving:
             if worker in self._left_behind or not self._tell(ended.set):
                 log_failure(worker, results[0])
 
-        # A daemon, so that one that is left behind keeps no program from exiting. (Those of
-        # `trio.lowlevel.start_thread_soon` are, too, but each lets go of the GIL to be named.)
+        # A daemon, so that one that is left behind keeps no program from exiting; and not one
+        # of trio's, which would be there for some seconds more when the server has ended.
         name = f"uring_trio.gain worker {worker.index}"
         threading.Thread(target=run, name=name, daemon=True).start()
         try:
