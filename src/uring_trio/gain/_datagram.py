@@ -242,17 +242,21 @@ class DatagramSocket:
 
     def _receive(self) -> int:
         """Take what is there, up to a bound; how often something was."""
-        receive, view = (
-            self._receive_told if self._is_every_address else self._receive_plain,
-            self._view,
-        )
+        receive, receive_told = self._sock.recvfrom_into, self._sock.recvmsg_into
+        buffer, buffers, view = self._buffer, self._buffers, self._view
+        every_address = self._is_every_address
+        source: CameTo | None = None
         worker = self.worker
         on_read = worker.callbacks.on_read
         for count in range(RECEIVES_MAX):
             if self._callbacks >= CALLBACKS_MAX or self._stopped:
                 return count
             try:
-                size, peer, source = receive()
+                if every_address:
+                    size, told, _, peer = receive_told(buffers, INFO_SIZE, socket.MSG_DONTWAIT)
+                    source = came_to(told, self._port)
+                else:
+                    size, peer = receive(buffer, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return count
             except OSError as exc:
@@ -263,16 +267,6 @@ class DatagramSocket:
             if on_read is not None:
                 DatagramConn(self, bytes(view[:size]), peer, source).call("on_read", on_read, size)
         return RECEIVES_MAX
-
-    def _receive_plain(self) -> tuple[int, Any, CameTo | None]:
-        size, peer = self._sock.recvfrom_into(self._buffer, 0, socket.MSG_DONTWAIT)
-        return size, peer, None
-
-    def _receive_told(self) -> tuple[int, Any, CameTo | None]:
-        size, ancillary, _, peer = self._sock.recvmsg_into(
-            self._buffers, INFO_SIZE, socket.MSG_DONTWAIT
-        )
-        return size, peer, came_to(ancillary, self._port)
 
     def _watch_input(self) -> None:
         if not self._stopped and self._callbacks < CALLBACKS_MAX:
