@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from gain_tools import BOUND_S, Recorder, echo, server_in_thread
@@ -45,6 +46,12 @@ def make_namespace() -> None:
             subprocess.run(["ip", *command.split()], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as exc:
             skip(f"ip {command}: {exc}")
+    # The kernel tells of the carrier later, and has no route before.
+    deadline = time.monotonic() + BOUND_S
+    while b"state UP" not in subprocess.check_output(["ip", "link", "show", INTERFACE]):
+        if time.monotonic() > deadline:
+            skip(f"{INTERFACE} does not come up")
+        time.sleep(0.01)
 
 
 def skip(why: str) -> None:
