@@ -128,9 +128,10 @@ def test_answer_that_comes_later_leaves_from_there() -> None:
     with server_in_thread(handler, "udp://:0", workers=1) as server, client() as sock:
         for host in (ASKED, "127.0.0.3"):
             sock.sendto(b"question", (host, port_of(server)))
-            wait_until(lambda: len(handler.conns) == 2 or host == ASKED)  # noqa: B023
-        first, second = handler.conns
-        for conn, host in ((second, "127.0.0.3"), (first, ASKED)):
+        wait_until(lambda: len(handler.conns) == 2)
+        asked = {conn.local_addr()[0]: conn for conn in handler.conns}
+        for host in ("127.0.0.3", ASKED):
+            conn = asked[host]
             conn.call_soon_threadsafe(conn.write, b"answer")
             assert sock.recvfrom(100) == (b"answer", (host, port_of(server)))
 
