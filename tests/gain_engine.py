@@ -14,11 +14,12 @@ import threading
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from uring_trio.gain._callbacks import Callbacks
 from uring_trio.gain._config import Config
-from uring_trio.gain._conn import Conn
+from uring_trio.gain._conn import Conn, DatagramConn
 from uring_trio.gain._connection import Connection
-from uring_trio.gain._engine import POLLERR, POLLHUP, POLLIN, POLLRDHUP
-from uring_trio.gain._handler import Callbacks
+from uring_trio.gain._engine import ENDS, POLLERR, POLLHUP, POLLIN, POLLRDHUP
+from uring_trio.gain._halves import Sizes
 from uring_trio.gain._turn import Turn
 
 if TYPE_CHECKING:
@@ -47,11 +48,8 @@ class ScriptedLink:
     def __init__(self, engine: ScriptedEngine, connection: Connection, peer: Peer) -> None:
         self.engine, self.connection, self.peer = engine, connection, peer
         self.fd = len(engine.links)
-        self.large = False
         self.polls = False  # what receives is a poll
         self.readable = 0
-        self.small_in_a_row = 0
-        self.finds_errors = not engine.multishot
         self.flights: dict[str, str] = {}  # operation -> "armed", or "stopping"
         self.sending: tuple[bytes, int, int] = (b"", 0, 0)
         self.again = False
@@ -76,9 +74,9 @@ class ScriptedLink:
         self.flights[name] = "stopping"
         return False
 
-    def arm(self) -> None:
+    def arm(self, *, large: bool) -> None:
         self.begin("receive")
-        self.polls = self.large
+        self.polls = large
         self.told_of = None
 
     def stop(self) -> bool:
@@ -130,11 +128,15 @@ class ScriptedLink:
         peer = self.peer
         if peer.unread:
             data = self.cut(LARGE_MAX)
-            return len(data), data, told
-        return -errno.EAGAIN if peer.end is None else -peer.end, b"", told
+            more = told & ENDS or len(data) == LARGE_MAX
+            return len(data), data, told if more else 0
+        return -errno.EAGAIN if peer.end is None else -peer.end, b"", 0
 
     def remember(self, told: int) -> None:
         self.readable |= told
+
+    def forget_input(self) -> None:
+        self.readable = 0
 
     def unread(self) -> int:
         return len(self.peer.unread)
@@ -155,26 +157,6 @@ class ScriptedLink:
         self.closed = True
         self.peer.reset = not self.linger or bool(self.peer.unread)
         self.peer.fin = True
-
-    def note_size(self, size: int) -> bool:
-        if self.large or size < PIECE_MAX:
-            return False
-        self.large, self.small_in_a_row = True, 0
-        return True
-
-    def fills(self, size: int) -> bool:
-        return size == LARGE_MAX
-
-    def note_large(self, size: int) -> None:
-        self.small_in_a_row = 0 if size > PIECE_MAX else self.small_in_a_row + 1
-
-    def shrink(self) -> bool:
-        if not self.large or self.small_in_a_row < SMALL_IN_A_ROW:
-            return False
-        if "receive" in self.flights:
-            return True
-        self.large, self.readable = False, 0
-        return False
 
     # ---- what happens --------------------------------------------------------------------
 
@@ -210,7 +192,7 @@ class ScriptedLink:
     def receive_step(self) -> None:
         rng, peer = self.engine.rng, self.peer
         stopping = self.flights["receive"] == "stopping"
-        last = stopping or not (self.polls or self.engine.multishot) or rng.random() < 0.2
+        last = stopping or not (self.polls or self.engine.misses_errors) or rng.random() < 0.2
         if stopping and rng.random() < 0.5:
             self.happen("receive", -errno.ECANCELED, b"", last=True)
         elif self.polls and not stopping:
@@ -257,14 +239,14 @@ class ScriptedLink:
         """In the turn."""
         connection = self.connection
         if kind == "receive":
-            connection.receive_completed(res, self.engine.batch_data[at], last=bool(last))
+            connection.intake.completed(res, self.engine.batch_data[at], last=bool(last))
         elif kind == "send":
-            connection.send_completed(res)
+            connection.outlet.completed(res)
         elif kind == "watch":
-            connection.watch_completed(res, last=bool(last))
+            connection.intake.watch_completed(res, last=bool(last))
         else:
             self.readable |= res
-            connection.input_there(last=bool(last))
+            connection.intake.input_there(last=bool(last))
 
 
 class Running:
@@ -289,7 +271,8 @@ class ScriptedEngine:
 
     def __init__(self, seed: int, handler: Any, **options: Any) -> None:
         self.rng = random.Random(seed)
-        self.multishot = self.rng.random() < 0.5
+        self.misses_errors = self.rng.random() < 0.5  # receives are multishot
+        self.sizes = Sizes(PIECE_MAX, SMALL_IN_A_ROW)
         self.pool = b""
         self.batch_data: list[bytes] = []
         self.peers: list[Peer] = []
@@ -302,7 +285,7 @@ class ScriptedEngine:
         self.engine = self.elsewhere = self.clock = self
         self.logger = logging.getLogger("scripted")
         self.config = Config(**options)
-        self.callbacks = Callbacks(handler)
+        self.callbacks = Callbacks(handler, Conn, DatagramConn)
         self.turn = Turn(self.callbacks)
         self.turn.serve(lambda fd, data, size: self.links[fd].try_send(data, size))
         self.thread = get_ident()
@@ -312,8 +295,9 @@ class ScriptedEngine:
 
     def connect(self) -> tuple[Connection, Peer]:
         self.peers.append(Peer())
-        connection = Connection(self, None)  # type: ignore[arg-type]
-        connection.conn = Conn(connection, None, "tcp", "here", "there")  # type: ignore[arg-type]
+        here: Any = "here"
+        sock: Any = None
+        connection = Connection(self, sock, "tcp", here, here)
         self.open.add(connection)
         connection.attend()
         return connection, self.peers[-1]

@@ -27,6 +27,7 @@ METHODS_MAX = 40
 # Where, and what: the attributes that are assigned there all the same, each with its reason.
 FAST_WAY = "a fast way says once more, flat, what methods of the class do; see `_fast_ways`"
 NOT_OURS = "a class of trio's or Python's has no method for it, and this is what we are here for"
+TIMER = "an entry of its own heap, which moves with every byte"
 NAMES = "a function or class gets the name under which users know it"
 EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
     "_operations: deliver": (
@@ -95,13 +96,69 @@ EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
     ),
     "_streams: ": (NAMES, {"_method.__name__", "_method.__qualname__", "_method.__doc__"}),
     "_sockets: ": (NAMES, {"getattr(UringSocket, _name).__qualname__"}),
+    "gain._address: Address.__new__": ("as __init__, of a tuple", {"self.network"}),
+    "gain._callbacks: Callbacks.__init__": (
+        "its own fields, which are there by name",
+        {"setattr(self, name, method)"},
+    ),
+    "gain._callbacks: Elsewhere._run_on_close": (NOT_OURS, {"scope.deadline"}),
+    "gain._callbacks: Elsewhere.cancel": (NOT_OURS, {"scope.deadline"}),
+    "gain._config: Config._check_choices": (
+        "its own fields, where a frozen class is made",
+        {
+            "object.__setattr__(self, 'architecture', architecture)",
+            "object.__setattr__(self, 'load_balancing', balancing)",
+        },
+    ),
+    "gain._conn: Conn.write": (FAST_WAY, {"outbound.size"}),
+    "gain._conn: Handle.next": (FAST_WAY, {"inbound.lease_size"}),
+    "gain._deadlines: Timers.expired": (TIMER, {"timer.filed_at"}),
+    "gain._deadlines: Timers.schedule": (TIMER, {"timer.deadline"}),
+    "gain._deadlines: WorkerClock.set_in": (NOT_OURS, {"self._scope.deadline"}),
+    "gain._listen: _open_unix": (
+        "the first listener of a path is the one that removes it",
+        {"group[0].unix_path"},
+    ),
+    "gain._ring: route": (
+        FAST_WAY,
+        {"connection.ready", "inbound.fresh", "inbound.lease_at", "inbound.lease_size"}
+        | {"link.readable", "turn.bytes_in"},
+    ),
+    "gain._serving: Serving._stop": (NOT_OURS, {"self._scope.deadline"}),
+    "gain._turn: Turn._send_now": (FAST_WAY, {"outbound.size", "outbound.written"}),
+    "gain._turn: Turn._serve_large": (FAST_WAY, {"inbound.fresh", "inbound.pool"}),
+    "gain._turn: Turn._sweep_ready": (
+        FAST_WAY,
+        {"connection.ready", "inbound.fresh", "outbound.size", "outbound.written"},
+    ),
     "_api: ": (NAMES, {"_thing.__module__"}),
     "_errors: ": (NAMES, {"UringUnavailable.__module__"}),
     "_each_run: ": (NAMES, {"RefusedRun.__qualname__", "RefusedRun.__module__"}),
     "_run: ": (NAMES, {"run.__signature__", "start_guest_run.__signature__"}),
 }
-# Whole rooms that are being rebuilt.
-EXCEPTED = ("gain",)
+
+# Classes that have more of either, each with its reason.
+WIDE = {"Config": "one field for each option that a user may choose"}
+
+# The files that a connection of the callback servers is made of, and their fields that are
+# true or false. What decides is a state of a table there, or is computed; these are the rest.
+CONNECTION_FILES = ["_callbacks", "_conn", "_connection", "_datagram", "_deadlines", "_engine"]
+CONNECTION_FILES += ["_halves", "_life", "_patience", "_ring", "_tls", "_turn"]
+IN_A_LIST = "whether it is in a list, which nobody wants to search"
+BOOLEANS = {
+    "_callbacks: Elsewhere._in_threads": "an option of the server's",
+    "_connection: Connection.ready": IN_A_LIST,
+    "_datagram: Datagram.ready": IN_A_LIST,
+    "_datagram: DatagramSocket.closed": "of a socket, which has no table: its worker waits for it",
+    "_datagram: DatagramSocket._receiving": "who sends meanwhile is in the worker's turn already",
+    "_datagram: DatagramSocket._stopped": "of a socket, which has no table: a shutdown has begun",
+    "_engine: Engine.misses_errors": "a fact about the engine, the same for all connections",
+    "_patience: Patience.warned": "a line in a log that is written once",
+    "_ring: RingLink.poll_first": "a hint to the kernel, which costs time and nothing else",
+    "_ring: RingLink.reading": "what the protocol of a slot asks for; always the same",
+    "_datagram: Watch.reading": "what the protocol of a slot asks for; always the same",
+    "_turn: Turn.parked": "whether its task sleeps, which only trio knows as well",
+}
 
 
 @dataclass
@@ -118,8 +175,7 @@ class Found:
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        if not name.startswith(EXCEPTED):
-            yield name, ast.parse(path.read_text())
+        yield name, ast.parse(path.read_text())
 
 
 def targets(node: ast.AST) -> Iterator[ast.expr]:
@@ -259,6 +315,9 @@ def test_attributes_are_assigned_by_the_class_that_declares_them() -> None:
 @pytest.mark.parametrize("found", CLASSES.values(), ids=lambda found: found.name)
 def test_a_class_can_be_held_in_mind(found: Found) -> None:
     fields, methods = whole(found, CLASSES)
+    if found.name in WIDE:
+        assert len(fields) > FIELDS_MAX or len(methods) > METHODS_MAX
+        return
     assert len(fields) <= FIELDS_MAX, sorted(fields)
     assert len(methods) <= METHODS_MAX, sorted(methods)
 
@@ -315,3 +374,45 @@ def test_what_counts_as_assigned_elsewhere() -> None:
         "m: function: thing.b",
         "m: Inner.method: thing.y",
     }
+
+
+def booleans(name: str, tree: ast.Module) -> set[str]:
+    """``module: class.field`` of each that is true or false."""
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.AnnAssign) and ast.unparse(inner.annotation) == "bool":
+                found.add(f"{name}: {node.name}.{ast.unparse(inner.target).removeprefix('self.')}")
+            elif isinstance(inner, ast.Assign) and is_boolean(inner.value):
+                for target in inner.targets:
+                    shown = ast.unparse(target)
+                    if shown.startswith("self.") or inner in node.body:
+                        found.add(f"{name}: {node.name}.{shown.removeprefix('self.')}")
+    return found
+
+
+def is_boolean(node: ast.expr) -> bool:
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, bool)
+    if isinstance(node, ast.BoolOp):
+        return all(map(is_boolean, node.values[1:]))
+    return isinstance(node, ast.Compare) or (
+        isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+    )
+
+
+def test_what_decides_is_a_state_of_a_table() -> None:
+    trees = {name.removeprefix("gain."): tree for name, tree in TREES if name.startswith("gain.")}
+    found = {line for name in CONNECTION_FILES for line in booleans(name, trees[name])}
+    assert found == set(BOOLEANS)
+
+
+def test_what_is_a_boolean() -> None:
+    tree = ast.parse(
+        "class C:\n    a: bool\n    b = False\n    c = 1\n    def f(self, other):\n"
+        "        self.d = True\n        self.e = other > 1\n        self.f = other and not other\n"
+        "        self.g = other or 1\n        h = True\n        other.i = True\n"
+    )
+    assert booleans("m", tree) == {f"m: C.{name}" for name in "abdef"}

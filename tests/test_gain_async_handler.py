@@ -30,7 +30,7 @@ from marks import ON_RING
 from uring_trio import gain
 from uring_trio.gain import _worker
 from uring_trio.gain._capabilities import Capabilities
-from uring_trio.gain._inbound import Inbound
+from uring_trio.gain._halves import Inbound
 from uring_trio.gain._life import State
 
 if TYPE_CHECKING:

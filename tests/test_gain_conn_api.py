@@ -79,7 +79,7 @@ async def test_after_close_data_methods_refuse_and_the_rest_works(strict: bool) 
                 method(conn)
         for method in WRITING_METHODS.values():
             if strict:
-                with pytest.raises(gain.ConnectionClosed, match=re.escape(conn._name())):
+                with pytest.raises(gain.ConnectionClosed, match=re.escape(conn._connection.name())):
                     method(conn)
             else:
                 assert method(conn) == 0

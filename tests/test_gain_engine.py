@@ -88,9 +88,9 @@ def run(seed: int, handler: Echo, end: str, elsewhere: dict[str, bool]) -> Any:
         if rng.random() < 0.4:
             peer.window += rng.randint(0, 20)
         if rng.random() < 0.05 and connection.life.user == engine.thread:
-            connection.pause()
+            connection.intake.pause()
         if rng.random() < 0.2 and connection.life.user == engine.thread:
-            connection.resume()
+            connection.intake.resume()
         if not ended and len(peer.sent) >= total and rng.random() < 0.2:
             ended = True
             act(engine, connection, peer, end)
@@ -99,7 +99,7 @@ def run(seed: int, handler: Echo, end: str, elsewhere: dict[str, bool]) -> Any:
         if not engine.step():
             peer.window += 10
             if connection.life.user == engine.thread:
-                connection.resume()
+                connection.intake.resume()
             if ended and engine.timers and rng.random() < 0.3:
                 engine.let_time_pass()
             elif ended and peer.end is None and rng.random() < 0.1:

@@ -25,7 +25,7 @@ from marks import ON_RING
 
 import uring_trio
 from uring_trio import gain
-from uring_trio.gain import _elsewhere, _server, _serving
+from uring_trio.gain import _callbacks, _server, _serving
 
 pytestmark = ON_RING
 
@@ -283,7 +283,7 @@ def test_nobody_is_left_behind_while_an_async_on_close_has_its_time(
 def test_an_async_on_close_that_does_not_end_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_elsewhere, "ON_CLOSE_S", 0.2)
+    monkeypatch.setattr(_callbacks, "ON_CLOSE_S", 0.2)
     began: list[float] = []
 
     class Handler(gain.EventHandler):

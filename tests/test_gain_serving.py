@@ -154,7 +154,7 @@ class Running:
     async def until_end(self) -> None:
         """Run to the end; raises what the start raises."""
         with trio.fail_after(BOUND_S), self.scope:
-            await self.serving.run(self)  # type: ignore[arg-type]
+            await self.serving.run(self)
 
     async def until_end_with(self, actor: Callable[[], Any]) -> None:
         """The same, while ``actor`` runs once all listen."""

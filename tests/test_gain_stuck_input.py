@@ -21,7 +21,7 @@ from marks import ON_RING
 from test_gain_asleep import NETWORKS, HalfCloser, assert_asleep, connected
 
 from uring_trio import gain
-from uring_trio.gain._stuck import AFTER_END_S, LATE_S
+from uring_trio.gain._patience import AFTER_END_S, LATE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable

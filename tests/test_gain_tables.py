@@ -9,12 +9,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uring_trio.gain import _due, _inbound, _life, _outbound
-from uring_trio.gain._due import Due, Wanted, callback_due, is_plain, wanted
-from uring_trio.gain._inbound import Flight, Inbound
-from uring_trio.gain._life import Holder, Life, Told
-from uring_trio.gain._outbound import Outbound
-from uring_trio.gain._tables import step
+from uring_trio.gain import _halves, _life, _patience, _tls
+from uring_trio.gain._halves import (
+    Flight,
+    Inbound,
+    Input,
+    InputEvent,
+    Outbound,
+    Output,
+    OutputEvent,
+    Pieces,
+    PiecesEvent,
+    step,
+)
+from uring_trio.gain._life import (
+    Due,
+    Holder,
+    Life,
+    Told,
+    Wanted,
+    Way,
+    callback_due,
+    wanted,
+    way_of,
+)
 
 if TYPE_CHECKING:
     import enum
@@ -44,6 +62,12 @@ FLIGHT = """
 IDLE      ARMED -         -
 ARMED     -     CANCELING IDLE
 CANCELING -     -         IDLE
+"""
+PIECES = """
+          FILLED    LARGE DWINDLED  IDLE
+SMALL     LARGE     -     -         SMALL
+LARGE     LARGE     LARGE SHRINKING LARGE
+SHRINKING SHRINKING LARGE SHRINKING SMALL
 """
 OUTBOUND = """
             FILL        LOW      END         FIN   CLOSE    CUT
@@ -81,13 +105,40 @@ NOTHING ACCEPT -
 ACCEPT  -      CLOSE
 CLOSE   -      -
 """
+STAGE = """
+        BEGIN   BEGIN_LEFT DEADLINE LATE  OVER FORGET
+FREE    WAITING LEFT       FREE     FREE  FREE FREE
+WAITING WAITING LEFT       LEFT     AGAIN OVER FREE
+AGAIN   WAITING LEFT       LEFT     OVER  OVER FREE
+OVER    WAITING LEFT       LEFT     OVER  OVER FREE
+LEFT    WAITING LEFT       LEFT     LEFT  LEFT FREE
+"""
+TLS_PEER = """
+          DONE END   GIVE_UP
+HANDSHAKE OPEN -     GIVEN_UP
+OPEN      -    ENDED OPEN
+ENDED     -    -     ENDED
+GIVEN_UP  -    -     GIVEN_UP
+"""
+TLS_OURS = """
+                STALL           FEED    CLOSE           SEND
+WRITING         STALLED         WRITING CLOSING         -
+STALLED         -               WRITING CLOSING_STALLED -
+CLOSING         CLOSING_STALLED CLOSING CLOSING         SENT
+CLOSING_STALLED -               CLOSING CLOSING_STALLED -
+SENT            -               SENT    SENT            -
+"""
 TABLES: list[tuple[str, Any, Any, Any]] = [
-    (INBOUND, _inbound.NEXT, _inbound.State, _inbound.Event),
-    (FLIGHT, _inbound.NEXT_FLIGHT, Flight, _inbound.FlightEvent),
-    (OUTBOUND, _outbound.NEXT, _outbound.State, _outbound.Event),
+    (INBOUND, _halves.NEXT_INPUT, Input, InputEvent),
+    (FLIGHT, _halves.NEXT_FLIGHT, Flight, _halves.FlightEvent),
+    (PIECES, _halves.NEXT_PIECES, Pieces, PiecesEvent),
+    (OUTBOUND, _halves.NEXT_OUTPUT, Output, OutputEvent),
     (LIFE, _life.NEXT, _life.State, _life.Event),
     (HOLDER, _life.NEXT_HOLDER, Holder, _life.HolderEvent),
     (TOLD, _life.NEXT_TOLD, Told, _life.ToldEvent),
+    (STAGE, _patience.NEXT_STAGE, _patience.Stage, _patience.StageEvent),
+    (TLS_PEER, _tls.NEXT_PEER, _tls.Peer, _tls.PeerEvent),
+    (TLS_OURS, _tls.NEXT_OURS, _tls.Ours, _tls.OurEvent),
 ]
 
 
@@ -123,7 +174,7 @@ def test_each_state_and_event(
 
 # A model of the input: what its state is made of, each by itself
 
-EVENTS = st.lists(st.sampled_from(list(_inbound.Event)), max_size=20)
+EVENTS = st.lists(st.sampled_from(list(InputEvent)), max_size=20)
 
 
 class Conditions:
@@ -133,7 +184,7 @@ class Conditions:
         self.paused = self.full = self.ended = self.told = False
         self.lost = self.shut = self.discarding = self.over = False
 
-    def may(self, event: _inbound.Event) -> bool:
+    def may(self, event: InputEvent) -> bool:
         name = event.name
         if name == "TELL":
             return self.ended and not (self.told or self.lost or self.shut or self.over)
@@ -143,7 +194,7 @@ class Conditions:
             return name in ("FILL", "ROOM", "END", "OVER")
         return True
 
-    def tell(self, event: _inbound.Event) -> None:
+    def tell(self, event: InputEvent) -> None:
         name = event.name
         if name in ("PAUSE", "RESUME"):
             self.paused = name == "PAUSE"
@@ -178,7 +229,7 @@ class Conditions:
 
 
 @given(EVENTS)
-def test_input_is_what_was_said_of_it(events: list[_inbound.Event]) -> None:
+def test_input_is_what_was_said_of_it(events: list[InputEvent]) -> None:
     inbound, conditions = Inbound(b"x" * 10, 100), Conditions()
     inbound.lease(inbound.pool, 0, 10)
     told_before_loss = False
@@ -187,7 +238,7 @@ def test_input_is_what_was_said_of_it(events: list[_inbound.Event]) -> None:
             with pytest.raises(AssertionError):
                 inbound.step(event)
             continue
-        if event is _inbound.Event.LOSE and conditions.told:
+        if event is InputEvent.LOSE and conditions.told:
             told_before_loss = True
         inbound.step(event)
         conditions.tell(event)
@@ -195,13 +246,13 @@ def test_input_is_what_was_said_of_it(events: list[_inbound.Event]) -> None:
             assert inbound.announces is conditions.announces
         # Once the peer has gone the limit is judged anew, by whoever resumes or takes some.
         if not (conditions.lost and conditions.full):
-            assert (inbound.state in _inbound.RECEIVING) is conditions.receives
+            assert (inbound.state in _halves.RECEIVING) is conditions.receives
         if not conditions.over:
             assert inbound.has_ended is conditions.ended or conditions.lost
 
 
-@given(st.lists(st.sampled_from(list(_outbound.Event)), max_size=20))
-def test_output_that_has_ended_takes_nothing_more(events: list[_outbound.Event]) -> None:
+@given(st.lists(st.sampled_from(list(OutputEvent)), max_size=20))
+def test_output_that_has_ended_takes_nothing_more(events: list[OutputEvent]) -> None:
     outbound = Outbound(100)
     ended = False
     for event in events:
@@ -215,8 +266,7 @@ def test_output_that_has_ended_takes_nothing_more(events: list[_outbound.Event])
 
 @given(st.lists(st.sampled_from(list(_life.Event)), max_size=20))
 def test_a_life_goes_one_way(events: list[_life.Event]) -> None:
-    life = Life(1)
-    life.begin_in_handshake()
+    life = Life(1, _life.State.HANDSHAKE)
     for event in events:
         before = life.state
         try:
@@ -300,10 +350,10 @@ def all_there_is() -> Iterator[tuple[Inbound, Outbound, Life]]:
     for state, holder, told in itertools.product(_life.State, Holder, Told):
         life = life_of(state, holder, told)
         for inbound.state, (inbound.lease_size, inbound.fresh), inbound.rest in itertools.product(
-            _inbound.State, ((0, 0), (3, 0), (3, 3)), (0, 5)
+            Input, ((0, 0), (3, 0), (3, 3)), (0, 5)
         ):
             for outbound.state, (outbound.size, outbound.written) in itertools.product(
-                _outbound.State, ((0, 0), (4, 0), (0, 2))
+                Output, ((0, 0), (4, 0), (0, 2))
             ):
                 yield inbound, outbound, life
 
@@ -340,7 +390,7 @@ def test_what_is_due_over_all_there_is() -> None:
             assert life.state is _life.State.LEAVING
         else:
             assert due is Due.BOTH_ENDED
-            assert outbound.state is _outbound.State.ENDED
+            assert outbound.state is Output.ENDED
     assert seen == set(Due)
 
 
@@ -364,11 +414,43 @@ def test_what_is_wanted_over_all_there_is() -> None:
 
 
 def test_the_short_way_is_for_those_with_nothing_but_input_and_output() -> None:
+    seen = set()
     for inbound, outbound, life in all_there_is():
-        if is_plain(inbound, outbound, life):
+        way = way_of(inbound, outbound, life)
+        seen.add(way)
+        if way is not Way.SETTLED:
             assert (inbound.state, outbound.state, life.state) == (0, 0, _life.State.OPEN)
             assert callback_due(inbound, outbound, life) in (Due.READ, Due.WROTE, Due.NOTHING)
             assert wanted(inbound, outbound, life) is Wanted.RECEIVE
+            assert way_of(inbound, outbound, life, deadlines=1) is Way.SETTLED
+    assert seen == {Way.SETTLED, Way.SMALL}
 
 
-assert _due  # the module of all of these
+def test_the_short_way_follows_the_pieces() -> None:
+    inbound, outbound = Inbound(b"", 100, _halves.Sizes(small=8, dwindled=2)), Outbound(100)
+    life = life_of(_life.State.OPEN, Holder.NOBODY)
+    assert not inbound.note_small(7)
+    assert way_of(inbound, outbound, life) is Way.SMALL
+    assert inbound.note_small(8)
+    assert way_of(inbound, outbound, life) is Way.LARGE
+    assert not inbound.note_small(8)  # what was on its way
+    for sizes, pieces in (
+        ([8, 9, 8], Pieces.LARGE),
+        ([8], Pieces.SHRINKING),
+        ([9], Pieces.LARGE),
+        ([8, 8], Pieces.SHRINKING),
+    ):
+        for size in sizes:
+            inbound.note_large(size)
+        assert inbound.pieces is pieces
+    inbound.step_pieces(PiecesEvent.IDLE)
+    assert way_of(inbound, outbound, life) is Way.SMALL
+
+
+def test_a_handler_that_does_not_answer_is_watched_for() -> None:
+    inbound, outbound = Inbound(b"", 100), Outbound(100)
+    life = life_of(_life.State.OPEN, Holder.NOBODY)
+    both = Wanted.RECEIVE | Wanted.WATCH
+    assert wanted(inbound, outbound, life, unanswered=True) == both
+    outbound.add(b"answer", 6)
+    assert wanted(inbound, outbound, life, unanswered=True) is Wanted.RECEIVE

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from uring_trio.gain._timers import DEAD_ENTRIES_MIN, Timers
+from uring_trio.gain._deadlines import DEAD_ENTRIES_MIN, Timers
 
 # Few of each, so that a run meets the same key and the same time again and again.
 KEYS = st.integers(0, 7)

@@ -286,7 +286,7 @@ async def test_shutdown_lets_callbacks_end_and_sends_their_answers(mode: str) ->
             for _ in range(10):
                 await trio.lowlevel.checkpoint()
             conn: Any = recorder.conn
-            assert not conn._datagrams.closed
+            assert not conn._datagram.socket.closed
             # Nothing is received any more.
             await client.sendto(b"too late", address)
             released.set()

@@ -46,8 +46,8 @@ from uring_trio.gain._address import Address
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uring_trio.gain._engine import Workplace
     from uring_trio.gain._listen import Listener
-    from uring_trio.gain._worker import Worker
 
 # Out of descriptors or memory: not the listener's fault, and over when something is closed.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -101,7 +101,7 @@ class Acceptor:
     task = None
 
     def __init__(
-        self, worker: Worker, listener: Listener, assign: Callable[[Address], Worker] | None
+        self, worker: Workplace, listener: Listener, assign: Callable[[Address], Workplace] | None
     ) -> None:
         self.worker = worker
         self.listener = listener
@@ -257,7 +257,7 @@ class Acceptor:
             chosen.places.leave()
             sock.close()
 
-    def _choose(self, remote: Address) -> Worker:
+    def _choose(self, remote: Address) -> Workplace:
         return self.worker if self.assign is None else self.assign(remote)
 
     def _exhausted(self, error: int) -> None:

@@ -1,29 +1,281 @@
-"""`Conn`: what a handler has of a connection. It holds no state: see `_connection`."""
+"""What a handler has of a connection, `Conn`, and of a datagram, `DatagramConn`.
+
+They hold no state but `context`, which is the user's: see `_connection` and `_datagram`.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import os
+import socket
+import struct
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from uring_trio.gain._address import Address
-from uring_trio.gain._config import check_read_buffer_limit
-from uring_trio.gain._errors import ConnectionClosed, GainError, InvalidDuration, NotSupported
-from uring_trio.gain._handle import TAKING, Handle
-from uring_trio.gain._outbound import FULL, OPEN
-from uring_trio.gain._secure import Secure
+from uring_trio.gain._config import KEEP_ALIVE_MAX_S, check_read_buffer_limit
+from uring_trio.gain._errors import (
+    AddressError,
+    ConnectionClosed,
+    GainError,
+    InvalidDuration,
+    NotSupported,
+    OpNotAvailableInMode,
+)
+from uring_trio.gain._halves import Inbound, Input, Output
+from uring_trio.gain._tls import Secure
 
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Awaitable, Callable, Iterable
+    from typing import Protocol
 
     from uring_trio.gain._connection import Connection
-    from uring_trio.gain._handle import SupportsRead
+    from uring_trio.gain._datagram import Datagram
+    from uring_trio.gain._server import Server
 
-READ_FROM_SIZE = 64 << 10  # bytes that one read() of read_from() asks for
+    class SupportsWrite(Protocol):
+        """A file to be written to."""
+
+        def write(self, data: bytes, /) -> int | None: ...
+
+    class SupportsRead(Protocol):
+        """A file to be read from."""
+
+        def read(self, size: int = -1, /) -> bytes: ...
+
+    class Owner(Protocol):
+        """Says which thread may use it; 0: none any more. And whose it is, or was."""
+
+        @property
+        def user(self) -> int: ...
+
+        @property
+        def whose(self) -> int: ...
+
+    class Subject(Protocol):
+        """What a handle is of: input may be taken, and others may have something called."""
+
+        def took(self) -> None: ...
+
+        def call(self, fn: Callable[..., Any], /, *args: Any) -> None: ...
+
+
+INPUT_OPEN, OPEN, FULL = Input.OPEN, Output.OPEN, Output.FULL
+READ_FROM_SIZE = 64 << 10  # bytes that one read() of a stream's read_from() asks for
+# Bytes: 65,535 of an IPv4 packet, less 20 for its header and 8 for UDP's.
+DATAGRAM_SIZE_MAX = 65_507
+READ_SIZE = 16 << 10  # bytes that one read() of read_from() asks for
+# What takes input: also once nothing else can be done any more.
+TAKING = ("next", "read", "peek", "read_into", "discard", "write_to")
+
+
+class Handle:
+    """Input that is taken, and a socket with options; see `Conn` and `DatagramConn`.
+
+    Attributes:
+      context: yours.
+    """
+
+    __slots__ = ("__weakref__", "_inbound", "_owner", "_sock", "_subject", "context", "worker")
+
+    def __init__(
+        self, worker: Any, sock: socket.socket, inbound: Inbound, owner: Owner, subject: Subject
+    ) -> None:
+        self.worker = worker
+        self.context: Any = None
+        self._sock = sock
+        self._inbound = inbound
+        self._owner = owner
+        self._subject = subject
+
+    @property
+    def server(self) -> Server:
+        """The server that has accepted it."""
+        server: Server = self.worker.server
+        return server
+
+    # ---- reading -------------------------------------------------------------------------
+
+    def next(self, n: int = -1) -> bytes:
+        """Consume exactly *n* bytes; all that there are if it is negative.
+
+        Raises:
+          ShortBuffer: there are fewer; nothing is consumed.
+          ConnectionClosed, OpNotAvailableInMode: as all data methods.
+        """
+        if self._owner.user != get_ident():
+            self._refuse("next")
+        inbound = self._inbound
+        size = inbound.lease_size
+        if inbound.buffer is None and (n == size or n < 0) and inbound.state is INPUT_OPEN:
+            # The fast way of what follows.
+            inbound.lease_size = 0
+            at = inbound.lease_at
+            return inbound.pool[at : at + size]  # type: ignore[no-any-return]
+        data = inbound.next(n)
+        if inbound.state is not INPUT_OPEN:
+            self._subject.took()
+        return data
+
+    def read(self, n: int = -1) -> bytes:
+        """Consume at most *n* bytes; all that there are if it is negative.
+
+        Raises:
+          IsEmpty: there are none now. It is not the end of the stream.
+          ConnectionClosed, OpNotAvailableInMode: as all data methods.
+        """
+        if self._owner.user != get_ident():
+            self._refuse("read")
+        inbound = self._inbound
+        data = inbound.take(inbound.some(n) if n else 0)
+        if inbound.state is not INPUT_OPEN:
+            self._subject.took()
+        return data
+
+    def peek(self, n: int = -1) -> bytes:
+        """At most *n* bytes, or all, without consuming them.
+
+        Raises:
+          ConnectionClosed, OpNotAvailableInMode: as all data methods.
+        """
+        if self._owner.user != get_ident():
+            self._refuse("peek")
+        return self._inbound.peek(n)
+
+    def read_into(self, buffer: Any) -> int:
+        """Consume as many bytes as *buffer* holds, into it; how many these were.
+
+        Raises:
+          IsEmpty: there are none now.
+          ConnectionClosed, OpNotAvailableInMode: as all data methods.
+        """
+        if self._owner.user != get_ident():
+            self._refuse("read_into")
+        with memoryview(buffer) as view, view.cast("B") as target:
+            if target.readonly:
+                raise TypeError(f"a writable buffer is needed, not {type(buffer).__name__}")
+            size = len(target)
+            if size:
+                data = self._inbound.take(self._inbound.some(size))
+                size = len(data)
+                target[:size] = data
+                self._subject.took()
+        return size
+
+    def discard(self, n: int = -1) -> int:
+        """Consume at most *n* bytes, or all, and drop them; how many these were.
+
+        Raises:
+          ConnectionClosed, OpNotAvailableInMode: as all data methods.
+        """
+        if self._owner.user != get_ident():
+            self._refuse("discard")
+        inbound = self._inbound
+        buffered = inbound.buffered()
+        if n < 0 or n > buffered:
+            n = buffered
+        inbound.drop(n)
+        if inbound.state is not INPUT_OPEN:
+            self._subject.took()
+        return n
+
+    def write_to(self, file: SupportsWrite) -> int:
+        """Write all that is buffered to *file*, with one call of its ``write``.
+
+        Returns:
+          How many bytes it took; these are consumed.
+
+        Raises:
+          IsEmpty: there are none now.
+          ConnectionClosed, OpNotAvailableInMode: as all data methods; and whatever
+            ``write`` raises, and then nothing is consumed.
+        """
+        if self._owner.user != get_ident():
+            self._refuse("write_to")
+        written = file.write(self._inbound.peek(self._inbound.some(-1)))
+        size = 0 if written is None else written
+        self._inbound.drop(size)
+        self._subject.took()
+        return size
+
+    def inbound_buffered(self) -> int:
+        """How many bytes are there to be consumed; also after the end."""
+        if self._owner.user != get_ident():
+            check(self._owner, "inbound_buffered", alive=False)
+        return self._inbound.buffered()
+
+    # ---- from any thread -----------------------------------------------------------------
+
+    def call_soon_threadsafe(self, fn: Callable[..., Any], *args: Any) -> None:
+        """From any thread: have the worker call ``fn(*args)``, first in, first out.
+
+        While a thread has the connection (``async_handler=True``) it waits until that is done.
+
+        Raises:
+          ConnectionClosed: the worker has ended.
+        """
+        if not self.worker.post(self._subject.call, fn, *args):
+            raise ConnectionClosed("call_soon_threadsafe: the server has ended")
+
+    # ---- socket options ------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """The file descriptor; -1 once it is closed."""
+        check(self._owner, "fileno", alive=False)
+        return self._sock.fileno()
+
+    def set_read_buffer(self, size: int) -> None:
+        """SO_RCVBUF, in bytes."""
+        self._set_option("set_read_buffer", socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+    def set_write_buffer(self, size: int) -> None:
+        """SO_SNDBUF, in bytes."""
+        self._set_option("set_write_buffer", socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+    def set_linger(self, seconds: int) -> None:
+        """SO_LINGER: with 0, closing sends a reset; negative: off, the default."""
+        linger = struct.pack("ii", seconds >= 0, max(seconds, 0))
+        self._set_option("set_linger", socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    def set_no_delay(self, no_delay: bool) -> None:
+        """TCP_NODELAY; on by default."""
+        self._set_option("set_no_delay", socket.IPPROTO_TCP, socket.TCP_NODELAY, int(no_delay))
+
+    def set_keep_alive_period(self, seconds: float) -> None:
+        """Keep-alive, with this time before the first probe and between probes; 1 s or more.
+
+        Raises:
+          InvalidDuration: it is less than 1 s.
+        """
+        if not 1 <= seconds <= KEEP_ALIVE_MAX_S:
+            raise InvalidDuration(
+                f"a keep-alive period is 1 to {KEEP_ALIVE_MAX_S} s, not {seconds!r} s"
+            )
+        period = int(seconds)
+        name = "set_keep_alive_period"
+        self._set_option(name, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._set_option(name, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, period)
+        self._set_option(name, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, period)
+
+    def _set_option(self, name: str, level: int, option: int, value: Any) -> None:
+        check(self._owner, name)
+        self._sock.setsockopt(level, option, value)
+
+    def _refuse(self, name: str) -> None:
+        """Raise: this is not the thread, or not the time, to use it."""
+        check(self._owner, name)
+
+
+def check(owner: Owner, name: str, *, alive: bool = True) -> None:
+    """Raise unless this is its thread and, with *alive*, it is open."""
+    if owner.user != get_ident():
+        if get_ident() != owner.whose:
+            raise OpNotAvailableInMode(name)
+        if alive:
+            raise ConnectionClosed(f"{name}: the connection is closed")
 
 
 class Conn(Handle):
@@ -36,47 +288,27 @@ class Conn(Handle):
       context: yours.
     """
 
-    __slots__ = ("_connection", "_life", "_local", "_network", "_outbound", "_remote")
+    __slots__ = ("_connection", "_life", "_outbound")
 
-    def __init__(
-        self,
-        connection: Connection,
-        sock: socket.socket,
-        network: str,
-        local: Address | None,
-        remote: Address,
-    ) -> None:
-        super().__init__(connection.worker, sock, connection.inbound, connection.life)
+    def __init__(self, connection: Connection) -> None:
+        life = connection.life
+        super().__init__(connection.worker, connection.sock, connection.inbound, life, connection)
         self._connection = connection
-        self._life = connection.life
+        self._life = life
         self._outbound = connection.outbound
-        self._network = network
-        self._local = local
-        self._remote = remote
 
     def __repr__(self) -> str:
-        return f"<Conn {self._name()}, {self._life.state.name.lower()}>"
+        return f"<Conn {self._connection.name()}, {self._life.state.name.lower()}>"
 
     # ---- who it is -----------------------------------------------------------------------
 
     def local_addr(self) -> Address:
         """Our own address; from any thread, also after the end."""
-        local = self._local
-        if local is None:
-            local = self._local = Address.from_sockaddr(self._network, self._sock.getsockname())
-        return local
+        return self._connection.local_addr()
 
     def remote_addr(self) -> Address:
         """The peer's address; from any thread, also after the end."""
-        return self._remote
-
-    def _name(self) -> str:
-        return f"{self._network} connection from {self._remote!s:.120}"
-
-    def _remember_addresses(self) -> None:
-        if self._local is None:
-            with contextlib.suppress(OSError):
-                self.local_addr()
+        return self._connection.remote
 
     # ---- writing -------------------------------------------------------------------------
 
@@ -98,14 +330,14 @@ class Conn(Handle):
         outbound = self._outbound
         state = outbound.state
         if self._life.user != get_ident() or (state is not OPEN and state > FULL):
-            return self._refuse_write("write", data)
+            return refuse_write(self._connection, "write", data)
         size = len(data)
         if not size:
             return 0
         pieces = outbound.pieces
         if outbound.sending is None:
             if not pieces and not self._connection.ready:
-                self._connection.send_soon()
+                self._connection.outlet.soon()
             # The fast way of `Outbound.add`.
             outbound.size += size
             pieces.append(data)
@@ -113,28 +345,13 @@ class Conn(Handle):
         # What the socket takes at once is never too much; this is behind what it refused.
         outbound.add(data, size)
         if outbound.size > outbound.high_water and state is OPEN:
-            self._connection.overflow()
+            self._connection.outlet.overflow()
         return size
-
-    def _refuse_write(self, name: str, data: bytes) -> int:
-        life = self._life
-        if life.is_lent and get_ident() == life.home:
-            # A task of the worker's, while a thread has it: its turn comes when that is done.
-            if life.user:
-                self._connection.call(self.write, data)
-                return len(data)
-        else:
-            self._check(name, alive=False)
-        if life.user and not self._outbound.is_cut:
-            raise ConnectionClosed(f"{name}: send_eof() has ended the output")
-        if self.worker.config.write_strict:
-            raise ConnectionClosed(f"{name}: {self!r}")
-        return 0
 
     def writev(self, buffers: Iterable[bytes | bytearray | memoryview]) -> int:
         """Send several buffers, one after the other; as one `write` of them all."""
         if self._life.user != get_ident():
-            return self._refuse_write("writev", b"".join(buffers))
+            return refuse_write(self._connection, "writev", b"".join(buffers))
         return self.write(b"".join(buffers))
 
     def read_from(self, file: SupportsRead) -> int:
@@ -147,7 +364,7 @@ class Conn(Handle):
             raises: what it gave before is sent.
         """
         if self._life.user != get_ident() and not self._life.is_lent:
-            return self._refuse_write("read_from", b"")
+            return refuse_write(self._connection, "read_from", b"")
         total = 0
         while data := file.read(READ_FROM_SIZE):
             taken = self.write(data)
@@ -159,7 +376,7 @@ class Conn(Handle):
     def outbound_buffered(self) -> int:
         """How many written bytes the kernel has not taken yet; also after the end."""
         if self._life.user != get_ident():
-            self._check("outbound_buffered", alive=False)
+            check(self._life, "outbound_buffered", alive=False)
         return self._outbound.size
 
     async def drain(self) -> None:
@@ -173,7 +390,7 @@ class Conn(Handle):
         """
         if self._life.user != get_ident():
             self._refuse("drain")
-        await self._connection.drain()
+        await self._connection.outlet.drain()
         await trio.lowlevel.checkpoint()
 
     def send_to(self, data: bytes | bytearray | memoryview, address: Any) -> int:
@@ -182,7 +399,7 @@ class Conn(Handle):
         Raises:
           NotSupported: this is a stream.
         """
-        self._check("send_to")
+        check(self._life, "send_to")
         raise NotSupported(f"send_to: {len(data)} bytes for {address!r}; this is a stream")
 
     # ---- closing -------------------------------------------------------------------------
@@ -193,12 +410,12 @@ class Conn(Handle):
         Afterwards there is no ``on_read``, and data methods raise `ConnectionClosed`. A
         second call does nothing.
         """
-        self._check("close", alive=False)
+        check(self._life, "close", alive=False)
         self._connection.close()
 
     def abort(self) -> None:
         """Close at once, with a reset; output that the kernel has not sent is lost."""
-        self._check("abort", alive=False)
+        check(self._life, "abort", alive=False)
         self._connection.abort()
 
     def send_eof(self) -> None:
@@ -207,7 +424,7 @@ class Conn(Handle):
         Raises:
           NotSupported: with TLS, which has no half-closed streams.
         """
-        self._check("send_eof")
+        check(self._life, "send_eof")
         if self._connection.secure is not None:
             raise NotSupported("send_eof: a TLS stream cannot be half-closed")
         self._connection.send_eof()
@@ -222,7 +439,7 @@ class Conn(Handle):
           ConnectionClosed: after ``close()``, ``send_eof()``, or the connection's end.
           ssl.SSLError: the context is not one for servers.
         """
-        self._check("start_tls")
+        check(self._life, "start_tls")
         if self._connection.secure is not None:
             raise GainError("start_tls: the connection has TLS already")
         if self.inbound_buffered():
@@ -239,13 +456,13 @@ class Conn(Handle):
 
     def pause_reading(self) -> None:
         """Stop receiving. What is on its way still comes, and a reset is noticed."""
-        self._check("pause_reading")
-        self._connection.pause()
+        check(self._life, "pause_reading")
+        self._connection.intake.pause()
 
     def resume_reading(self) -> None:
         """End what `pause_reading` began."""
-        self._check("resume_reading")
-        self._connection.resume()
+        check(self._life, "resume_reading")
+        self._connection.intake.resume()
 
     def set_read_buffer_limit(self, size: int) -> None:
         """The server's ``read_buffer_limit``, for this connection: *size* bytes.
@@ -253,18 +470,15 @@ class Conn(Handle):
         Raises:
           ValueError: it is less than 1, or no integer.
         """
-        self._check("set_read_buffer_limit")
+        check(self._life, "set_read_buffer_limit")
         check_read_buffer_limit(size)
-        self._connection.set_limit(size)
-
-    def _took(self) -> None:
-        self._connection.took()
+        self._connection.intake.set_limit(size)
 
     # ---- deadlines -----------------------------------------------------------------------
 
     def set_deadline(self, seconds: float | None) -> None:
         """Set the read and the write deadline."""
-        self._set_deadlines("set_deadline", ("read", "write"), seconds)
+        set_deadlines(self._connection, "set_deadline", ("read", "write"), seconds)
 
     def set_read_deadline(self, seconds: float | None) -> None:
         """The next ``on_read`` must come within *seconds* from now; None: no deadline.
@@ -272,22 +486,15 @@ class Conn(Handle):
         Else the connection closes, with `DeadlineExceeded` in ``on_close``. Input that comes
         while a callback runs meets it, although its ``on_read`` has to wait for that.
         """
-        self._set_deadlines("set_read_deadline", ("read",), seconds)
+        set_deadlines(self._connection, "set_read_deadline", ("read",), seconds)
 
     def set_write_deadline(self, seconds: float | None) -> None:
         """All output must be with the kernel within *seconds* from now; None: no deadline."""
-        self._set_deadlines("set_write_deadline", ("write",), seconds)
+        set_deadlines(self._connection, "set_write_deadline", ("write",), seconds)
 
     def set_idle_timeout(self, seconds: float | None) -> None:
         """A byte must go either way at least every *seconds*; None: no timeout."""
-        self._set_deadlines("set_idle_timeout", ("idle",), seconds)
-
-    def _set_deadlines(self, name: str, kinds: tuple[str, ...], seconds: float | None) -> None:
-        self._check(name)
-        if seconds is not None and not seconds >= 0:
-            raise InvalidDuration(f"{seconds!r} s is no time from now; give 0 or more, or None")
-        for kind in kinds:
-            self._connection.set_deadline(kind, seconds)
+        set_deadlines(self._connection, "set_idle_timeout", ("idle",), seconds)
 
     # ---- tasks and threads ---------------------------------------------------------------
 
@@ -298,21 +505,248 @@ class Conn(Handle):
 
         If it raises, that is logged and closes the connection, as in a callback.
         """
-        self._check("start_soon", alive=False)
+        check(self._life, "start_soon", alive=False)
         if self._life.is_over:
             raise ConnectionClosed("start_soon: the connection is closed")
-        self._connection.start_task(async_fn, args, name)
-
-    def _call_soon(self, fn: Callable[..., Any], *args: Any) -> None:
-        self._connection.call(fn, *args)
+        self._connection.calls.start_task(async_fn, args, name)
 
     # ---- who may use it ------------------------------------------------------------------
 
-    def _whose(self) -> int:
-        life = self._life
-        return life.borrower if life.is_lent else life.home
-
     def _refuse(self, name: str) -> None:
-        if name in TAKING and get_ident() == self._life.home and self._connection.may_take_rest():
-            return
-        self._check(name)
+        may_take = self._connection.calls.may_take_rest
+        if not (name in TAKING and get_ident() == self._life.home and may_take()):
+            check(self._life, name)
+
+
+def refuse_write(connection: Connection, name: str, data: bytes) -> int:
+    """What becomes of *data*, which cannot be written now: 0 bytes, or an error, or later all."""
+    life = connection.life
+    if life.is_lent and get_ident() == life.home:
+        # A task of the worker's, while a thread has it: its turn comes when that is done.
+        if life.user:
+            connection.call(connection.conn.write, data)
+            return len(data)
+    else:
+        check(life, name, alive=False)
+    if life.user and not connection.outbound.is_cut:
+        raise ConnectionClosed(f"{name}: send_eof() has ended the output")
+    if connection.worker.config.write_strict:
+        raise ConnectionClosed(f"{name}: {connection.conn!r}")
+    return 0
+
+
+def set_deadlines(
+    connection: Connection, name: str, kinds: tuple[str, ...], seconds: float | None
+) -> None:
+    """Set those of the user's."""
+    check(connection.life, name)
+    if seconds is not None and not seconds >= 0:
+        raise InvalidDuration(f"{seconds!r} s is no time from now; give 0 or more, or None")
+    for kind in kinds:
+        connection.set_deadline(kind, seconds)
+
+
+class DatagramConn(Handle):
+    """One datagram, and the way back to its sender; made by the server.
+
+    It has the methods of a connection, as far as they make sense: the input is the datagram,
+    ``write`` replies, `send_to` goes anywhere. It is usable until the server ends, from
+    callbacks and tasks of its worker. Socket options act on the socket that all share.
+    """
+
+    __slots__ = ("_datagram",)
+
+    def __init__(self, datagram: Datagram, data: bytes) -> None:
+        inbound = Inbound(data, len(data) + 1)
+        inbound.lease(data, 0, len(data))
+        worker, sock = datagram.worker, datagram.socket.listener.sock
+        super().__init__(worker, sock, inbound, datagram, datagram)
+        self._datagram = datagram
+
+    def __repr__(self) -> str:
+        return f"<DatagramConn from {self.remote_addr()!s}>"
+
+    # ---- sending -------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Reply with one datagram, from the address that this one came to. Never blocks.
+
+        It may be empty. Where the kernel takes nothing now it is queued. It is dropped, and counted, if
+        ``write_high_water`` bytes wait already, or if the kernel refuses it later on.
+
+        Returns:
+          The number of bytes.
+
+        Raises:
+          OSError: EMSGSIZE: over 65,507 bytes.
+          ConnectionClosed: the server has ended.
+          OpNotAvailableInMode: on another thread.
+        """
+        if self._owner.user != get_ident():
+            self._refuse("write")
+        return self._datagram.socket.reply(self._datagram, as_datagram(data))
+
+    def writev(self, buffers: Iterable[bytes | bytearray | memoryview]) -> int:
+        """Reply with one datagram made of several buffers; see `write`."""
+        if self._owner.user != get_ident():
+            self._refuse("writev")
+        return self._datagram.socket.reply(self._datagram, as_datagram(b"".join(buffers)))
+
+    def read_from(self, file: SupportsRead) -> int:
+        """Reply with one datagram made of all that *file* gives until its end; see `write`."""
+        if self._owner.user != get_ident():
+            self._refuse("read_from")
+        chunks, size = [], 0
+        while chunk := file.read(READ_SIZE):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > DATAGRAM_SIZE_MAX:
+                break
+        return self._datagram.socket.reply(self._datagram, as_datagram(b"".join(chunks)))
+
+    def send_to(self, data: bytes | bytearray | memoryview, address: Any) -> int:
+        """Send one datagram to anybody, from the address that the kernel chooses; see `write`.
+
+        Args:
+          data: of at most 65,507 bytes.
+          address: an `Address`, or a tuple whose host is an address and no name; one of
+            IPv4 will do where the socket has both families.
+
+        Returns:
+          The number of bytes.
+
+        Raises:
+          AddressError: the socket cannot send to such an address.
+          OSError: EMSGSIZE, or what else the kernel says at once, such as ENETUNREACH.
+          ConnectionClosed, OpNotAvailableInMode: as ``write``.
+        """
+        if self._owner.user != get_ident():
+            self._refuse("send_to")
+        peer = destination(self._sock.family, address)
+        return self._datagram.socket.send(self._datagram, as_datagram(data), peer)
+
+    async def drain(self) -> None:
+        """Return at once, as a checkpoint: a datagram has no stream to wait for."""
+        if self._owner.user != get_ident():
+            self._refuse("drain")
+        await trio.lowlevel.checkpoint()
+
+    # ---- who it is -----------------------------------------------------------------------
+
+    def local_addr(self) -> Address:
+        """The address that it came to; from any thread, also after the end."""
+        came_to = self._datagram.came_to
+        if came_to is None:
+            return self._datagram.socket.listener.address
+        return came_to.address()
+
+    def remote_addr(self) -> Address:
+        """The sender's address; from any thread, also after the end."""
+        return Address.from_sockaddr("udp", self._datagram.peer)
+
+    def outbound_buffered(self) -> int:
+        """How many bytes of its datagrams wait to be sent; also after the end."""
+        if self._owner.user != get_ident():
+            check(self._owner, "outbound_buffered", alive=False)
+        return self._datagram.unsent
+
+    # ---- closing, which does nothing, and what only streams have --------------------------
+
+    def close(self) -> None:
+        """Do nothing: nobody else uses this datagram, and all share the socket."""
+        check(self._owner, "close", alive=False)
+
+    def abort(self) -> None:
+        """Do nothing, as `close`."""
+        check(self._owner, "abort", alive=False)
+
+    def send_eof(self) -> None:
+        """Raise `NotSupported`: a datagram is no stream."""
+        refuse_stream(self._owner, "send_eof")
+
+    def start_tls(self, ssl_context: ssl.SSLContext) -> None:
+        """Raise `NotSupported`: a datagram is no stream."""
+        refuse_stream(self._owner, "start_tls")
+
+    def pause_reading(self) -> None:
+        """Raise `NotSupported`: a datagram is no stream."""
+        refuse_stream(self._owner, "pause_reading")
+
+    def resume_reading(self) -> None:
+        """Raise `NotSupported`: a datagram is no stream."""
+        refuse_stream(self._owner, "resume_reading")
+
+    def set_read_buffer_limit(self, size: int) -> None:
+        """Raise `NotSupported`: a datagram is there as a whole."""
+        refuse_stream(self._owner, "set_read_buffer_limit")
+
+    def set_no_delay(self, no_delay: bool) -> None:
+        """Raise `NotSupported`: a datagram is no stream."""
+        refuse_stream(self._owner, "set_no_delay")
+
+    def set_keep_alive_period(self, seconds: float) -> None:
+        """Raise `NotSupported`: a datagram is no stream."""
+        refuse_stream(self._owner, "set_keep_alive_period")
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Raise `NotSupported`: there is nothing that a deadline could close."""
+        refuse_stream(self._owner, "set_deadline")
+
+    def set_read_deadline(self, seconds: float | None) -> None:
+        """Raise `NotSupported`: there is nothing that a deadline could close."""
+        refuse_stream(self._owner, "set_read_deadline")
+
+    def set_write_deadline(self, seconds: float | None) -> None:
+        """Raise `NotSupported`: there is nothing that a deadline could close."""
+        refuse_stream(self._owner, "set_write_deadline")
+
+    def set_idle_timeout(self, seconds: float | None) -> None:
+        """Raise `NotSupported`: there is nothing that a timeout could close."""
+        refuse_stream(self._owner, "set_idle_timeout")
+
+    # ---- tasks ---------------------------------------------------------------------------
+
+    def start_soon(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+    ) -> None:
+        """Run a task in the worker's nursery. If it raises, that is logged."""
+        check(self._owner, "start_soon")
+        run = self._datagram.run_task
+        self.worker.nursery.start_soon(run, async_fn, args, name=name or async_fn)
+
+
+def refuse_stream(owner: Owner, name: str) -> None:
+    """Raise: only a stream has that."""
+    check(owner, name)
+    raise NotSupported(f"{name}: a datagram is no stream, and has no connection")
+
+
+def as_datagram(data: bytes | bytearray | memoryview) -> bytes:
+    if type(data) is not bytes:
+        data = bytes(memoryview(data))
+    if len(data) > DATAGRAM_SIZE_MAX:
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    return data
+
+
+def destination(family: int, address: Any) -> Any:
+    """What a socket of *family* takes for a user's address.
+
+    Raises:
+      AddressError: it is none; the host may not be a name, because a look-up blocks.
+    """
+    try:
+        host, port, *rest = address
+        if family == socket.AF_INET:
+            socket.inet_pton(socket.AF_INET, host)
+            return host, port
+        if ":" not in host:
+            socket.inet_pton(socket.AF_INET, host)
+            return f"::ffff:{host}", port, 0, 0
+        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    except (OSError, TypeError, ValueError) as exc:
+        wanted = "IPv4" if family == socket.AF_INET else "IPv4 or IPv6"
+        raise AddressError(
+            address, f"this socket sends to addresses of {wanted}: (host, port)"
+        ) from exc
+    return host, port, *rest

@@ -35,14 +35,15 @@ import trio
 from uring_trio._kernel import ECANCELED
 from uring_trio.gain._address import Address
 from uring_trio.gain._came_to import INFO_SIZE, came_to, is_every_address
-from uring_trio.gain._datagram_conn import DatagramConn, Owner
+from uring_trio.gain._halves import step
+from uring_trio.gain._life import NEXT_HOLDER, NOBODY, Holder, HolderEvent, Way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from uring_trio.gain._came_to import CameTo
+    from uring_trio.gain._engine import Workplace
     from uring_trio.gain._listen import Listener
-    from uring_trio.gain._worker import Worker
 
 # poll(2)
 POLLIN, POLLOUT, POLLERR = 0x1, 0x4, 0x8
@@ -79,7 +80,9 @@ class Watch:
     reading = False
     task = None
 
-    def __init__(self, worker: Worker, fd: int, events: int, tell: Callable[[int], None]) -> None:
+    def __init__(
+        self, worker: Workplace, fd: int, events: int, tell: Callable[[int], None]
+    ) -> None:
         self._worker = worker
         self._fd = fd
         self._events = events
@@ -113,25 +116,188 @@ class Watch:
         """It has no memory in the kernel."""
 
 
+class Datagram:
+    """One datagram of a socket, as long as anybody has it or an ``on_write`` is due.
+
+    Attributes:
+      conn: what its handler has of it.
+      peer: who has sent it, as the socket takes it: an Address is made when it is asked for.
+      came_to: where, if the socket has every address.
+      unsent: bytes of its answers that wait in the socket's queue.
+      ready: it stands in the list of those that the worker's turn comes to.
+    """
+
+    __slots__ = (
+        "_due_bytes",
+        "_holder",
+        "_kept",
+        "_thread",
+        "came_to",
+        "conn",
+        "peer",
+        "ready",
+        "socket",
+        "unsent",
+        "worker",
+    )
+
+    # In the worker's turn there is no short way for it.
+    way = Way.SETTLED
+
+    def __init__(
+        self, datagrams: DatagramSocket, data: bytes, peer: Any, came_to: CameTo | None
+    ) -> None:
+        self.socket = datagrams
+        self.worker = datagrams.worker
+        self.peer = peer
+        self.came_to = came_to
+        self.unsent = 0
+        self.ready = False
+        self._holder = Holder.NOBODY
+        self._thread = NOBODY  # that has it
+        self._kept: list[tuple[Any, tuple[Any, ...]]] | None = None  # until a thread is done
+        self._due_bytes = -1  # bytes that the next on_write tells of; -1: none is due
+        self.conn: Any = datagrams.worker.callbacks.datagram(self, data)
+
+    def name(self) -> str:
+        """For logs."""
+        return f"datagram from {self.conn.remote_addr()!s}"
+
+    # ---- who may use it ------------------------------------------------------------------
+
+    @property
+    def user(self) -> int:
+        """The thread that may; 0: none any more."""
+        return self._thread if self._holder >= Holder.POOL else self.socket.thread
+
+    @property
+    def whose(self) -> int:
+        """The thread that may ask, also once it is over."""
+        return self._thread if self._holder >= Holder.POOL else self.socket.home
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether a thread has it, or is to."""
+        return self._holder >= Holder.POOL
+
+    # ---- callbacks -----------------------------------------------------------------------
+
+    def tell(self, name: str, function: Callable[..., Any] | None, *args: Any) -> None:
+        """Call a callback, here or as a task."""
+        assert function is not None
+        elsewhere = self.worker.elsewhere
+        if elsewhere.runs(name):
+            self.socket.callback_began()
+            elsewhere.run(self, name, function, (self.conn, *args))
+            return
+        try:
+            function(self.conn, *args)
+        except Exception as exc:  # noqa: BLE001  the user's own code
+            self.raised(name, exc)
+
+    def raised(self, name: str, exc: BaseException) -> None:
+        """A callback or a task of it raised."""
+        self.worker.logger.error(
+            "%s raised: %s", name, self.name(), exc_info=(type(exc), exc, exc.__traceback__)
+        )
+
+    def begin_elsewhere(self, *, in_thread: bool) -> None:
+        """A callback begins that is no plain call."""
+        event = HolderEvent.LEND if in_thread else HolderEvent.TASK
+        self._holder = step(NEXT_HOLDER, self._holder, event)
+
+    def borrow(self, thread: int) -> bool:
+        """In a thread: begin."""
+        self._thread = thread
+        self._holder = step(NEXT_HOLDER, self._holder, HolderEvent.BORROW)
+        return True
+
+    def may_tell(self, _name: str) -> bool:
+        """Whether there is what a callback is to be told of: it is there as a whole."""
+        return self.user != 0
+
+    def ended_elsewhere(self, name: str, exc: Exception | None) -> None:
+        """It is over."""
+        self._holder = step(NEXT_HOLDER, self._holder, HolderEvent.RETURN)
+        self._thread = NOBODY
+        if exc is not None:
+            self.raised(name, exc)
+        kept, self._kept = self._kept, None
+        for fn, args in kept or ():
+            self.worker.call(fn, args)
+        self.socket.callback_ended()
+        if self._due_bytes >= 0:
+            self.attend()
+
+    def call(self, fn: Callable[..., Any], *args: Any) -> None:
+        """What another thread has asked for; while a thread has the datagram it waits."""
+        if not self.is_lent:
+            self.worker.call(fn, args)
+        elif self._kept is None:
+            self._kept = [(fn, args)]
+        else:
+            self._kept.append((fn, args))
+
+    async def run_task(
+        self, async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+    ) -> None:
+        """One of its user's."""
+        try:
+            await async_fn(*args)
+        except Exception as exc:  # noqa: BLE001  the user's own code
+            self.raised("a task", exc)
+
+    # ---- what the socket has done --------------------------------------------------------
+
+    def took(self) -> None:
+        """Its user has consumed input: nobody waits for that."""
+
+    def queued(self, size: int) -> None:
+        """An answer waits."""
+        self.unsent += size
+
+    def unqueued(self, size: int) -> None:
+        """It does no longer."""
+        self.unsent -= size
+
+    def sent(self, size: int) -> bool:
+        """The kernel has one of its answers; whether an on_write is due that was not before."""
+        first = self._due_bytes < 0
+        self._due_bytes = max(self._due_bytes, 0) + size
+        return first
+
+    def attend(self) -> None:
+        """Have it settled, in the worker's turn."""
+        if not self.ready:
+            self.ready = True
+            self.worker.turn.attend(self)
+
+    def settle(self) -> None:
+        """In the worker's turn: tell of what the kernel has taken."""
+        # Not where it was aborted.
+        if self._due_bytes >= 0 and self._holder is Holder.NOBODY and self.user:
+            written, self._due_bytes = self._due_bytes, -1
+            self.tell("on_write", self.worker.callbacks.on_write, written)
+            self.socket.paid()
+
+
 class DatagramSocket:
     """Receives and sends on one bound socket, which is its own from now on.
 
     Attributes:
       home: the worker's thread.
       thread: who may use its datagrams; 0 once it is closed.
-      owner: the same, for its datagrams.
       closed: the kernel has let go of it, and so have we.
       dropped: datagrams that were to be sent, and were not.
       queued: bytes that wait to be sent.
     """
 
-    def __init__(self, worker: Worker, listener: Listener) -> None:
+    def __init__(self, worker: Workplace, listener: Listener) -> None:
         assert worker.thread is not None
         self.worker = worker
         self.listener = listener
         self.thread = worker.thread
         self.home = worker.thread
-        self.owner = Owner(worker.thread)
         self.closed = False
         self.dropped = 0
         self.queued = 0
@@ -141,7 +307,7 @@ class DatagramSocket:
         self._buffers = (self._buffer,)  # as recvmsg_into wants it
         self._port = listener.address[1]
         self._is_every_address = is_every_address(listener.address)
-        self._queue: deque[tuple[DatagramConn, bytes, Any, CameTo | None]] = deque()
+        self._queue: deque[tuple[Datagram, bytes, Any, CameTo | None]] = deque()
         self._stopped = False  # nothing is received any more
         self._receiving = False  # in the loop that receives
         self._callbacks = 0  # that run elsewhere
@@ -184,10 +350,9 @@ class DatagramSocket:
         """Close at once: what waits to be sent is dropped."""
         self._stopped = True
         self.thread = 0
-        self.owner.close()
         self.dropped += len(self._queue)
-        for conn, data, _, _ in self._queue:
-            conn.unqueued(len(data))
+        for datagram, data, _, _ in self._queue:
+            datagram.unqueued(len(data))
         self._queue.clear()
         self.queued = 0
         self.worker.clock.cancel((self, "retry"))
@@ -265,7 +430,7 @@ class DatagramSocket:
                 continue
             worker.turn.count_in(size)
             if on_read is not None:
-                DatagramConn(self, bytes(view[:size]), peer, source).call("on_read", on_read, size)
+                Datagram(self, bytes(view[:size]), peer, source).tell("on_read", on_read, size)
         return RECEIVES_MAX
 
     def _watch_input(self) -> None:
@@ -274,47 +439,48 @@ class DatagramSocket:
 
     # ---- sending -------------------------------------------------------------------------
 
-    def reply(self, conn: DatagramConn, data: bytes, peer: Any, source: CameTo | None) -> int:
+    def reply(self, datagram: Datagram, data: bytes) -> int:
         """Send to a peer that we have not chosen: if that is impossible it is logged."""
-        if conn.is_lent:
-            self.worker.post(self._reply, conn, data, peer, source)
+        peer, source = datagram.peer, datagram.came_to
+        if datagram.is_lent:
+            self.worker.post(self._reply, datagram, data, peer, source)
         else:
-            self._reply(conn, data, peer, source)
+            self._reply(datagram, data, peer, source)
         return len(data)
 
-    def send(self, conn: DatagramConn, data: bytes, peer: Any) -> int:
+    def send(self, datagram: Datagram, data: bytes, peer: Any) -> int:
         """Send, or queue, or drop; the size.
 
         Raises:
           OSError: the kernel refuses it at once; for a callback in a thread it is logged.
         """
-        if conn.is_lent:
-            self.worker.post(self._reply, conn, data, peer, None)
+        if datagram.is_lent:
+            self.worker.post(self._reply, datagram, data, peer, None)
         else:
-            self._send(conn, data, peer, None)
+            self._send(datagram, data, peer, None)
         return len(data)
 
     # What follows is for the worker's thread alone, also where another one has the datagram.
 
-    def _reply(self, conn: DatagramConn, data: bytes, peer: Any, source: CameTo | None) -> None:
+    def _reply(self, datagram: Datagram, data: bytes, peer: Any, source: CameTo | None) -> None:
         if not self.thread:  # closed since it was posted
             self.dropped += 1
             return
         try:
-            self._send(conn, data, peer, source)
+            self._send(datagram, data, peer, source)
         except OSError as exc:
             self._lose(peer, exc)
 
-    def _send(self, conn: DatagramConn, data: bytes, peer: Any, source: CameTo | None) -> None:
+    def _send(self, datagram: Datagram, data: bytes, peer: Any, source: CameTo | None) -> None:
         if self._queue:
-            self._enqueue(conn, data, peer, source)
+            self._enqueue(datagram, data, peer, source)
             return
         try:
             self._send_now(data, peer, source)
         except BlockingIOError:
-            self._enqueue(conn, data, peer, source)
+            self._enqueue(datagram, data, peer, source)
         else:
-            self._sent(conn, len(data))
+            self._sent(datagram, len(data))
 
     def _send_now(self, data: bytes, peer: Any, source: CameTo | None) -> None:
         for attempt in range(ATTEMPTS):
@@ -330,14 +496,14 @@ class DatagramSocket:
                 if not self._take_errors() or attempt == ATTEMPTS - 1:
                     raise
 
-    def _enqueue(self, conn: DatagramConn, data: bytes, peer: Any, source: CameTo | None) -> None:
+    def _enqueue(self, datagram: Datagram, data: bytes, peer: Any, source: CameTo | None) -> None:
         high_water = self.worker.config.write_high_water
         if self.queued >= high_water or len(self._queue) >= QUEUE_LENGTH_MAX:
             self.dropped += 1
             return
-        self._queue.append((conn, data, peer, source))
+        self._queue.append((datagram, data, peer, source))
         self.queued += len(data)
-        conn.queued(len(data))
+        datagram.queued(len(data))
         self._output.arm()
 
     def _writable(self, res: int) -> None:
@@ -349,7 +515,7 @@ class DatagramSocket:
         for _ in range(SENDS_MAX):
             if not self._queue:
                 break
-            conn, data, peer, source = self._queue[0]
+            datagram, data, peer, source = self._queue[0]
             try:
                 self._send_now(data, peer, source)
             except BlockingIOError:
@@ -357,28 +523,28 @@ class DatagramSocket:
             except OSError as exc:
                 self._lose(peer, exc)
             else:
-                self._sent(conn, len(data))
+                self._sent(datagram, len(data))
             self._queue.popleft()
             self.queued -= len(data)
-            conn.unqueued(len(data))
+            datagram.unqueued(len(data))
         if self._queue:
             self._output.arm()
         self._close_when_idle()
 
-    def _sent(self, conn: DatagramConn, size: int) -> None:
+    def _sent(self, datagram: Datagram, size: int) -> None:
         """The kernel has a datagram; on_write is told in the worker's turn."""
         worker = self.worker
         worker.turn.count_out(size)
         if worker.callbacks.on_write is None:
             return
-        if not conn.sent(size):
+        if not datagram.sent(size):
             return
         self._owing += 1
         if self._receiving:
-            conn.attend()
+            datagram.attend()
         else:
             # Not in this turn: two on_write that write to each other would never end it.
-            worker.calls.append((conn.attend, ()))
+            worker.calls.append((datagram.attend, ()))
             worker.wake()
 
     def _lose(self, peer: Any, exc: OSError) -> None:

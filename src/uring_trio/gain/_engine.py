@@ -2,8 +2,8 @@
 
 An engine serves open files for the connections of one worker, on the worker's thread. A
 connection asks for operations at its `Link`; what has happened comes to it in the worker's
-turn, through its methods `receive_completed`, `input_there`, `send_completed` and
-`watch_completed`. The rules, which the tables of `_inbound`, `_outbound` and `_life` rest on:
+turn, through the methods `completed`, `input_there` and `watch_completed` of its intake and
+`completed` of its outlet. The rules, which the tables of `_halves` and `_life` rest on:
 
 - An operation that was asked for has exactly one last completion, whatever becomes of it,
   unless `stop`, `stop_watch` or `stop_send` answers True: then it was taken back before
@@ -22,8 +22,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import logging
     import socket
-    from collections.abc import Callable
+    from collections import deque
+    from collections.abc import Callable, Sequence
+
+    import trio
+
+    from uring_trio._slots import Slots
+    from uring_trio.gain._address import Address
+    from uring_trio.gain._config import Config
+    from uring_trio.gain._halves import Sizes
+    from uring_trio.gain._places import Places
 
 # poll(2): what a watch may tell of, asked or not
 POLLIN, POLLERR, POLLHUP = 0x1, 0x8, 0x10
@@ -37,24 +47,16 @@ class Link(Protocol):
 
     Attributes:
       fd: its number.
-      large: its messages are: the engine tells that there is input, and `take` takes it.
-      readable: what it has told so; 0 once that was taken.
-      small_in_a_row: pieces that were small, where messages are large.
-      finds_errors: what receives finds an error by itself, behind the input before it.
+      readable: what was told of large input, and not taken yet, as poll(2) names it.
     """
 
     fd: int
-    large: bool
     readable: int
-    small_in_a_row: int
-
-    @property
-    def finds_errors(self) -> bool: ...
 
     # ---- operations ----------------------------------------------------------------------
 
-    def arm(self) -> None:
-        """Receive, until this is stopped or ends."""
+    def arm(self, *, large: bool) -> None:
+        """Receive, until this is stopped or ends; *large*: tell that there is input."""
 
     def stop(self) -> bool:
         """Have what receives end; True if it has."""
@@ -86,10 +88,16 @@ class Link(Protocol):
         """How much of *data* is sent without waiting; negative: an errno."""
 
     def take(self) -> tuple[int, bytes, int]:
-        """What a large stream has: how much, or an errno; the bytes; what was told of it."""
+        """Large input: how much, or an errno; the bytes; what was told of it, if there may be more.
+
+        More, that is, of which there will be no word.
+        """
 
     def remember(self, told: int) -> None:
         """What was told of is to be taken once more."""
+
+    def forget_input(self) -> None:
+        """Nothing is to be taken."""
 
     def unread(self) -> int:
         """Bytes that have come and were not received."""
@@ -106,29 +114,19 @@ class Link(Protocol):
     def close(self) -> None:
         """Close the file. The engine has nothing of it any more."""
 
-    # ---- sizes of buffers ----------------------------------------------------------------
-
-    def note_size(self, size: int) -> bool:
-        """A piece of so many bytes has come; whether what receives is to be armed anew."""
-
-    def fills(self, size: int) -> bool:
-        """Whether what `take` gave was as much as it can: there may be more, and no word of it."""
-
-    def note_large(self, size: int) -> None:
-        """One that `take` has given."""
-
-    def shrink(self) -> bool:
-        """Go back to small pieces, if they are; whether what receives has to end for that."""
-
 
 class Engine(Protocol):
     """Serves the connections of one worker.
 
     Attributes:
       pool: what is leased is in there.
+      sizes: of the pieces that it receives.
+      misses_errors: a receive of small pieces may miss an error, where it is there with input.
     """
 
     pool: Any
+    sizes: Sizes
+    misses_errors: bool
 
     def link(self, connection: Any, sock: socket.socket) -> Link:
         """Serve an open file, which is the engine's from now on."""
@@ -161,3 +159,53 @@ class Posts(Protocol):
 
     def post(self, fn: Callable[..., Any], *args: Any) -> bool:
         """Have it called in the worker's turn; False if the worker has ended."""
+
+
+class Workplace(Protocol):
+    """A worker, as its listeners and sockets of datagrams know it; see `_worker`."""
+
+    slots: Slots
+    nursery: trio.Nursery
+    thread: int | None
+    config: Config
+
+    @property
+    def callbacks(self) -> Any: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def elsewhere(self) -> Any: ...
+
+    @property
+    def logger(self) -> logging.Logger: ...
+
+    @property
+    def turn(self) -> Any: ...
+
+    @property
+    def places(self) -> Places: ...
+
+    @property
+    def peers(self) -> Sequence[Workplace]: ...
+
+    @property
+    def calls(self) -> deque[tuple[Callable[..., Any], tuple[Any, ...]]]: ...
+
+    @property
+    def accepted(self) -> list[Any]: ...
+
+    def wake(self) -> None: ...
+
+    def post(self, fn: Callable[..., Any], *args: Any) -> bool: ...
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
+
+    def unclaim(self) -> None: ...
+
+    def acceptor_closed(self, acceptor: Any) -> None: ...
+
+    def adopt(
+        self, sock: socket.socket, network: str, local: Address | None, remote: Address
+    ) -> None: ...

@@ -22,8 +22,8 @@ class GainError(Exception):
     # What the error says when it is raised without words.
     text = "a gain server failed"
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*(args or (self.text,)))
+    def __str__(self) -> str:
+        return super().__str__() if self.args else self.text
 
 
 class AddressError(GainError, ValueError):

@@ -1,25 +1,14 @@
-"""What a server calls: a user's handler, and which of its callbacks are there at all."""
+"""`EventHandler`: the callbacks that a user may define."""
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from uring_trio.gain._callbacks import CALLBACKS, note_undefined
 
+if TYPE_CHECKING:
     from uring_trio.gain._conn import Conn
     from uring_trio.gain._server import Server
-
-CALLBACKS = (
-    "on_start",
-    "on_accept",
-    "on_read",
-    "on_write",
-    "on_close",
-    "on_eof",
-    "on_tick",
-)
 
 
 class EventHandler:
@@ -64,46 +53,5 @@ class EventHandler:
         """Called every ``tick`` seconds, in worker 0 only."""
 
 
-class Callbacks:
-    """A handler's callbacks: the bound method of each, or None where it is not defined.
-
-    Raises:
-      TypeError: a callback is there and cannot be called.
-    """
-
-    on_start: Callable[..., Any] | None
-    on_accept: Callable[..., Any] | None
-    on_read: Callable[..., Any] | None
-    on_write: Callable[..., Any] | None
-    on_close: Callable[..., Any] | None
-    on_eof: Callable[..., Any] | None
-    on_tick: Callable[..., Any] | None
-
-    def __init__(self, handler: Any) -> None:
-        self.handler = handler
-        self._async: set[str] = set()
-        for name in CALLBACKS:
-            method = getattr(handler, name, None)
-            if getattr(method, "__func__", None) is getattr(EventHandler, name):
-                method = None
-            if method is not None and not callable(method):
-                raise TypeError(f"{name} of {handler!r} must be callable, not {method!r}")
-            if method is not None and is_async(method):
-                self._async.add(name)
-            setattr(self, name, method)
-        if all(getattr(handler, name, None) is None for name in CALLBACKS):
-            raise TypeError(f"a handler defines callbacks such as on_read; {handler!r} has none")
-
-    def is_async(self, name: str) -> bool:
-        """Whether the callback is an ``async def``."""
-        return name in self._async
-
-    def any_async(self) -> bool:
-        """Whether a callback of a connection is an ``async def``."""
-        return bool(self._async - {"on_start", "on_tick"})
-
-
-def is_async(function: Any) -> bool:
-    """Whether calling it gives a coroutine; an object with ``async def __call__`` too."""
-    call = getattr(function, "__call__", None)  # noqa: B004 - the method is wanted
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+for _name in CALLBACKS:
+    note_undefined(getattr(EventHandler, _name))

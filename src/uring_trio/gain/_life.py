@@ -1,5 +1,9 @@
 """The life of a connection, without I/O: the way it ends, who has it, what it was told.
 
+And what follows from it and from the two halves (`_halves`), and from nothing else:
+`callback_due`, what its handler is to be told next, or what else comes in its turn there;
+`wanted`, what the engine is to do; `way_of`, whether the worker's loops may take the short way.
+
     HANDSHAKE --ready--> OPEN --close--> FLUSHING --flushed--> DISCARDING --discarded-+
         |            leave |  \\lose        |  |                   |                  |
         |          LEAVING + LOST          |  +--flushed, no unread input------------+
@@ -27,9 +31,14 @@ others want of the connection, and this table is the worker's alone.
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 from uring_trio.gain._errors import EndOfStream
-from uring_trio.gain._tables import Table, step
+from uring_trio.gain._halves import RECEIVING, Input, Output, Table, step
+
+if TYPE_CHECKING:
+    from uring_trio.gain._halves import Inbound, Outbound
+    from uring_trio.gain._tls import Secure
 
 
 class State(enum.IntEnum):
@@ -131,6 +140,7 @@ class Life:
 
     Args:
       home: the worker's thread.
+      state: OPEN, or HANDSHAKE.
 
     Attributes:
       state: `State`.
@@ -143,20 +153,15 @@ class Life:
 
     __slots__ = ("borrower", "err", "holder", "home", "state", "told", "user")
 
-    def __init__(self, home: int) -> None:
-        self.state = State.OPEN
+    def __init__(self, home: int, state: State = State.OPEN) -> None:
+        assert state <= State.OPEN
+        self.state = state
         self.holder = Holder.NOBODY
         self.told = Told.NOTHING
         self.home = home
         self.user = home
         self.borrower = NOBODY
         self.err: BaseException | None = None
-
-    def begin_in_handshake(self) -> None:
-        """With ``tls=``: before anything else."""
-        assert self.state is State.OPEN
-        assert self.told is Told.NOTHING
-        self.state = State.HANDSHAKE
 
     def step(self, event: Event) -> None:
         """Move on."""
@@ -215,6 +220,11 @@ class Life:
         """Whether a thread has it, or is to."""
         return self.holder >= Holder.POOL
 
+    @property
+    def whose(self) -> int:
+        """The thread that may ask, also once it is over."""
+        return self.borrower if self.is_lent else self.home
+
     # ---- what it was told ----------------------------------------------------------------
 
     def tell(self, event: ToldEvent) -> None:
@@ -244,3 +254,145 @@ class Life:
     def in_handshake(self) -> bool:
         """Whether the handler knows nothing of it, because TLS has not begun."""
         return self.state is State.HANDSHAKE
+
+
+# ---- what is due, and what is wanted ------------------------------------------------------
+
+
+class Due(enum.Enum):
+    """What comes next."""
+
+    NOTHING = enum.auto()
+    ACCEPT = enum.auto()  # on_accept
+    WROTE = enum.auto()  # on_write
+    READ = enum.auto()  # on_read
+    EOF = enum.auto()  # on_eof, or the close that is in its place
+    LEAVE = enum.auto()  # the close that has waited for a callback
+    BOTH_ENDED = enum.auto()  # the close, because both directions have ended
+    GIVE_UP = enum.auto()  # the end of one whose peer has gone: nothing of its input is left
+    CLOSED = enum.auto()  # on_close
+
+
+def callback_due(inbound: Inbound, outbound: Outbound, life: Life) -> Due:
+    """What is due first."""
+    state = life.state
+    if life.is_busy:
+        # The task may take what is there, but more of it never comes.
+        lost = state is State.LOST and life.holder is Holder.TASK
+        return (
+            Due.GIVE_UP if lost and not inbound.buffered() and _is_spent(inbound) else Due.NOTHING
+        )
+    if life.told is Told.NOTHING:
+        return Due.ACCEPT if life.is_open else Due.NOTHING
+    if outbound.written:
+        return Due.WROTE
+    if state is State.CLOSED:
+        return Due.CLOSED if life.told is Told.ACCEPT else Due.NOTHING
+    if not life.is_open:
+        return Due.NOTHING
+    if state is State.LEAVING:
+        return Due.LEAVE
+    if inbound.announces:
+        return Due.READ
+    if state is State.LOST:
+        return Due.GIVE_UP if _is_spent(inbound) else Due.NOTHING
+    if inbound.state in (Input.ENDED, Input.ENDED_PAUSED):
+        return Due.EOF if not inbound.unannounced() else Due.NOTHING
+    if inbound.state is Input.TOLD and outbound.state is Output.ENDED:
+        return Due.BOTH_ENDED
+    return Due.NOTHING
+
+
+def _is_spent(inbound: Inbound) -> bool:
+    """Whether nothing from before the peer's going is still to be received."""
+    return inbound.rest == 0 or inbound.state not in RECEIVING
+
+
+class Wanted(enum.IntFlag):
+    """What the engine is to do."""
+
+    NOTHING = 0
+    RECEIVE = 1  # else what receives is to end
+    WATCH = 2  # a poll for errors: beside what receives, or once nothing does
+    FIN = 4  # our end of file
+    FINISH = 8  # all was sent: end of file, and then close
+    CLOSE = 16  # end all operations, then close the file
+
+
+def wanted(
+    inbound: Inbound,
+    outbound: Outbound,
+    life: Life,
+    secure: Secure | None = None,
+    *,
+    unanswered: bool = False,
+) -> Wanted:
+    """What is wanted now.
+
+    Args:
+      unanswered: an on_read was told just now; if it has not answered, nothing that is sent
+        will notice a reset.
+    """
+    state = life.state
+    if state is State.CLOSED:
+        return Wanted.NOTHING
+    if life.is_over:
+        return Wanted.CLOSE
+    want = Wanted.NOTHING
+    if state is State.FLUSHING and outbound.is_out and not (secure and secure.pending()):
+        want |= Wanted.FINISH
+    elif outbound.state is Output.ENDING and outbound.is_out and not life.is_lent:
+        want |= Wanted.FIN
+    if receives(inbound, outbound, life, secure):
+        want |= Wanted.RECEIVE
+        if unanswered and life.is_open and outbound.is_out:
+            want |= Wanted.WATCH
+    elif life.is_open and (outbound.sending is None or not inbound.has_room):
+        # A send tells of an error by itself, but not of the peer's end.
+        want |= Wanted.WATCH
+    return want
+
+
+def receives(
+    inbound: Inbound, outbound: Outbound, life: Life, secure: Secure | None = None
+) -> bool:
+    """Whether input is to be received."""
+    if secure is not None and secure.handshaking:  # it needs input whatever the user needs
+        return life.state <= State.FLUSHING and not inbound.has_ended
+    if inbound.state not in RECEIVING or outbound.is_full or life.state is State.LEAVING:
+        return False
+    return not life.is_lent or inbound.has_room
+
+
+class Way(enum.IntEnum):
+    """How a connection goes through the worker's turn."""
+
+    SETTLED = 0  # with a look at all that may be due
+    SMALL = 1  # in the worker's loops
+    LARGE = 2  # in the worker's loops, one receive after the other
+
+
+def way_of(
+    inbound: Inbound,
+    outbound: Outbound,
+    life: Life,
+    secure: Secure | None = None,
+    deadlines: int = 0,
+) -> Way:
+    """The short way, if nothing is set that needs more than input, a callback, and output.
+
+    Args:
+      deadlines: how many are set.
+    """
+    plain = (
+        life.state is State.OPEN
+        and life.told is Told.ACCEPT
+        and life.holder is Holder.NOBODY
+        and inbound.state is Input.OPEN
+        and outbound.state is Output.OPEN
+        and secure is None
+        and not (outbound.drainers or deadlines)
+    )
+    if not plain:
+        return Way.SETTLED
+    return Way.LARGE if inbound.pieces else Way.SMALL

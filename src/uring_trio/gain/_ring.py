@@ -57,8 +57,9 @@ from typing import TYPE_CHECKING, Any
 
 from uring_trio._kernel import CQE_F_BUFFER, CQE_F_MORE, CQE_F_SOCK_NONEMPTY, GROUP_SIZES
 from uring_trio._memory import Memory
-from uring_trio.gain._due import Way
-from uring_trio.gain._engine import POLLIN
+from uring_trio.gain._engine import ENDS, POLLIN
+from uring_trio.gain._halves import Sizes
+from uring_trio.gain._life import Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,7 +87,8 @@ class RingEngine:
       pool: the ring's buffers.
       slots: the run's.
       ring: the engine of these.
-      multishot: whether a receive may be one.
+      sizes: when messages are large, and when small again.
+      misses_errors: a receive may be multishot.
       block: what large messages are received into.
     """
 
@@ -94,7 +96,8 @@ class RingEngine:
         self.slots = slots
         self.ring: Ring = slots.ring
         self.pool: Any = slots.pool
-        self.multishot = multishot
+        self.sizes = Sizes(SMALLEST_BUFFER, SMALL_IN_A_ROW)
+        self.misses_errors = multishot
         self.block = Memory(LARGE_SIZE)
 
     def serving(self) -> contextlib.AbstractContextManager[None]:
@@ -121,14 +124,12 @@ class RingLink:
         "connection",
         "engine",
         "fd",
-        "large",
         "poll_first",
         "readable",
         "receive_slot",
         "ring",
         "send_slot",
         "slots",
-        "small_in_a_row",
         "sock",
         "watch_slot",
     )
@@ -145,24 +146,17 @@ class RingLink:
         self.ring = engine.ring
         self.slots = engine.slots
         self.receive_slot = self.watch_slot = self.send_slot = -1
-        self.large = False
         self.readable = 0
-        self.small_in_a_row = 0
         self.poll_first = True
-
-    @property
-    def finds_errors(self) -> bool:
-        """Whether it receives, when it does, with an operation that cannot miss one."""
-        return self.large or not self.engine.multishot
 
     # ---- operations ----------------------------------------------------------------------
 
-    def arm(self) -> None:
-        """Receive."""
+    def arm(self, *, large: bool) -> None:
+        """Receive, or poll for large input."""
         ring = self.ring
-        if self.large:
+        if large:
             slot = ring.poll(self.fd, POLLIN, 1)
-        elif not self.engine.multishot:
+        elif not self.engine.misses_errors:
             slot = ring.recv(self.fd, 0, SMALLEST_BUFFER, self.poll_first)
         else:
             # Tried at once: armed with POLL_FIRST it never learns of an end of file, or a
@@ -215,26 +209,26 @@ class RingLink:
     def happened(self, slot: int, res: int, flags: int, offset: int) -> None:
         """In the worker's turn: a cqe that `route` has no short way for."""
         last = not flags & CQE_F_MORE
-        connection = self.connection
         if slot == self.receive_slot:
+            intake = self.connection.intake
             if last:
                 self.receive_slot = -1
                 self.poll_first = not flags & CQE_F_SOCK_NONEMPTY
             if res <= 0:
-                connection.receive_completed(res, b"", last=last)
+                intake.completed(res, b"", last=last)
             elif flags & CQE_F_BUFFER:
                 data = self.engine.pool[offset : offset + res]
-                connection.receive_completed(res, data, last=last)
+                intake.completed(res, data, last=last)
             else:
                 self.readable |= res
-                connection.input_there(last=last)
+                intake.input_there(last=last)
         elif slot == self.send_slot:
             self.send_slot = -1
-            connection.send_completed(res)
+            self.connection.outlet.completed(res)
         else:
             if last:
                 self.watch_slot = -1
-            connection.watch_completed(res, last=last)
+            self.connection.intake.watch_completed(res, last=last)
 
     def forget(self, slot: int, flags: int) -> None:
         """Take note of a cqe, and not of what it brings."""
@@ -242,13 +236,13 @@ class RingLink:
             return
         if slot == self.receive_slot:
             self.receive_slot = -1
-            self.connection.receive_lost()
+            self.connection.intake.lost()
         elif slot == self.send_slot:
             self.send_slot = -1
-            self.connection.send_lost()
+            self.connection.outlet.lost()
         elif slot == self.watch_slot:
             self.watch_slot = -1
-            self.connection.watch_lost()
+            self.connection.intake.watch_lost()
 
     # ---- as an occupant of slots ---------------------------------------------------------
 
@@ -276,11 +270,17 @@ class RingLink:
         told, self.readable = self.readable, 0
         block = self.engine.block
         size: int = self.ring.try_recv(self.fd, block.c, LARGE_SIZE)
-        return size, block.data(size) if size > 0 else b"", told
+        if size <= 0:
+            return size, b"", 0
+        return size, block.data(size), told if told & ENDS or size == LARGE_SIZE else 0
 
     def remember(self, told: int) -> None:
         """What was told of is to be taken once more."""
         self.readable |= told
+
+    def forget_input(self) -> None:
+        """Nothing is to be taken."""
+        self.readable = 0
 
     def unread(self) -> int:
         """Bytes of input that are with the kernel."""
@@ -308,34 +308,6 @@ class RingLink:
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()
-
-    # ---- sizes of buffers ----------------------------------------------------------------
-
-    def note_size(self, size: int) -> bool:
-        """A piece that fills its small buffer: no more of them, once the multishot is over."""
-        if self.large or size < SMALLEST_BUFFER:
-            return False
-        self.large = True
-        self.small_in_a_row = 0
-        return True
-
-    def fills(self, size: int) -> bool:
-        """Whether what `take` gave was as much as it can."""
-        return size == LARGE_SIZE
-
-    def note_large(self, size: int) -> None:
-        """Count those that a small buffer would have held."""
-        self.small_in_a_row = 0 if size > SMALLEST_BUFFER else self.small_in_a_row + 1
-
-    def shrink(self) -> bool:
-        """Go back to small buffers if the messages are small now."""
-        if not self.large or self.small_in_a_row < SMALL_IN_A_ROW:
-            return False
-        if self.receive_slot >= 0:
-            return True
-        self.large = False
-        self.readable = 0
-        return False
 
 
 def route(table: list[Occupant | None], records: Iterable[Record]) -> list[Record]:

@@ -16,10 +16,10 @@ from uring_trio import _run
 from uring_trio._trio_private import run_context
 from uring_trio.gain import _signals
 from uring_trio.gain._address import parse_all
+from uring_trio.gain._callbacks import ON_CLOSE_S, Callbacks
 from uring_trio.gain._config import Config, make_config
-from uring_trio.gain._elsewhere import ON_CLOSE_S
+from uring_trio.gain._conn import Conn, DatagramConn
 from uring_trio.gain._errors import InvalidDuration, InvalidState, ServerAlreadyRunning
-from uring_trio.gain._handler import Callbacks
 from uring_trio.gain._logging import logger
 from uring_trio.gain._serving import LEAVE_BEHIND_S, Serving
 from uring_trio.gain._statistics import ServerStatistics
@@ -49,7 +49,7 @@ class Server:
     def __init__(self, handler: Any, config: Config | None = None) -> None:
         if config is not None and not isinstance(config, Config):
             raise TypeError(f"config must be a gain.Config, not {config!r}")
-        self._callbacks = Callbacks(handler)
+        self._callbacks = Callbacks(handler, Conn, DatagramConn)
         self._config = config or Config()
         # Two may start it at once; whoever stops it asks what is there.
         self._claiming = threading.Lock()

@@ -43,8 +43,8 @@ from uring_trio import _probe, _run
 from uring_trio._trio_private import current_runner, run_context
 from uring_trio.gain import _listen
 from uring_trio.gain._balancers import make_assign
+from uring_trio.gain._callbacks import ON_CLOSE_S
 from uring_trio.gain._config import usable_cpus
-from uring_trio.gain._elsewhere import ON_CLOSE_S
 from uring_trio.gain._errors import GainError, InvalidState, NotSupported, alone
 from uring_trio.gain._logging import configured, logger
 from uring_trio.gain._placement import placed
@@ -56,10 +56,9 @@ if TYPE_CHECKING:
 
     from uring_trio._ring_options import RingOptions
     from uring_trio.gain._address import Address, Spec
+    from uring_trio.gain._callbacks import Callbacks
     from uring_trio.gain._config import Config
-    from uring_trio.gain._handler import Callbacks
     from uring_trio.gain._listen import Listener
-    from uring_trio.gain._server import Server
 
 # A worker that answers closes 10,000 connections in well under a second, so one in which
 # nothing closes for as long is in somebody's callback.
@@ -87,7 +86,7 @@ class Serving:
     """
 
     def __init__(
-        self, server: Server, callbacks: Callbacks, config: Config, specs: Sequence[Spec]
+        self, server: Any, callbacks: Callbacks, config: Config, specs: Sequence[Spec]
     ) -> None:
         self._server = server
         self._callbacks = callbacks
@@ -113,7 +112,7 @@ class Serving:
     # --- The one task ---
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, task_status: trio.TaskStatus[Server]) -> None:
+    async def run(self, task_status: trio.TaskStatus[Any]) -> None:
         """Serve until the server is stopped or fails.
 
         Raises:

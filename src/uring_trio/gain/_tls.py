@@ -16,17 +16,90 @@
   without close_notify anybody on the path can cut a message short.
 - One piece of input may hold good records and then a bad one. The good plaintext is
   returned; the error waits in `TLSLayer.error` and is raised by the next call.
+
+Each direction is a table:
+
+    HANDSHAKE --done--> OPEN --end--> ENDED          the peer's, until its close_notify
+        +--give up--> GIVEN_UP                       we close, and nothing waits for it
+    WRITING --close--> CLOSING --sent--> SENT        ours, until our close_notify
+        | stall, feed     | stall, feed
+    STALLED --close--> CLOSING_STALLED               OpenSSL first wants to read
+
+`Secure` stands between a connection and the layer, and counts in plaintext. How much of
+that the kernel has taken is known when a piece of ciphertext has been sent whole, and then
+the plaintext in it counts as written. What was written before ``start_tls`` leaves first and
+in clear, and counts as it goes. It knows nothing of connections: it is given bytes and
+returns bytes, and what is to become of an error is for `_connection` to say.
 """
 
 from __future__ import annotations
 
+import enum
 import ssl
 from collections import deque
+
+from uring_trio.gain._halves import Table, step
 
 # The largest plaintext of a TLS record (RFC 8446, 5.1): small writes are joined up to it.
 RECORD_SIZE_MAX = 16 * 1024
 # What OpenSSL is given at once: four records save three of four calls, and more saves little.
 PIECE_SIZE_MAX = 4 * RECORD_SIZE_MAX
+# Bytes of plaintext that are encrypted for one send, or up to 64 KiB more (see `TLSLayer`).
+ENCRYPT_SIZE = 64 << 10
+
+
+class Peer(enum.IntEnum):
+    """How far the peer is."""
+
+    HANDSHAKE = 0
+    OPEN = 1
+    ENDED = 2  # its close_notify has come
+    GIVEN_UP = 3  # there is no use in the handshake any more
+
+
+class PeerEvent(enum.IntEnum):
+    """What moves that on."""
+
+    DONE = 0
+    END = 1
+    GIVE_UP = 2
+
+
+class Ours(enum.IntEnum):
+    """How far our own direction is."""
+
+    WRITING = 0
+    STALLED = 1  # OpenSSL has to read before it writes
+    CLOSING = 2  # a close_notify follows what was written
+    CLOSING_STALLED = 3
+    SENT = 4  # it was taken
+
+
+class OurEvent(enum.IntEnum):
+    """What moves that on."""
+
+    STALL = 0
+    FEED = 1  # something was read
+    CLOSE = 2
+    SEND = 3
+
+
+_P, _O = Peer, Ours
+NEXT_PEER: Table[Peer] = {
+    #               DONE      END        GIVE_UP
+    _P.HANDSHAKE: (_P.OPEN, None, _P.GIVEN_UP),
+    _P.OPEN: (None, _P.ENDED, _P.OPEN),
+    _P.ENDED: (None, None, _P.ENDED),
+    _P.GIVEN_UP: (None, None, _P.GIVEN_UP),
+}
+NEXT_OURS: Table[Ours] = {
+    #                     STALL               FEED        CLOSE               SEND
+    _O.WRITING: (_O.STALLED, _O.WRITING, _O.CLOSING, None),
+    _O.STALLED: (None, _O.WRITING, _O.CLOSING_STALLED, None),
+    _O.CLOSING: (_O.CLOSING_STALLED, _O.CLOSING, _O.CLOSING, _O.SENT),
+    _O.CLOSING_STALLED: (None, _O.CLOSING, _O.CLOSING_STALLED, None),
+    _O.SENT: (None, _O.SENT, _O.SENT, None),
+}
 
 
 class TLSLayer:
@@ -38,6 +111,13 @@ class TLSLayer:
       context: certificates and policy.
       server_side: whether this is the server's end.
       server_hostname: for a client: the name to ask for and to check.
+
+    Attributes:
+      peer: `Peer`.
+      ours: `Ours`.
+      error: what ended the layer; raised by the next feed.
+      unsent: bytes of plaintext that were written and not yet taken.
+      plaintext_taken: bytes of plaintext in all the ciphertext taken so far.
 
     Raises:
       ssl.SSLError: the context does not suit that end.
@@ -61,23 +141,39 @@ class TLSLayer:
         )
         self._queue: deque[bytes | memoryview] = deque()
         self._piece: bytes | memoryview = b""  # on offer to OpenSSL, no longer in the queue
-        self._closing = False
-        self._wants_read = False  # before it writes; see above
-        self.handshake_done = False
-        self.peer_closed = False  # its close_notify has come
-        self.close_sent = False  # ours has been taken
-        self.error: ssl.SSLError | None = None  # what ended the layer; raised by the next feed
-        self.unsent = 0  # bytes of plaintext that were written and not yet taken
-        self.plaintext_taken = 0  # bytes of plaintext in all the ciphertext taken so far
+        self.peer = Peer.HANDSHAKE
+        self.ours = Ours.WRITING
+        self.error: ssl.SSLError | None = None
+        self.unsent = 0
+        self.plaintext_taken = 0
+
+    @property
+    def handshake_done(self) -> bool:
+        """Whether there is a TLS connection, or was one."""
+        return self.peer in (Peer.OPEN, Peer.ENDED)
+
+    @property
+    def peer_closed(self) -> bool:
+        """Whether the peer's close_notify has come."""
+        return self.peer is Peer.ENDED
+
+    @property
+    def close_sent(self) -> bool:
+        """Whether ours has been taken."""
+        return self.ours is Ours.SENT
 
     @property
     def pending(self) -> bool:
         """Whether `take` has anything to return."""
         if self._outgoing.pending:
             return True
-        if not self.handshake_done or self.error is not None or self._wants_read:
+        if not self.handshake_done or self.error is not None:
             return False
-        return self.unsent > 0 or (self._closing and not self.close_sent)
+        return self.ours is Ours.CLOSING or (self.ours is Ours.WRITING and self.unsent > 0)
+
+    def give_up_handshake(self) -> None:
+        """Nothing waits for it any more."""
+        self.peer = step(NEXT_PEER, self.peer, PeerEvent.GIVE_UP)
 
     def start(self) -> None:
         """Begin the handshake: a client's first message can be taken afterwards.
@@ -102,7 +198,7 @@ class TLSLayer:
         if self.peer_closed:
             return b""
         self._incoming.write(ciphertext)
-        self._wants_read = False
+        self.ours = step(NEXT_OURS, self.ours, OurEvent.FEED)
         if not self.handshake_done:
             self._advance_handshake()
         plaintext = self._read() if self.handshake_done else b""
@@ -130,7 +226,7 @@ class TLSLayer:
         Raises:
           RuntimeError: after `close_notify`.
         """
-        if self._closing:
+        if self.ours >= Ours.CLOSING:
             raise RuntimeError("nothing can be written after close_notify")
         owned = bytes(plaintext)
         if owned:
@@ -139,7 +235,7 @@ class TLSLayer:
 
     def close_notify(self) -> None:
         """Queue our close_notify behind what was written. The peer may go on sending."""
-        self._closing = True
+        self.ours = step(NEXT_OURS, self.ours, OurEvent.CLOSE)
 
     def take(self, limit: int | None = None) -> bytes:
         """Return the ciphertext to be sent next, ``b""`` if there is none for now.
@@ -155,12 +251,14 @@ class TLSLayer:
         chunks = [self._outgoing.read()]
         stop = None if limit is None else self.plaintext_taken + limit
         while (
-            self.unsent and not self._wants_read and (stop is None or self.plaintext_taken < stop)
+            self.unsent
+            and self.ours in (Ours.WRITING, Ours.CLOSING)
+            and (stop is None or self.plaintext_taken < stop)
         ):
             if not self._encrypt_piece():
                 break
             chunks.append(self._outgoing.read())
-        if self._closing and not self.unsent and not self.close_sent:
+        if self.ours is Ours.CLOSING and not self.unsent:
             self._shut_down()
         chunks.append(self._outgoing.read())
         return b"".join(chunks)
@@ -177,7 +275,7 @@ class TLSLayer:
         except ssl.SSLError as exc:
             self.error = exc
         else:
-            self.handshake_done = True
+            self.peer = step(NEXT_PEER, self.peer, PeerEvent.DONE)
 
     def _read(self) -> bytes:
         """All the plaintext there is: OpenSSL returns at most one record a call."""
@@ -188,16 +286,19 @@ class TLSLayer:
             while self._incoming.pending or self._ssl.pending():
                 record = self._ssl.read(RECORD_SIZE_MAX)
                 if not record:
-                    self.peer_closed = True
+                    self._end()
                     break
                 records.append(record)
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:  # b"" with our own close_notify sent
-            self.peer_closed = True
+            self._end()
         except ssl.SSLError as exc:
             self.error = exc
         return records[0] if len(records) == 1 else b"".join(records)
+
+    def _end(self) -> None:
+        self.peer = step(NEXT_PEER, self.peer, PeerEvent.END)
 
     def _encrypt_piece(self) -> bool:
         """Encrypt one piece of the queue; False if OpenSSL has to read first."""
@@ -205,7 +306,7 @@ class TLSLayer:
         try:
             written = self._ssl.write(self._piece)
         except ssl.SSLWantReadError:
-            self._wants_read = True
+            self.ours = step(NEXT_OURS, self.ours, OurEvent.STALL)
             return False
         except ssl.SSLError as exc:
             self.error = exc
@@ -232,10 +333,131 @@ class TLSLayer:
     def _shut_down(self) -> None:
         # OpenSSL writes our close_notify and then looks for the peer's. It would throw away
         # records that are still unread, but `feed` leaves none.
-        self.close_sent = True
+        self.ours = step(NEXT_OURS, self.ours, OurEvent.SEND)
         try:
             self._ssl.unwrap()
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as exc:
             self.error = exc
+
+
+class Secure:
+    """The TLS layer of one connection.
+
+    Args:
+      context: certificates and policy.
+
+    Attributes:
+      truncated: the transport ended without close_notify, after the handshake.
+
+    Raises:
+      ssl.SSLError: the context is not one for servers.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._layer = TLSLayer(context)
+        self.truncated: ssl.SSLError | None = None
+        self._reported = 0  # bytes of plaintext that count as written
+        # `plaintext_taken` behind the ciphertext in flight; None: what is in flight is clear text.
+        self._in_flight_end: int | None = 0
+        self._clear: list[bytes] = []  # written before start_tls(): leaves as it is
+
+    def take_over(self, clear: list[bytes], *, in_flight: bool) -> None:
+        """Begin in the middle of a connection.
+
+        Args:
+          clear: written until now, and not sent.
+          in_flight: a send of more is in flight.
+        """
+        self._clear = clear
+        self._in_flight_end = None if in_flight else 0
+
+    @property
+    def handshaking(self) -> bool:
+        """Whether the handshake is to be done, and needs input whatever the user needs."""
+        return self._layer.peer is Peer.HANDSHAKE
+
+    # ---- input ---------------------------------------------------------------------------
+
+    @property
+    def peer_closed(self) -> bool:
+        """Whether the peer's close_notify has come."""
+        return self._layer.peer_closed
+
+    @property
+    def error(self) -> ssl.SSLError | None:
+        """What ended TLS here; input that came before it has been returned."""
+        return self._layer.error
+
+    def received(self, ciphertext: bytes) -> bytes:
+        """The plaintext of what came; see `error` afterwards."""
+        try:
+            return self._layer.feed(ciphertext)
+        except ssl.SSLError:
+            return b""
+
+    def transport_ended(self) -> ssl.SSLError | None:
+        """Take note of the peer's FIN; the error, unless close_notify came before."""
+        try:
+            self._layer.feed_eof()
+        except ssl.SSLError as exc:
+            if self._layer.handshake_done:
+                self.truncated = exc
+            return exc
+        return None
+
+    # ---- output --------------------------------------------------------------------------
+
+    def pending(self) -> bool:
+        """Whether there is more to be sent."""
+        return bool(self._clear) or self._layer.pending
+
+    def encrypt(self, written: list[bytes]) -> None:
+        """Take what was written off its queue."""
+        for piece in written:
+            self._layer.write(piece)
+        written.clear()
+
+    def next_output(self, written: list[bytes]) -> bytes:
+        """What to send next: clear text first, then ciphertext, also of what is *written*."""
+        self.encrypt(written)
+        if self._clear:
+            self._in_flight_end = None
+            data = b"".join(self._clear)
+            self._clear.clear()
+            return data
+        data = self._layer.take(ENCRYPT_SIZE)
+        self._in_flight_end = self._layer.plaintext_taken
+        return data
+
+    def last_words(self) -> bytes:
+        """After an error: clear text that was not sent, and the alert."""
+        data = b"".join(self._clear) + self._layer.take()
+        self._clear.clear()
+        return data
+
+    def accepted(self, size: int, *, whole: bool) -> int:
+        """How many of the user's bytes it means that the kernel has taken *size* more.
+
+        Args:
+          size: bytes of what is in flight.
+          whole: there is nothing left of it.
+        """
+        if self._in_flight_end is None:
+            return size
+        if not whole:
+            return 0
+        plaintext = self._in_flight_end - self._reported
+        self._reported = self._in_flight_end
+        return plaintext
+
+    def close(self, written: list[bytes], *, unsent: bool) -> None:
+        """Queue close_notify behind all that was written.
+
+        A handshake goes on only if something of that is *unsent*, and waits for it.
+        """
+        if not unsent:
+            self._layer.give_up_handshake()
+        self.encrypt(written)
+        self._layer.close_notify()

@@ -9,7 +9,7 @@
    completion: 0.7 us, a tenth of an echo's CPU.)
 3. What was written by others than its ``on_read``. Then ``on_write`` is called.
 
-The plain way through it is `Connection.settle` and `Connection.send_next`. The fast way, for
+The plain way through it is `Connection.settle` and `Outlet.send_next`. The fast way, for
 connections of which nothing is set that would need more, says the same once more, flat, with
 the fields of the halves in line: a call of a Python function costs a tenth of what a small
 message may cost altogether. One with large messages is received from, told and sent for in
@@ -25,15 +25,15 @@ import trio
 
 from uring_trio._kernel import BUFFER_GROUPS, EAGAIN
 from uring_trio._trio_private import WaitTaskRescheduled, park
-from uring_trio.gain._due import Way
-from uring_trio.gain._engine import ENDS
+from uring_trio.gain._halves import Pieces
+from uring_trio.gain._life import Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uring_trio._slots import Slots
+    from uring_trio.gain._callbacks import Callbacks
     from uring_trio.gain._connection import Connection
-    from uring_trio.gain._handler import Callbacks
 
 
 class Turn:
@@ -208,7 +208,7 @@ class Turn:
                     try:
                         on_read(connection.conn, n)
                     except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                        connection.raised("on_read", exc)
+                        connection.calls.raised("on_read", exc)
                 elif n:
                     inbound.drop(inbound.buffered())
             connection.ready = False  # until here a write relies on what follows
@@ -231,9 +231,9 @@ class Turn:
                         if pieces:  # more than one send's worth: others have their turn first
                             self.dirty.append(connection)
                     else:
-                        connection.send_rest_of(data, sent)
+                        connection.outlet.send_rest_of(data, sent)
             elif not inbound.watch and outbound.sending is None:
-                connection.watch()  # see `_ring`: nothing that is sent will notice a reset
+                connection.intake.watch()  # see `_ring`: nothing that is sent will notice a reset
             # A look at input that lay there already joins what has come to it: see `_inbound`.
             if inbound.lease_size or inbound.buffer is not None:
                 self._keep_input(connection)
@@ -260,15 +260,15 @@ class Turn:
         """
         inbound, outbound, link = connection.inbound, connection.outbound, connection.link
         if link.readable:
-            size, data, told = link.take()
+            size, data, more = link.take()
             if size > 0:
                 self.bytes_in += size
                 inbound.lease(data, 0, size)
-                link.note_large(size)
-                if told & ENDS or link.fills(size):
-                    self._more.append((connection, told))
+                inbound.note_large(size)
+                if more:
+                    self._more.append((connection, more))
             elif size != EAGAIN:
-                connection.receive_failed(size)
+                connection.intake.failed(size)
                 connection.attend()
                 return
         n = inbound.fresh
@@ -280,7 +280,7 @@ class Turn:
                 try:
                     self._callbacks.on_read(connection.conn, n)
                 except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                    connection.raised("on_read", exc)
+                    connection.calls.raised("on_read", exc)
             elif n:
                 inbound.drop(inbound.buffered())
         if inbound.lease_size or inbound.buffer is not None:
@@ -288,15 +288,11 @@ class Turn:
         inbound.pool = b""  # so that the next one has the same memory, which is warm
         if outbound.pieces and outbound.sending is None and connection.way is not SETTLED:
             self._send_now(connection)
-        if connection.way is SETTLED:
+        if connection.way is SETTLED or inbound.pieces is SHRINKING:
             connection.attend()
-        elif link.small_in_a_row:
-            connection.shrink()
-            if not link.large:
-                connection.attend()
 
     def _send_now(self, connection: Connection) -> None:
-        """The fast way of `Connection.send_next`."""
+        """The fast way of `Outlet.send_next`."""
         outbound = connection.outbound
         pieces = outbound.pieces
         data = pieces.pop() if len(pieces) == 1 else outbound.take_piece()
@@ -304,7 +300,7 @@ class Turn:
         assert self._try_send is not None
         sent = self._try_send(connection.link.fd, data, size)
         if sent != size:
-            connection.send_rest_of(data, sent)
+            connection.outlet.send_rest_of(data, sent)
             return
         outbound.size -= size
         self.bytes_out += size
@@ -321,7 +317,7 @@ class Turn:
             if outbound.sending is not None:
                 continue
             if connection.way is SETTLED:
-                connection.send_next()
+                connection.outlet.send_next()
             elif outbound.pieces:
                 self._send_now(connection)
 
@@ -337,14 +333,15 @@ class Turn:
                 try:
                     on_write(connection.conn, n)
                 except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-                    connection.raised("on_write", exc)
+                    connection.calls.raised("on_write", exc)
 
     def _arm_starved(self) -> None:
         """Arm receives that found no buffer: as many as there are of the scarcest."""
         for _ in range(min(len(self._starved), BUFFER_GROUPS[0][0])):
-            self._starved.popleft().arm_if_wanted()
+            self._starved.popleft().intake.arm_if_wanted()
         if self._starved:
             self.wake_soon()
 
 
 SMALL, LARGE, SETTLED = Way.SMALL, Way.LARGE, Way.SETTLED
+SHRINKING = Pieces.SHRINKING

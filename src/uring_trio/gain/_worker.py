@@ -23,16 +23,15 @@ import trio
 from uring_trio._fast_ways import FAST
 from uring_trio._trio_private import current_runner
 from uring_trio.gain._accept import Acceptor
+from uring_trio.gain._callbacks import Elsewhere
 from uring_trio.gain._capabilities import capabilities
-from uring_trio.gain._clock import WorkerClock
-from uring_trio.gain._conn import Conn
 from uring_trio.gain._connection import Connection
-from uring_trio.gain._elsewhere import Elsewhere
+from uring_trio.gain._deadlines import WorkerClock
 from uring_trio.gain._logging import logger
 from uring_trio.gain._places import Places
 from uring_trio.gain._ring import RingEngine
-from uring_trio.gain._secure import Secure
 from uring_trio.gain._statistics import WorkerStatistics
+from uring_trio.gain._tls import Secure
 from uring_trio.gain._turn import Turn
 
 if TYPE_CHECKING:
@@ -41,10 +40,9 @@ if TYPE_CHECKING:
 
     from uring_trio._slots import Slots
     from uring_trio.gain._address import Address
+    from uring_trio.gain._callbacks import Callbacks
     from uring_trio.gain._config import Config
-    from uring_trio.gain._handler import Callbacks
     from uring_trio.gain._listen import Listener
-    from uring_trio.gain._server import Server
 
 # How long a call from another thread waits for a worker's counters: a callback may be running.
 STATISTICS_TIMEOUT_S = 1.0
@@ -70,7 +68,7 @@ class Worker:
     slots: Slots
     engine: RingEngine
 
-    def __init__(self, index: int, callbacks: Callbacks, config: Config, server: Server) -> None:
+    def __init__(self, index: int, callbacks: Callbacks, config: Config, server: Any) -> None:
         self.index = index
         self.callbacks = callbacks
         self.config = config
@@ -250,11 +248,9 @@ class Worker:
             sock.close()
             self.places.leave()
             return
-        connection = Connection(self, sock)
-        connection.conn = Conn(connection, sock, network, local, remote)
+        secure = None if self.config.tls is None else Secure(self.config.tls)
+        connection = Connection(self, sock, network, local, remote, secure)
         self._conns.add(connection)
-        if self.config.tls is not None:
-            connection.begin_in_handshake(Secure(self.config.tls))
         connection.attend()
 
     def forget(self, connection: Connection) -> None:

@@ -1,6 +1,7 @@
-"""Callbacks that do not run in the worker's turn: ``async def``, and ``on_read`` in a thread.
+"""The callbacks of a handler: which are there, and those that are no plain calls; and tasks.
 
-Each runs as a task of the worker's nursery. The connection is busy meanwhile: what comes
+An ``async def`` does not run in the worker's turn, nor does ``on_read`` in a thread. Each
+runs as a task of the worker's nursery. The connection is busy meanwhile: what comes
 for it gathers, and is looked at when the callback has ended.
 
 Where a server is aborted they are cancelled, so that it ends. ``on_close`` is not: it is a
@@ -9,21 +10,97 @@ connection's last word, and has `ON_CLOSE_S` from then on, or from its beginning
 
 from __future__ import annotations
 
+import inspect
 from math import inf
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from uring_trio.gain._errors import alone
+
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable
 
     from uring_trio.gain._config import Config
-    from uring_trio.gain._handler import Callbacks
+
+CALLBACKS = (
+    "on_start",
+    "on_accept",
+    "on_read",
+    "on_write",
+    "on_close",
+    "on_eof",
+    "on_tick",
+)
+
+# Methods of the class that handlers may be derived from.
+_undefined: set[Any] = set()
 
 # Seconds that an async on_close has once its worker is aborted: as a server's drain has.
 ON_CLOSE_S = 5.0
+
+
+class Callbacks:
+    """A handler's callbacks: the bound method of each, or None where it is not defined.
+
+    Attributes:
+      stream: makes of a connection what they get.
+      datagram: makes that of a datagram.
+
+    Raises:
+      TypeError: a callback is there and cannot be called.
+    """
+
+    on_start: Callable[..., Any] | None
+    on_accept: Callable[..., Any] | None
+    on_read: Callable[..., Any] | None
+    on_write: Callable[..., Any] | None
+    on_close: Callable[..., Any] | None
+    on_eof: Callable[..., Any] | None
+    on_tick: Callable[..., Any] | None
+
+    def __init__(
+        self,
+        handler: Any,
+        stream: Callable[[Any], Any],
+        datagram: Callable[[Any, bytes], Any],
+    ) -> None:
+        self.handler = handler
+        self.stream = stream
+        self.datagram = datagram
+        self._async: set[str] = set()
+        for name in CALLBACKS:
+            method = getattr(handler, name, None)
+            if getattr(method, "__func__", None) in _undefined:
+                method = None
+            if method is not None and not callable(method):
+                raise TypeError(f"{name} of {handler!r} must be callable, not {method!r}")
+            if method is not None and is_async(method):
+                self._async.add(name)
+            setattr(self, name, method)
+        if all(getattr(handler, name, None) is None for name in CALLBACKS):
+            raise TypeError(f"a handler defines callbacks such as on_read; {handler!r} has none")
+
+    def is_async(self, name: str) -> bool:
+        """Whether the callback is an ``async def``."""
+        return name in self._async
+
+    def any_async(self) -> bool:
+        """Whether a callback of a connection is an ``async def``."""
+        return bool(self._async - {"on_start", "on_tick"})
+
+
+def note_undefined(function: Any) -> None:
+    """A handler that inherits this has not defined the callback."""
+    _undefined.add(function)
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it gives a coroutine; an object with ``async def __call__`` too."""
+    call = getattr(function, "__call__", None)  # noqa: B004 - the method is wanted
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 class Host(Protocol):
@@ -154,3 +231,63 @@ class Elsewhere:
             scope.cancel()
         for scope in self._closing:
             scope.deadline = min(scope.deadline, deadline)
+
+
+class Tasks:
+    """The tasks of one connection: their nursery lives from the first to the connection's end.
+
+    Args:
+      failed: called with what one of them has raised.
+      ended: called when one is over.
+
+    Attributes:
+      running: how many there are.
+    """
+
+    __slots__ = ("_ended", "_failed", "_nursery", "_scope", "_waiting", "running")
+
+    def __init__(
+        self, failed: Callable[[str, BaseException], None], ended: Callable[[], None]
+    ) -> None:
+        self._failed = failed
+        self._ended = ended
+        self._nursery: trio.Nursery | None = None
+        self._waiting: list[tuple[Any, tuple[Any, ...], object]] = []
+        self._scope = trio.CancelScope()
+        self.running = 0
+
+    def start(self, host: trio.Nursery, async_fn: Any, args: tuple[Any, ...], name: object) -> None:
+        """Run one more, in a nursery in *host*."""
+        self.running += 1
+        if self._nursery is not None:
+            self._nursery.start_soon(self._run, async_fn, args, name=name)
+            return
+        if not self._waiting:
+            host.start_soon(self._host)
+        self._waiting.append((async_fn, args, name))
+
+    def cancel(self) -> None:
+        """The connection is closed."""
+        self._scope.cancel()
+
+    async def _host(self) -> None:
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    waiting, self._waiting = self._waiting, []
+                    for async_fn, args, name in waiting:
+                        nursery.start_soon(self._run, async_fn, args, name=name)
+                    self._nursery = nursery
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        self._nursery = None  # closed to new tasks from here on
+        except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
+            self._failed("a task", alone(exc) or exc)
+
+    async def _run(self, async_fn: Any, args: tuple[Any, ...]) -> None:
+        try:
+            await async_fn(*args)
+        finally:
+            self.running -= 1
+            self._ended()
