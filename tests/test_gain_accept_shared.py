@@ -263,7 +263,7 @@ class TestOnTheRing:
             with socket.create_connection(address[:2]):
                 await gain_tools.until(lambda: handler.counts().accept == 1)
                 worker = handler.conn.worker
-                (acceptor,) = worker._acceptors
+                (acceptor,) = worker.admission._acceptors
                 assert server._serving is not None
                 serving = server._serving
                 real = acceptor.complete

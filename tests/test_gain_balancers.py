@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from uring_trio.gain._accept import make_balancer
 from uring_trio.gain._address import Address
-from uring_trio.gain._balancers import make_balancer
 from uring_trio.gain._config import make_config
 
 if TYPE_CHECKING:

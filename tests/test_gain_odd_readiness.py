@@ -255,7 +255,7 @@ def test_datagram_socket_that_was_set_to_blocking() -> None:
 async def test_listener_that_was_shut_down(tmp_path: Path) -> None:
     handler = Recorder()
     async with connected("unix", handler, tmp_path) as (conn, client):
-        (acceptor,) = conn.worker._acceptors
+        (acceptor,) = conn.worker.admission._acceptors
         acceptor.listener.sock.shutdown(socket.SHUT_RD)
         await trio.sleep(0.1)
         await assert_asleep(LOOKS_MAX)

@@ -15,7 +15,7 @@ from marks import ON_RING
 
 from uring_trio import gain
 from uring_trio.gain._config import usable_cpus
-from uring_trio.gain._placement import NICENESS, placed
+from uring_trio.gain._surroundings import NICENESS, placed
 
 pytestmark = ON_RING
 

@@ -35,9 +35,9 @@ from uring_trio.gain._errors import (
     StuckInput,
     UnsupportedProtocol,
 )
-from uring_trio.gain._handler import EventHandler
-from uring_trio.gain._server import Server, listen_and_serve, serve
-from uring_trio.gain._statistics import ServerStatistics, WorkerStatistics
+from uring_trio.gain._server import EventHandler, Server, listen_and_serve, serve
+from uring_trio.gain._serving import ServerStatistics
+from uring_trio.gain._worker import WorkerStatistics
 
 __all__ = [
     "Address",

@@ -1,4 +1,7 @@
-"""Accepting: a poll, and then as many connections as are there, a few at a time.
+"""Accepting: who is let in, how many, and by which worker they are served.
+
+A poll, and then as many connections as are there, a few at a time
+==================================================================
 
 Several processes, and several workers of one server, may accept on one listener. The
 kernel's own wait for a connection (IORING_OP_ACCEPT, multishot above all) is exclusive: one
@@ -18,9 +21,21 @@ accept4(2) has no flag that says "do not wait". The file has one, which others w
 listener may switch off; then the ring accepts, one at a time, by the engine's own way of
 waiting, which is not exclusive either.
 
-A place under ``max_connections`` is claimed before a connection is taken, so that none is
-taken that there is no room for.
+How many
+========
+A worker counts those that it serves. One that accepts keeps a place under
+``max_connections`` for each that is about to be accepted, so that none is taken that there
+is no room for; whoever serves it takes the place over. The limit is the server's, over all
+workers.
 
+By whom
+=======
+Where one worker accepts for all a balancer chooses, by the workers' counts and the peer. It
+is called in the thread that accepts, and there is one of those, so what it remembers needs no
+lock.
+
+What goes wrong
+===============
 A poll may tell of a connection, and there is none: another worker was faster; or somebody
 who shares a UNIX listener has shut it down, and then it tells so again, and again. So after
 many times in a row accepting rests for a moment.
@@ -35,18 +50,26 @@ again at once: accepting pauses until a connection has closed, or a while has pa
 from __future__ import annotations
 
 import errno
+import itertools
+import operator
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+import threading
+import zlib
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from uring_trio._kernel import EAGAIN
 from uring_trio.gain._address import Address
+from uring_trio.gain._config import Architecture, LoadBalancing
+from uring_trio.gain._surroundings import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from uring_trio.gain._engine import Workplace
+    from uring_trio._slots import Slots
+    from uring_trio.gain._config import Balancer, Config
+    from uring_trio.gain._engine import Clock
     from uring_trio.gain._listen import Listener
 
 # Out of descriptors or memory: not the listener's fault, and over when something is closed.
@@ -62,6 +85,162 @@ ACCEPTS_MAX = 16  # in a turn
 ACCEPTS_SHARED = 2  # in a turn, where others accept too
 POLLIN = 0x1
 SO_PEERNAME = 28  # asm-generic/socket.h; Python does not name it
+
+# Connections are counted by the worker that accepts as well as by the one that serves.
+_counting = threading.Lock()
+
+
+class SomeWorker(Protocol):
+    """A worker: one that accepts, or one that serves."""
+
+    slots: Slots
+    admission: Admission
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def active(self) -> int: ...
+
+    def wake(self) -> None: ...
+
+    def post(self, fn: Callable[..., Any], *args: Any) -> bool: ...
+
+    def adopt(
+        self, sock: socket.socket, network: str, local: Address | None, remote: Address
+    ) -> None: ...
+
+
+WorkerT = TypeVar("WorkerT", bound=SomeWorker)
+
+
+class Admission:
+    """Lets connections into one worker: from its listeners, and as many as there may be.
+
+    Args:
+      worker: whose connections they are.
+      limit: of all workers; None is none.
+
+    Attributes:
+      active: connections that the worker serves, or is about to.
+      claimed: places for connections that are about to be accepted.
+      accepted: what listeners are to be told of in the worker's turn.
+    """
+
+    def __init__(self, worker: SomeWorker, limit: int | None) -> None:
+        self._worker = worker
+        self._limit = limit
+        self._peers: Sequence[Admission] = (self,)
+        self._acceptors: list[Acceptor] = []
+        self.active = 0
+        self.claimed = 0
+        self.accepted: list[tuple[Acceptor, int]] = []
+
+    def share_with(self, peers: Sequence[Admission]) -> None:
+        """The limit is for all of these."""
+        self._peers = peers
+
+    # ---- listeners -----------------------------------------------------------------------
+
+    def listen(self, listener: Listener, assign: Callable[[Address], SomeWorker] | None) -> None:
+        """Accept from a listener, which is ours from now on; see `make_assign`."""
+        acceptor = Acceptor(self._worker, listener, assign)
+        self._acceptors.append(acceptor)
+        acceptor.arm()
+
+    def note(self, acceptor: Acceptor, res: int) -> None:
+        """Something came for it, which it is to be told of in the worker's turn."""
+        self.accepted.append((acceptor, res))
+        self._worker.wake()
+
+    def admit(self) -> None:
+        """In the worker's turn: take in who is there."""
+        accepted, self.accepted = self.accepted, []
+        for acceptor, res in accepted:
+            acceptor.accepted(res)
+
+    def close(self) -> None:
+        """Accept nobody any more."""
+        for acceptor in tuple(self._acceptors):
+            acceptor.close()
+
+    def closed(self, acceptor: Acceptor) -> None:
+        """A listener is."""
+        self._acceptors.remove(acceptor)
+
+    def is_over(self) -> bool:
+        """Whether all are, and nothing is to be told."""
+        return not (self._acceptors or self.accepted)
+
+    def in_flight(self) -> int:
+        """How many of them wait for a connection."""
+        return sum(acceptor.slot >= 0 for acceptor in self._acceptors)
+
+    # ---- places --------------------------------------------------------------------------
+
+    def is_free(self) -> bool:
+        """Whether one more connection is allowed."""
+        limit = self._limit
+        return limit is None or sum(each.active + each.claimed for each in self._peers) < limit
+
+    def claim(self) -> bool:
+        """Keep a place for a connection that is to be accepted here, if there is one."""
+        if self._limit is None:
+            return True
+        with _counting:
+            allowed = self.is_free()
+            self.claimed += allowed
+        return allowed
+
+    def unclaim(self) -> None:
+        """Give it back: there was no connection."""
+        if self._limit is not None:
+            with _counting:
+                self.claimed -= 1
+            self._tell_of_room()
+
+    def use_claim(self, admission: Admission) -> None:
+        """A connection was accepted here: it takes the place, and is counted there."""
+        with _counting:
+            if self._limit is not None:
+                self.claimed -= 1
+            admission._enter()
+
+    def _enter(self) -> None:
+        self.active += 1
+
+    def leave(self) -> None:
+        """One connection less."""
+        with _counting:
+            self.active -= 1
+
+    # ---- where there was none ------------------------------------------------------------
+
+    def tell(self) -> None:
+        """A connection is closed: there is a descriptor for another one, and a place."""
+        for each in self._peers:
+            if each is self:
+                self._retry()
+            elif any(acceptor.exhausted for acceptor in tuple(each._acceptors)):
+                each._worker.post(each._retry)
+        self._tell_of_room()
+
+    def _tell_of_room(self) -> None:
+        for each in self._peers:
+            if each is self:
+                self._resume()
+            elif any(acceptor.paused for acceptor in tuple(each._acceptors)):
+                each._worker.post(each._resume)
+
+    def _retry(self) -> None:
+        for acceptor in self._acceptors:
+            if acceptor.exhausted:
+                acceptor.arm()
+
+    def _resume(self) -> None:
+        for acceptor in self._acceptors:
+            if acceptor.paused:
+                acceptor.arm()
 
 
 def peer_of(sock: socket.socket) -> Any:
@@ -101,9 +280,10 @@ class Acceptor:
     task = None
 
     def __init__(
-        self, worker: Workplace, listener: Listener, assign: Callable[[Address], Workplace] | None
+        self, worker: SomeWorker, listener: Listener, assign: Callable[[Address], SomeWorker] | None
     ) -> None:
         self.worker = worker
+        self.admission = worker.admission
         self.listener = listener
         self.assign = assign
         self.slot = -1
@@ -132,7 +312,7 @@ class Acceptor:
         self.exhausted = False
         # First this, then the look: who makes room on another thread looks after that.
         self.paused = True
-        if self.worker.places.is_free():
+        if self.admission.is_free():
             self._start(self.worker.slots.ring.poll(self._fd, POLLIN, 0), on_ring=False)
 
     def _start(self, slot: int, *, on_ring: bool) -> None:
@@ -156,21 +336,20 @@ class Acceptor:
         """An accept on the ring is over, without a connection."""
         if self._on_ring:
             self._on_ring = False
-            self.worker.unclaim()
+            self.admission.unclaim()
 
     def _close_listener(self) -> None:
         if not self._let_go:  # a poll's end may still be on its way to `accepted`
             self._let_go = True
             self.listener.close()
-            self.worker.acceptor_closed(self)
+            self.admission.closed(self)
 
     # ---- what came -----------------------------------------------------------------------
 
     def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
         """Take a cqe, in the scheduler: the worker's turn does the rest."""
         self.slot = -1
-        self.worker.accepted.append((self, res))
-        self.worker.wake()
+        self.admission.note(self, res)
 
     def lose(self) -> None:
         """The run is over: nobody is served any more."""
@@ -201,26 +380,23 @@ class Acceptor:
         elif -res in EXHAUSTED:
             self._exhausted(-res)
         elif -res in FATAL:
-            self.worker.logger.error(
-                "accepting on %s ended: %s", self.listener.address, os.strerror(-res)
-            )
+            logger.error("accepting on %s ended: %s", self.listener.address, os.strerror(-res))
             self.close()
         else:
             self.arm()
 
     def _accept_now(self) -> int:
         """Take what is there, up to a bound; 0, or an error, such as that there was nothing."""
-        worker = self.worker
-        ring = worker.slots.ring
+        ring = self.worker.slots.ring
         for taken in range(self._most):
-            if not worker.places.claim():
+            if not self.admission.claim():
                 break
             res = ring.try_accept(self._fd, ACCEPT_FLAGS)
             if res == MIGHT_BLOCK:
                 self._start(ring.accept_fd(self._fd, ACCEPT_FLAGS, 0), on_ring=True)
                 break
             if res < 0:
-                worker.unclaim()
+                self.admission.unclaim()
                 if taken:
                     self._in_vain = 0
                     return 0 if res == EAGAIN else int(res)
@@ -242,30 +418,25 @@ class Acceptor:
             remote = Address.from_sockaddr(network, peer_of(sock))
         except OSError:  # nobody was told of it
             sock.close()
-            worker.unclaim()
+            self.admission.unclaim()
             return
         if self._closed:
             sock.close()
-            worker.unclaim()
+            self.admission.unclaim()
             return
         self._told = False
-        chosen = self._choose(remote)
-        worker.places.use_claim(chosen.places)
+        chosen = worker if self.assign is None else self.assign(remote)
+        self.admission.use_claim(chosen.admission)
         if chosen is worker:
             worker.adopt(sock, network, self._local, remote)
         elif not chosen.post(chosen.adopt, sock, network, self._local, remote):
-            chosen.places.leave()
+            chosen.admission.leave()
             sock.close()
-
-    def _choose(self, remote: Address) -> Workplace:
-        return self.worker if self.assign is None else self.assign(remote)
 
     def _exhausted(self, error: int) -> None:
         if not self._told:
             self._told = True
-            self.worker.logger.error(
-                "accepting on %s pauses: %s", self.listener.address, os.strerror(error)
-            )
+            logger.error("accepting on %s pauses: %s", self.listener.address, os.strerror(error))
         # Not `paused`: a place that others leave, or do not take, is no descriptor.
         self.exhausted = True
         self._rest(RETRY_S)
@@ -275,3 +446,91 @@ class Acceptor:
 
     def _timer_expired(self, _kind: Any) -> None:
         self.arm()
+
+
+# ---- by which worker they are served ---------------------------------------------------
+
+
+def make_assign(workers: Sequence[WorkerT], config: Config) -> Callable[[Address], WorkerT] | None:
+    """The reactor's choice of a worker, or None where each keeps what it accepts."""
+    if config.architecture is Architecture.SHARDING:
+        return None
+    balance = make_balancer(config)
+
+    def assign(remote: Address) -> WorkerT:
+        try:
+            return workers[balance([worker.active for worker in workers], remote)]
+        except Exception:  # noqa: BLE001  the user's own balancer: no client is to pay
+            logger.exception("load_balancing failed for %s; worker 0 takes it", remote)
+            return workers[0]
+
+    return assign
+
+
+def make_balancer(config: Config) -> Balancer:
+    """The balancer that ``config`` asks for, with a memory of its own.
+
+    It takes the number of active connections of each worker, of which there is at least one,
+    and the address of the peer, and returns the worker's index. One that the user gave may
+    raise anything; if it returns no index of a worker, the balancer made of it raises
+    IndexError, or TypeError for what is no integer.
+    """
+    choice = config.load_balancing
+    if choice is LoadBalancing.ROUND_ROBIN:
+        return _round_robin()
+    if choice is LoadBalancing.LEAST_CONNECTIONS:
+        return _least_connections
+    if choice is LoadBalancing.SOURCE_IP_HASH:
+        return _source_hash(_gain_key if config.gain_compatible else _host_key)
+    assert callable(choice)
+    return _checked(choice)
+
+
+def _round_robin() -> Balancer:
+    turns = itertools.count()
+
+    def round_robin(counts: Sequence[int], remote: Address) -> int:
+        return next(turns) % len(counts)
+
+    return round_robin
+
+
+def _least_connections(counts: Sequence[int], remote: Address) -> int:
+    return counts.index(min(counts))
+
+
+def _source_hash(key: Callable[[Address], str]) -> Balancer:
+    def source_hash(counts: Sequence[int], remote: Address) -> int:
+        if remote.network == "unix":
+            # UNIX peers rarely have a name: a hash would send all of them to one worker.
+            return _least_connections(counts, remote)
+        return zlib.crc32(key(remote).encode()) % len(counts)
+
+    return source_hash
+
+
+def _host_key(remote: Address) -> str:
+    return str(remote[0])
+
+
+def _gain_key(remote: Address) -> str:
+    # With the port, so that a client's next connection goes elsewhere (gain's load_balancer.go).
+    return str(remote)
+
+
+def _checked(balancer: Balancer) -> Balancer:
+    def checked(counts: Sequence[int], remote: Address) -> int:
+        answer = balancer(counts, remote)
+        try:
+            index = operator.index(answer)
+        except TypeError:
+            raise TypeError(
+                f"load_balancing must return the index of a worker, not {answer!r}"
+            ) from None
+        if not 0 <= index < len(counts):
+            raise IndexError(
+                f"load_balancing returned {index}, but the workers are 0 to {len(counts) - 1}"
+            )
+        return index
+
+    return checked

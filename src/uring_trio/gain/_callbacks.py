@@ -35,15 +35,16 @@ CALLBACKS = (
     "on_tick",
 )
 
-# Methods of the class that handlers may be derived from.
-_undefined: set[Any] = set()
-
 # Seconds that an async on_close has once its worker is aborted: as a server's drain has.
 ON_CLOSE_S = 5.0
 
 
 class Callbacks:
     """A handler's callbacks: the bound method of each, or None where it is not defined.
+
+    Args:
+      handler: of the user.
+      base: a class whose own callbacks count as not defined.
 
     Attributes:
       stream: makes of a connection what they get.
@@ -66,6 +67,7 @@ class Callbacks:
         handler: Any,
         stream: Callable[[Any], Any],
         datagram: Callable[[Any, bytes], Any],
+        base: type = object,
     ) -> None:
         self.handler = handler
         self.stream = stream
@@ -73,7 +75,7 @@ class Callbacks:
         self._async: set[str] = set()
         for name in CALLBACKS:
             method = getattr(handler, name, None)
-            if getattr(method, "__func__", None) in _undefined:
+            if getattr(method, "__func__", None) is getattr(base, name, self):
                 method = None
             if method is not None and not callable(method):
                 raise TypeError(f"{name} of {handler!r} must be callable, not {method!r}")
@@ -90,11 +92,6 @@ class Callbacks:
     def any_async(self) -> bool:
         """Whether a callback of a connection is an ``async def``."""
         return bool(self._async - {"on_start", "on_tick"})
-
-
-def note_undefined(function: Any) -> None:
-    """A handler that inherits this has not defined the callback."""
-    _undefined.add(function)
 
 
 def is_async(function: Any) -> bool:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from uring_trio._kernel import CQE_F_MORE, ECANCELED, EINTR, RECORDS_MASK, Ring
 from uring_trio._probe import note_ring_given_up
 from uring_trio._process import in_child, locks
-from uring_trio.gain._logging import logger
+from uring_trio.gain._surroundings import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable

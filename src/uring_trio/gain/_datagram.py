@@ -28,7 +28,7 @@ import os
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -39,10 +39,13 @@ from uring_trio.gain._halves import step
 from uring_trio.gain._life import NEXT_HOLDER, NOBODY, Holder, HolderEvent, Way
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Awaitable, Callable
 
+    from uring_trio._slots import Slots
     from uring_trio.gain._came_to import CameTo
-    from uring_trio.gain._engine import Workplace
+    from uring_trio.gain._config import Config
+    from uring_trio.gain._engine import Clock
     from uring_trio.gain._listen import Listener
 
 # poll(2)
@@ -71,6 +74,39 @@ IPV6_RECVERR = 25
 _EXTENDED_ERROR = struct.Struct("=IBBBBII")
 ANCILLARY_SIZE = 512
 ERROR_ORIGINS = (1, 2, 3)  # SO_EE_ORIGIN_LOCAL, _ICMP, _ICMP6
+
+
+class Workplace(Protocol):
+    """The worker that has them; see `_worker`."""
+
+    slots: Slots
+    nursery: trio.Nursery
+    thread: int | None
+    config: Config
+
+    @property
+    def callbacks(self) -> Any: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def elsewhere(self) -> Any: ...
+
+    @property
+    def logger(self) -> logging.Logger: ...
+
+    @property
+    def turn(self) -> Any: ...
+
+    @property
+    def calls(self) -> deque[tuple[Callable[..., Any], tuple[Any, ...]]]: ...
+
+    def wake(self) -> None: ...
+
+    def post(self, fn: Callable[..., Any], *args: Any) -> bool: ...
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
 
 
 class Watch:

@@ -22,18 +22,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import logging
     import socket
-    from collections import deque
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    import trio
-
-    from uring_trio._slots import Slots
-    from uring_trio.gain._address import Address
-    from uring_trio.gain._config import Config
     from uring_trio.gain._halves import Sizes
-    from uring_trio.gain._places import Places
 
 # poll(2): what a watch may tell of, asked or not
 POLLIN, POLLERR, POLLHUP = 0x1, 0x8, 0x10
@@ -159,53 +151,3 @@ class Posts(Protocol):
 
     def post(self, fn: Callable[..., Any], *args: Any) -> bool:
         """Have it called in the worker's turn; False if the worker has ended."""
-
-
-class Workplace(Protocol):
-    """A worker, as its listeners and sockets of datagrams know it; see `_worker`."""
-
-    slots: Slots
-    nursery: trio.Nursery
-    thread: int | None
-    config: Config
-
-    @property
-    def callbacks(self) -> Any: ...
-
-    @property
-    def clock(self) -> Clock: ...
-
-    @property
-    def elsewhere(self) -> Any: ...
-
-    @property
-    def logger(self) -> logging.Logger: ...
-
-    @property
-    def turn(self) -> Any: ...
-
-    @property
-    def places(self) -> Places: ...
-
-    @property
-    def peers(self) -> Sequence[Workplace]: ...
-
-    @property
-    def calls(self) -> deque[tuple[Callable[..., Any], tuple[Any, ...]]]: ...
-
-    @property
-    def accepted(self) -> list[Any]: ...
-
-    def wake(self) -> None: ...
-
-    def post(self, fn: Callable[..., Any], *args: Any) -> bool: ...
-
-    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
-
-    def unclaim(self) -> None: ...
-
-    def acceptor_closed(self, acceptor: Any) -> None: ...
-
-    def adopt(
-        self, sock: socket.socket, network: str, local: Address | None, remote: Address
-    ) -> None: ...

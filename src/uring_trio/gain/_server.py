@@ -1,6 +1,6 @@
-"""A server: how it is started, and what may be asked of it from anywhere.
+"""What a user has of a callback server: a handler's callbacks, and the server that calls them.
 
-What a start is, from its addresses to its end, is `_serving`; a server has at most one.
+It is started here, and may be asked from anywhere. What a start is, from its addresses to its end, is `_serving`; a server has at most one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import trio
 
 from uring_trio import _run
 from uring_trio._trio_private import run_context
-from uring_trio.gain import _signals
 from uring_trio.gain._address import parse_all
 from uring_trio.gain._callbacks import ON_CLOSE_S, Callbacks
 from uring_trio.gain._config import Config, make_config
 from uring_trio.gain._conn import Conn, DatagramConn
 from uring_trio.gain._errors import InvalidDuration, InvalidState, ServerAlreadyRunning
-from uring_trio.gain._logging import logger
-from uring_trio.gain._serving import LEAVE_BEHIND_S, Serving
-from uring_trio.gain._statistics import ServerStatistics
+from uring_trio.gain._serving import LEAVE_BEHIND_S, ServerStatistics, Serving
+from uring_trio.gain._surroundings import logger, signals_handled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -31,6 +29,48 @@ if TYPE_CHECKING:
     from uring_trio.gain._address import Address, Spec
 
 DRAIN_TIMEOUT_S = 5.0
+
+
+class EventHandler:
+    """The callbacks of a server; define those that you need, as ``def`` or ``async def``.
+
+    A ``def`` runs in the worker's loop and must not block. An ``async def`` runs as a task;
+    no two callbacks of one connection ever overlap. One that is not defined costs nothing.
+    All workers share one handler: with more than one it is called from several threads.
+
+    A callback that raises is logged, and closes its connection, which gets the exception
+    in ``on_close``.
+    """
+
+    def on_start(self, server: Server) -> Any:
+        """The addresses are bound, and nothing is accepted yet. To raise stops the start."""
+
+    def on_accept(self, conn: Conn) -> Any:
+        """A connection was accepted; with ``tls=`` its handshake is done. Not for UDP."""
+
+    def on_read(self, conn: Conn, n: int) -> Any:
+        """*n* bytes have come that no ``on_read`` has announced and nobody has consumed."""
+
+    def on_write(self, conn: Conn, n: int) -> Any:
+        """The kernel has taken *n* bytes since the last ``on_write``; at most once a tick."""
+
+    def on_close(self, conn: Conn, err: BaseException | None) -> Any:
+        """The connection is closed; called exactly once for each that was accepted.
+
+        Args:
+          conn: its data methods raise `ConnectionClosed` now.
+          err: None after our ``close()``, ``abort()`` or shutdown; `EndOfStream` after the
+            peer's end of file; an OSError; `DeadlineExceeded`; or what a callback raised.
+        """
+
+    def on_eof(self, conn: Conn) -> Any:
+        """The peer has sent its end of file; the connection stays open for writing.
+
+        Where a handler does not define it the connection flushes and closes by itself.
+        """
+
+    def on_tick(self, server: Server) -> Any:
+        """Called every ``tick`` seconds, in worker 0 only."""
 
 
 class Server:
@@ -49,7 +89,7 @@ class Server:
     def __init__(self, handler: Any, config: Config | None = None) -> None:
         if config is not None and not isinstance(config, Config):
             raise TypeError(f"config must be a gain.Config, not {config!r}")
-        self._callbacks = Callbacks(handler, Conn, DatagramConn)
+        self._callbacks = Callbacks(handler, Conn, DatagramConn, EventHandler)
         self._config = config or Config()
         # Two may start it at once; whoever stops it asks what is there.
         self._claiming = threading.Lock()
@@ -82,7 +122,7 @@ class Server:
         specs = parse_all(address)
         # The supervisor of threads has nothing to do with a ring of its own.
         backend: Backend = "io_uring" if self._config.worker_count == 1 else "epoll"
-        handled = _signals.handled(self.async_shutdown, self._abort)
+        handled = signals_handled(self.async_shutdown, self._abort)
         with self._claimed(specs) as serving, handled:
             ring = self._config.ring
             _run.run(serving.run, trio.TASK_STATUS_IGNORED, backend=backend, ring=ring)

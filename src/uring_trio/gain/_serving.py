@@ -34,6 +34,7 @@ import contextlib
 import socket
 import threading
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import outcome
@@ -42,14 +43,12 @@ import trio
 from uring_trio import _probe, _run
 from uring_trio._trio_private import current_runner, run_context
 from uring_trio.gain import _listen
-from uring_trio.gain._balancers import make_assign
+from uring_trio.gain._accept import make_assign
 from uring_trio.gain._callbacks import ON_CLOSE_S
 from uring_trio.gain._config import usable_cpus
 from uring_trio.gain._errors import GainError, InvalidState, NotSupported, alone
-from uring_trio.gain._logging import configured, logger
-from uring_trio.gain._placement import placed
-from uring_trio.gain._statistics import ServerStatistics, WorkerStatistics
-from uring_trio.gain._worker import Worker
+from uring_trio.gain._surroundings import configured, logger, placed
+from uring_trio.gain._worker import Worker, WorkerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -66,6 +65,17 @@ LEAVE_BEHIND_S = 1.0
 
 # Set in all that a worker runs, its tasks and the threads of `trio.to_thread` included.
 _runs_in: ContextVar[Serving | None] = ContextVar("_runs_in", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStatistics:
+    """All workers of a server; of its last run while it is not running.
+
+    Attributes:
+      workers: one entry for each worker, in the order of their indices.
+    """
+
+    workers: tuple[WorkerStatistics, ...] = ()
 
 
 class Serving:

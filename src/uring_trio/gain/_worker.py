@@ -7,7 +7,7 @@ buffers. What the task does then is its turn (`_turn`). What other tasks of this
 or close wakes it for a turn as well. Other threads reach it through `Worker.post`.
 
 Its parts are objects with fields of their own: the engine, the turn, the clock, callbacks
-that run elsewhere, and the places that connections take.
+that run elsewhere, and who is let in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
+from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,13 @@ import trio
 
 from uring_trio._fast_ways import FAST
 from uring_trio._trio_private import current_runner
-from uring_trio.gain._accept import Acceptor
+from uring_trio.gain._accept import Admission
 from uring_trio.gain._callbacks import Elsewhere
 from uring_trio.gain._capabilities import capabilities
 from uring_trio.gain._connection import Connection
 from uring_trio.gain._deadlines import WorkerClock
-from uring_trio.gain._logging import logger
-from uring_trio.gain._places import Places
 from uring_trio.gain._ring import RingEngine
-from uring_trio.gain._statistics import WorkerStatistics
+from uring_trio.gain._surroundings import logger
 from uring_trio.gain._tls import Secure
 from uring_trio.gain._turn import Turn
 
@@ -48,6 +47,29 @@ if TYPE_CHECKING:
 STATISTICS_TIMEOUT_S = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerStatistics:
+    """One worker, at one moment; the byte counts only grow.
+
+    Attributes:
+      connections: open now; datagrams are none.
+      bytes_in: received from peers since the worker started; with TLS, ciphertext.
+      bytes_out: accepted by the kernel since the worker started; with TLS, ciphertext.
+      buffers_leased: provided buffers that are out of the ring.
+      bytes_buffered: received and not consumed, or written and not accepted by the kernel.
+      operations_in_flight: operations whose last cqe has not been seen.
+      datagrams_dropped: not sent, because `write_high_water` bytes were queued already.
+    """
+
+    connections: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    buffers_leased: int = 0
+    bytes_buffered: int = 0
+    operations_in_flight: int = 0
+    datagrams_dropped: int = 0
+
+
 class Worker:
     """Serves connections on the ring of the trio run that it is run in.
 
@@ -59,9 +81,8 @@ class Worker:
 
     Attributes:
       thread: its thread's ident, once there is one.
-      peers: all workers of the server.
       calls: what is to be called in its turn.
-      accepted: what its listeners have to be told of in its turn.
+      admission: lets connections in.
     """
 
     nursery: trio.Nursery
@@ -77,16 +98,13 @@ class Worker:
         self.turn = Turn(callbacks)
         self.clock = WorkerClock(self.turn.wake)
         self.elsewhere = Elsewhere(callbacks, config, logger)
-        self.places = Places(config.max_connections)
+        self.admission = Admission(self, config.max_connections)
         self.plain = not callbacks.any_async() and not config.async_handler
-        self.peers: Sequence[Worker] = (self,)
         self.thread: int | None = None
-        self.accepted: list[tuple[Acceptor, int]] = []
         self.calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self.ended = False
         self._posting = threading.Lock()  # between a post and the end
         self._conns: set[Connection] = set()
-        self._acceptors: list[Acceptor] = []
         self._sockets: list[Any] = []  # of datagrams
         self._ending = False
         self._ticks: float | None = None  # seconds between them, once they have begun
@@ -137,7 +155,7 @@ class Worker:
             raise
 
     def _is_due(self) -> bool:
-        return bool(self.turn.is_due or self.calls or self.accepted)
+        return bool(self.turn.is_due or self.calls or self.admission.accepted)
 
     async def _yield(self) -> None:
         """Let others have their tick: exactly one, or the next batch would be stale."""
@@ -149,10 +167,8 @@ class Worker:
         turn = self.turn
         if turn.batch:
             turn.sweep_completions()
-        if self.accepted:
-            accepted, self.accepted = self.accepted, []
-            for acceptor, res in accepted:
-                acceptor.accepted(res)
+        if self.admission.accepted:
+            self.admission.admit()
         if self.calls:
             self._make_calls()
         turn.sweep()
@@ -210,9 +226,7 @@ class Worker:
             self._sockets.append(datagrams)
             datagrams.start()
             return
-        acceptor = Acceptor(self, listener, assign)
-        self._acceptors.append(acceptor)
-        acceptor.arm()
+        self.admission.listen(listener, assign)
 
     async def _run_ticks(self, seconds: float) -> None:
         """Call ``on_tick`` every so many seconds, and never two at once."""
@@ -233,12 +247,7 @@ class Worker:
     @property
     def active(self) -> int:
         """How many connections it serves; from any thread."""
-        return self.places.active
-
-    def unclaim(self) -> None:
-        """Give a place back: there was no connection."""
-        if self.places.unclaim():
-            self._tell_of_room()
+        return self.admission.active
 
     def adopt(
         self, sock: socket.socket, network: str, local: Address | None, remote: Address
@@ -246,7 +255,7 @@ class Worker:
         """Serve a connection that was claimed for this worker."""
         if self._ending:
             sock.close()
-            self.places.leave()
+            self.admission.leave()
             return
         secure = None if self.config.tls is None else Secure(self.config.tls)
         connection = Connection(self, sock, network, local, remote, secure)
@@ -257,51 +266,14 @@ class Worker:
         """A connection is closed, and nobody is to be told of it any more."""
         if connection in self._conns:
             self._conns.remove(connection)
-            self.places.leave()
+            self.admission.leave()
             if self._ending:
                 self.wake()
-            self._tell_of_descriptor()
-            self._tell_of_room()
-
-    def _tell_of_room(self) -> None:
-        """Accepting may go on, here and in the other workers, where it was paused for room."""
-        for worker in self.peers:
-            if worker is self:
-                self.resume_accepting()
-            elif worker.is_accepting_paused():
-                worker.post(worker.resume_accepting)
-
-    def resume_accepting(self) -> None:
-        """There may be room again."""
-        for acceptor in self._acceptors:
-            if acceptor.paused:
-                acceptor.arm()
-
-    def _tell_of_descriptor(self) -> None:
-        """One is free: accepting may go on where there was none."""
-        for worker in self.peers:
-            if worker is self:
-                self._retry_accepting()
-            elif any(acceptor.exhausted for acceptor in tuple(worker._acceptors)):
-                worker.post(worker._retry_accepting)
-
-    def _retry_accepting(self) -> None:
-        for acceptor in self._acceptors:
-            if acceptor.exhausted:
-                acceptor.arm()
-
-    def is_accepting_paused(self) -> bool:
-        """Whether a listener waits for room; from any thread."""
-        return any(acceptor.paused for acceptor in tuple(self._acceptors))
-
-    def acceptor_closed(self, acceptor: Acceptor) -> None:
-        """A listener is closed."""
-        self._acceptors.remove(acceptor)
+            self.admission.tell()
 
     def meet(self, peers: Sequence[Worker]) -> None:
         """These are all workers of the server."""
-        self.peers = peers
-        self.places.share_with([worker.places for worker in peers])
+        self.admission.share_with([worker.admission for worker in peers])
 
     # ---- the end -------------------------------------------------------------------------
 
@@ -335,13 +307,12 @@ class Worker:
         if not self._ending:
             self._ending = True
             logger.warning("Closing connections", extra={"worker": self.index})
-            for acceptor in tuple(self._acceptors):
-                acceptor.close()
+            self.admission.close()
             for datagrams in self._sockets:
                 datagrams.begin_shutdown()
 
     def _is_empty(self) -> bool:
-        if self._conns or self._acceptors or self.accepted:
+        if self._conns or not self.admission.is_over():
             return False
         return all(datagrams.closed for datagrams in self._sockets)
 
@@ -353,7 +324,7 @@ class Worker:
             fn, args = self.calls.popleft()
             if fn == self.adopt:
                 args[0].close()
-                self.places.leave()
+                self.admission.leave()
         self._final = self._statistics()  # without what was never adopted
 
     # ---- statistics ----------------------------------------------------------------------
@@ -385,7 +356,7 @@ class Worker:
             bytes_buffered=sum(c.inbound.buffered() + c.outbound.size for c in conns)
             + sum(s.queued for s in self._sockets),
             operations_in_flight=sum(c.link.in_flight() for c in conns)
-            + sum(acceptor.slot >= 0 for acceptor in self._acceptors)
+            + self.admission.in_flight()
             + sum(s.operations_in_flight for s in self._sockets),
             datagrams_dropped=sum(s.dropped for s in self._sockets),
         )
