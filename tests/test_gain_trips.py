@@ -1,5 +1,6 @@
-"""How far two trips go round in the house: from a connection that comes to an armed receive,
-and from a peer's close to ``on_close``.
+"""How far three trips go round in the house: from ``gain.serve`` to where it is told as
+started, from a connection that comes to an armed receive, and from a peer's close to
+``on_close``.
 
     python tests/test_gain_trips.py
 
@@ -32,6 +33,7 @@ pytestmark = gain_tools.needs_ring
 ROOMS = str(Path(uring_trio.__file__).parent / "gain") + "/"
 # A step back in any of them is a detour that somebody has to follow who reads it.
 TRIPS = {
+    "serve to started": (12, 140),
     "accept to armed": (8, 60),
     "peer's close to on_close": (7, 70),
 }
@@ -64,6 +66,12 @@ class Trip:
         self.rooms.clear()
         self.names.clear()
 
+    def started(self, server: gain.Server) -> None:
+        """As a task status of ``serve``."""
+        if self.under_way:
+            self.end("serve to started")
+        server.async_shutdown(0)
+
 
 class Handler(gain.EventHandler):
     """Says when a trip ends."""
@@ -80,10 +88,13 @@ class Handler(gain.EventHandler):
 
 
 async def go(trip: Trip) -> None:
+    for again in (False, True):  # what is done once in a process is no part of it
+        trip.under_way = again
+        await gain.serve("tcp://127.0.0.1:0", Handler(trip), task_status=trip)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         server = await nursery.start(gain.serve, "tcp://127.0.0.1:0", Handler(trip))
         address = server.addresses()[0]
-        for again in (False, True):  # what is done once in a process is no part of it
+        for again in (False, True):
             trip.under_way = again
             client = socket.create_connection(tuple(address))
             with client:
