@@ -297,7 +297,7 @@ class ScriptedEngine:
         self.peers.append(Peer())
         here: Any = "here"
         sock: Any = None
-        connection = Connection(self, sock, "tcp", here, here)
+        connection = Connection(self, sock, "unix", here, "there")
         self.open.add(connection)
         connection.attend()
         return connection, self.peers[-1]

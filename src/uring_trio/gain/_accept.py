@@ -107,7 +107,7 @@ class SomeWorker(Protocol):
     def post(self, fn: Callable[..., Any], *args: Any) -> bool: ...
 
     def adopt(
-        self, sock: socket.socket, network: str, local: Address | None, remote: Address
+        self, sock: socket.socket, network: str, local: Address | None, peer: Any
     ) -> None: ...
 
 
@@ -415,7 +415,7 @@ class Acceptor:
         sock = socket.socket(*self._kind, fileno=fd)
         network = self.listener.network
         try:
-            remote = Address.from_sockaddr(network, peer_of(sock))
+            peer = peer_of(sock)
         except OSError:  # nobody was told of it
             sock.close()
             self.admission.unclaim()
@@ -425,11 +425,13 @@ class Acceptor:
             self.admission.unclaim()
             return
         self._told = False
-        chosen = worker if self.assign is None else self.assign(remote)
+        chosen = worker
+        if self.assign is not None:
+            chosen = self.assign(Address.from_sockaddr(network, peer))
         self.admission.use_claim(chosen.admission)
         if chosen is worker:
-            worker.adopt(sock, network, self._local, remote)
-        elif not chosen.post(chosen.adopt, sock, network, self._local, remote):
+            worker.adopt(sock, network, self._local, peer)
+        elif not chosen.post(chosen.adopt, sock, network, self._local, peer):
             chosen.admission.leave()
             sock.close()
 

@@ -308,7 +308,7 @@ class Conn(Handle):
 
     def remote_addr(self) -> Address:
         """The peer's address; from any thread, also after the end."""
-        return self._connection.remote
+        return self._connection.remote_addr()
 
     # ---- writing -------------------------------------------------------------------------
 

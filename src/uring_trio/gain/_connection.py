@@ -91,7 +91,7 @@ class Connection:
       sock: its file, which is the link's from now on.
       network: ``"tcp"`` or ``"unix"``.
       local: our own address; None: to be asked for.
-      remote: the peer's.
+      peer: the other's, as the kernel gives it: an Address is made when it is asked for.
       secure: with ``tls=``: its handshake comes before the handler knows of it.
 
     Attributes:
@@ -114,8 +114,8 @@ class Connection:
         "network",
         "outbound",
         "outlet",
+        "peer",
         "ready",
-        "remote",
         "secure",
         "sock",
         "turn",
@@ -129,7 +129,7 @@ class Connection:
         sock: socket.socket,
         network: str,
         local: Address | None,
-        remote: Address,
+        peer: Any,
         secure: Secure | None = None,
     ) -> None:
         engine = worker.engine
@@ -138,7 +138,7 @@ class Connection:
         self.sock = sock
         self.network = network
         self.local = local
-        self.remote = remote
+        self.peer = peer
         self.inbound = Inbound(engine.pool, worker.config.read_buffer_limit, engine.sizes)
         self.outbound = Outbound(worker.config.write_high_water)
         self.life = Life(worker.thread, State.OPEN if secure is None else State.HANDSHAKE)
@@ -158,7 +158,7 @@ class Connection:
 
     def name(self) -> str:
         """For logs."""
-        return f"{self.network} connection from {self.remote!s:.120}"
+        return f"{self.network} connection from {self.remote_addr()!s:.120}"
 
     def local_addr(self) -> Address:
         """Our own address."""
@@ -166,6 +166,13 @@ class Connection:
         if local is None:
             local = self.local = Address.from_sockaddr(self.network, self.sock.getsockname())
         return local
+
+    def remote_addr(self) -> Address:
+        """The peer's address."""
+        peer = self.peer
+        if type(peer) is not Address:
+            peer = self.peer = Address.from_sockaddr(self.network, peer)
+        return peer
 
     # ---- being looked at -----------------------------------------------------------------
 

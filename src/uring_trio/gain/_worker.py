@@ -249,16 +249,14 @@ class Worker:
         """How many connections it serves; from any thread."""
         return self.admission.active
 
-    def adopt(
-        self, sock: socket.socket, network: str, local: Address | None, remote: Address
-    ) -> None:
+    def adopt(self, sock: socket.socket, network: str, local: Address | None, peer: Any) -> None:
         """Serve a connection that was claimed for this worker."""
         if self._ending:
             sock.close()
             self.admission.leave()
             return
         secure = None if self.config.tls is None else Secure(self.config.tls)
-        connection = Connection(self, sock, network, local, remote, secure)
+        connection = Connection(self, sock, network, local, peer, secure)
         self._conns.add(connection)
         connection.attend()
 
