@@ -14,6 +14,7 @@ import threading
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from uring_trio.gain import EventHandler
 from uring_trio.gain._callbacks import Callbacks
 from uring_trio.gain._config import Config
 from uring_trio.gain._conn import Conn, DatagramConn
@@ -28,6 +29,40 @@ if TYPE_CHECKING:
 PIECE_MAX = 8  # bytes that a small receive takes: the sizes are those of a toy
 LARGE_MAX = 32
 SMALL_IN_A_ROW = 3
+
+
+# What may happen, in the words of `_engine`'s rules: a test shows that each of it does.
+HAPPENINGS = {
+    "taken back",
+    "stopped, and nothing came",
+    "stopped, and data came all the same",
+    "stopped, and the end came all the same",
+    "a receive that stays armed",
+    "a receive that ends with its data",
+    "no buffer",
+    "the end",
+    "an error",
+    "told of large input",
+    "told of large input and its end",
+    "a poll that ends by itself",
+    "taken to the brim",
+    "nothing to take",
+    "watched, and stopped",
+    "watched, and the peer has ended",
+    "watched, and the peer has gone",
+    "sent at once, whole",
+    "sent at once, in part",
+    "not sent at once",
+    "sent in part",
+    "sent whole",
+    "a send that was stopped",
+    "a send that was interrupted",
+    "a send that failed",
+    "begun in a thread, too late",
+    "begun in a thread",
+    "begun as a task",
+    "a batch of many",
+}
 
 
 class Peer:
@@ -69,6 +104,7 @@ class ScriptedLink:
         if self.flights.get(name) != "armed":
             return False
         if self.engine.rng.random() < 0.2:  # nobody has begun it
+            self.engine.seen.add("taken back")
             del self.flights[name]
             return True
         self.flights[name] = "stopping"
@@ -109,7 +145,10 @@ class ScriptedLink:
     def try_send(self, data: bytes, size: int) -> int:
         assert not self.closed
         assert "send" not in self.flights
-        return self.put(data[:size], self.engine.rng.choice([size, size, size // 2, 0]))
+        sent = self.put(data[:size], self.engine.rng.choice([size, size, size // 2, 0]))
+        how = "whole" if sent == size else "in part"
+        self.engine.seen.add(f"sent at once, {how}" if sent > 0 else "not sent at once")
+        return sent
 
     def put(self, data: bytes, most: int) -> int:
         peer = self.peer
@@ -129,7 +168,10 @@ class ScriptedLink:
         if peer.unread:
             data = self.cut(LARGE_MAX)
             more = told & ENDS or len(data) == LARGE_MAX
+            if len(data) == LARGE_MAX:
+                self.engine.seen.add("taken to the brim")
             return len(data), data, told if more else 0
+        self.engine.seen.add("nothing to take")
         return -errno.EAGAIN if peer.end is None else -peer.end, b"", 0
 
     def remember(self, told: int) -> None:
@@ -190,39 +232,57 @@ class ScriptedLink:
         self.connection.happened(kind, res, int(last), at)  # type: ignore[arg-type]
 
     def receive_step(self) -> None:
-        rng, peer = self.engine.rng, self.peer
+        rng, peer, seen = self.engine.rng, self.peer, self.engine.seen
         stopping = self.flights["receive"] == "stopping"
-        last = stopping or not (self.polls or self.engine.misses_errors) or rng.random() < 0.2
+        stays = self.polls or self.engine.misses_errors
+        last = stopping or not stays or rng.random() < 0.2
         if stopping and rng.random() < 0.5:
+            seen.add("stopped, and nothing came")
             self.happen("receive", -errno.ECANCELED, b"", last=True)
         elif self.polls and not stopping:
             self.told_of = (len(peer.sent), peer.end)
             ends = 0 if peer.end is None else POLLRDHUP
+            seen.add("told of large input and its end" if ends else "told of large input")
             self.happen("readable", POLLIN | ends, b"", last=False)
             if last:
+                seen.add("a poll that ends by itself")
                 self.flights.pop("receive")
                 self.connection.happened("poll over", 0, 1, 0)  # type: ignore[arg-type]
         elif peer.unread:
             if not stopping and rng.random() < 0.1:
+                seen.add("no buffer")
                 self.happen("receive", -errno.ENOBUFS, b"", last=True)
                 return
+            if stopping:
+                seen.add("stopped, and data came all the same")
+            elif last:
+                seen.add("a receive that ends with its data")
+            else:
+                seen.add("a receive that stays armed")
             data = self.cut(rng.randint(1, PIECE_MAX))
             self.happen("receive", len(data), data, last=last)
         elif peer.end is not None:
+            seen.add("an error" if peer.end else "the end")
+            if stopping:
+                seen.add("stopped, and the end came all the same")
             self.happen("receive", -peer.end, b"", last=True)
         else:
             self.happen("receive", -errno.ECANCELED, b"", last=True)
 
     def watch_step(self) -> None:
+        seen = self.engine.seen
         if self.flights["watch"] == "stopping":
+            seen.add("watched, and stopped")
             self.happen("watch", -errno.ECANCELED, b"", last=True)
         elif self.peer.end:
+            seen.add("watched, and the peer has gone")
             self.happen("watch", POLLERR | POLLHUP | POLLRDHUP, b"", last=True)
         else:
+            seen.add("watched, and the peer has ended")
             self.happen("watch", POLLRDHUP, b"", last=True)
 
     def send_step(self) -> None:
-        rng = self.engine.rng
+        rng, seen = self.engine.rng, self.engine.seen
         data, at, size = self.sending
         stopping = self.flights["send"] == "stopping"
         if stopping and rng.random() < 0.5:
@@ -233,6 +293,11 @@ class ScriptedLink:
             res = self.put(data[at : at + size], rng.randint(1, size))
             if res == -errno.EAGAIN:
                 res = -errno.ECANCELED if stopping else -errno.EINTR
+        if res > 0:
+            seen.add("sent whole" if res == size else "sent in part")
+        else:
+            how = {-errno.ECANCELED: "was stopped", -errno.EINTR: "was interrupted"}
+            seen.add(f"a send that {how.get(res, 'failed')}")
         self.happen("send", res, b"", last=True)
 
     def happened(self, kind: Any, res: int, last: int, at: int) -> None:
@@ -252,15 +317,23 @@ class ScriptedLink:
 class Running:
     """A callback that runs as a task, or in a thread."""
 
-    def __init__(self, host: Any, name: str, call: Callable[[], None], *, in_thread: bool) -> None:
-        self.host, self.name, self.call = host, name, call
+    def __init__(
+        self, seen: set[str], host: Any, name: str, call: Callable[[], None], *, in_thread: bool
+    ) -> None:
+        self.seen, self.host, self.name, self.call = seen, host, name, call
         self.in_thread, self.begun = in_thread, False
         self.raised: Exception | None = None
 
     def begin(self) -> None:
         host = self.host
         try:
-            if host.borrow(get_ident()) if self.in_thread else host.may_tell(self.name):
+            if not self.in_thread:
+                self.seen.add("begun as a task")
+                begins = host.may_tell(self.name)
+            else:
+                begins = host.borrow(get_ident())
+                self.seen.add("begun in a thread" if begins else "begun in a thread, too late")
+            if begins:
                 self.call()
         except Exception as exc:  # noqa: BLE001 - as a worker does
             self.raised = exc
@@ -275,6 +348,7 @@ class ScriptedEngine:
         self.sizes = Sizes(PIECE_MAX, SMALL_IN_A_ROW)
         self.pool = b""
         self.batch_data: list[bytes] = []
+        self.seen: set[str] = set()  # of `HAPPENINGS`
         self.peers: list[Peer] = []
         self.links: list[ScriptedLink] = []
         self.running: list[Running] = []
@@ -285,7 +359,7 @@ class ScriptedEngine:
         self.engine = self.elsewhere = self.clock = self
         self.logger = logging.getLogger("scripted")
         self.config = Config(**options)
-        self.callbacks = Callbacks(handler, Conn, DatagramConn)
+        self.callbacks = Callbacks(handler, Conn, DatagramConn, EventHandler)
         self.turn = Turn(self.callbacks)
         self.turn.serve(lambda fd, data, size: self.links[fd].try_send(data, size))
         self.thread = get_ident()
@@ -320,7 +394,7 @@ class ScriptedEngine:
     def run(self, host: Any, name: str, function: Any, args: tuple[Any, ...]) -> None:
         in_thread = self.elsewhere_names[name]
         host.begin_elsewhere(in_thread=in_thread)
-        running = Running(host, name, lambda: function(*args), in_thread=in_thread)
+        running = Running(self.seen, host, name, lambda: function(*args), in_thread=in_thread)
         self.running.append(running)
 
     def run_step(self) -> None:
@@ -376,5 +450,7 @@ class ScriptedEngine:
                 steps.append(self.run_step)
             if steps:
                 self.rng.choice(steps)()
+        if len(self.turn.batch) > 1:
+            self.seen.add("a batch of many")
         self.take_turn()
         return True

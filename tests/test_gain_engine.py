@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 import pytest
-from gain_engine import ScriptedEngine
+from gain_engine import HAPPENINGS, ScriptedEngine
 
 from uring_trio import gain
 
@@ -146,3 +146,16 @@ def check(handler: Echo, peer: Any, engine: ScriptedEngine, end: str) -> None:
         assert peer.received == handler.received
     if end == "reset":
         assert isinstance(handler.err, (ConnectionError, gain.EndOfStream, type(None)))
+
+
+def test_every_order_is_given() -> None:
+    """What the engine may do it does, or the other tests show less than they say."""
+    seen: set[str] = set()
+    for seed in range(6 * len(ENDS)):
+        for in_thread in (False, True):
+            end = ENDS[seed % len(ENDS)]
+            _, engine = run(seed, Echo(), end, {"on_read": in_thread})
+            seen |= engine.seen
+        _, engine = run(seed, HalfClosing(), ENDS[seed % len(ENDS)], {})
+        seen |= engine.seen
+    assert seen == HAPPENINGS

@@ -67,7 +67,7 @@ class Callbacks:
         handler: Any,
         stream: Callable[[Any], Any],
         datagram: Callable[[Any, bytes], Any],
-        base: type = object,
+        base: type,
     ) -> None:
         self.handler = handler
         self.stream = stream
