@@ -71,7 +71,7 @@ async def end_of(handler: Recorder, seconds: float, *, slack: float = 0.1) -> Ba
     """What the connection ends with, after about so many seconds.
 
     Where this process did not run meanwhile the server's timer was late too, and has begun
-    once more (see `_stuck`): that time, and no other, is allowed on top.
+    once more (see `_patience`): that time, and no other, is allowed on top.
     """
     started = looked = trio.current_time()
     stopped = 0.0  # the longest time in which nothing of this run has run

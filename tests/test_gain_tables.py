@@ -401,7 +401,7 @@ def test_what_is_wanted_over_all_there_is() -> None:
         seen |= want
         if life.is_over:
             assert want in (Wanted.CLOSE, Wanted.NOTHING)
-            assert (want is Wanted.CLOSE) is (life.state is not _life.State.CLOSED)
+            assert (want == Wanted.CLOSE) is (life.state is not _life.State.CLOSED)
             continue
         assert not want & Wanted.CLOSE
         assert want & (Wanted.RECEIVE | Wanted.WATCH) != Wanted.RECEIVE | Wanted.WATCH
@@ -421,7 +421,7 @@ def test_the_short_way_is_for_those_with_nothing_but_input_and_output() -> None:
         if way is not Way.SETTLED:
             assert (inbound.state, outbound.state, life.state) == (0, 0, _life.State.OPEN)
             assert callback_due(inbound, outbound, life) in (Due.READ, Due.WROTE, Due.NOTHING)
-            assert wanted(inbound, outbound, life) is Wanted.RECEIVE
+            assert wanted(inbound, outbound, life) == Wanted.RECEIVE
             assert way_of(inbound, outbound, life, deadlines=1) is Way.SETTLED
     assert seen == {Way.SETTLED, Way.SMALL}
 
@@ -453,4 +453,4 @@ def test_a_handler_that_does_not_answer_is_watched_for() -> None:
     both = Wanted.RECEIVE | Wanted.WATCH
     assert wanted(inbound, outbound, life, unanswered=True) == both
     outbound.add(b"answer", 6)
-    assert wanted(inbound, outbound, life, unanswered=True) is Wanted.RECEIVE
+    assert wanted(inbound, outbound, life, unanswered=True) == Wanted.RECEIVE

@@ -219,15 +219,17 @@ class Connection:
     def settle(self) -> None:
         """Call what is due, then have the engine do what is wanted."""
         calls, intake = self.calls, self.intake
+        if self.life.told is Told.CLOSE:
+            return
         if self.link.readable:
             intake.take()
-        unanswered = False  # an on_read was told, which may not have answered
-        while (due := calls.due()) is not Due.NOTHING:
-            unanswered |= due is Due.READ
-            calls.make(due)
+        unanswered = calls.make_all()
         if not self.life.is_lent:
             intake.put_away()
         self._act(unanswered=unanswered)
+        if self.life.state is State.CLOSED:
+            calls.make_all()
+            return
         self.outlet.offer()
         if self.inbound.is_full or intake.patience is not None:
             intake.judge()
@@ -481,9 +483,7 @@ class Connection:
                 self.local_addr()  # while it can be asked for
         self.link.close()
         self.calls.cancel_tasks()
-        if self.life.told is Told.ACCEPT:
-            self.attend()
-        else:
+        if self.life.told is not Told.ACCEPT:
             self.worker.forget(self)
 
 
@@ -505,7 +505,7 @@ class Intake:
 
     # ---- operations ----------------------------------------------------------------------
 
-    def act(self, want: Wanted) -> None:
+    def act(self, want: int) -> None:
         """Have the engine receive, or watch for errors, or neither."""
         inbound = self._inbound
         if want & Wanted.RECEIVE:
@@ -514,7 +514,8 @@ class Intake:
             if want & Wanted.WATCH:
                 self.watch()
             return
-        self.stop()
+        if inbound.receive is Flight.ARMED:
+            self.stop()
         if want & Wanted.WATCH and inbound.receive is Flight.IDLE:
             self.watch()
 
@@ -967,14 +968,21 @@ class Calls:
 
     # ---- callbacks -----------------------------------------------------------------------
 
-    def due(self) -> Due:
-        """What comes next."""
-        connection, life = self._connection, self._life
-        if life.state is State.LOST and not life.is_lent:
-            connection.intake.measure_rest()
-        return callback_due(connection.inbound, connection.outbound, life)
+    def make_all(self) -> bool:
+        """Until nothing is due; whether an on_read was told, which may not have answered."""
+        connection, life, inbound = self._connection, self._life, self._connection.inbound
+        unanswered = False
+        while True:
+            if life.state is State.LOST and not life.is_lent:
+                connection.intake.measure_rest()
+            due = callback_due(inbound, connection.outbound, life)
+            if due is Due.NOTHING:
+                return unanswered
+            if due is Due.READ:
+                unanswered = True
+            self._make(due)
 
-    def make(self, due: Due) -> None:
+    def _make(self, due: Due) -> None:
         """Call the callback that is due, or do what is due in its place."""
         connection, life, inbound = self._connection, self._life, self._connection.inbound
         callbacks = connection.worker.callbacks

@@ -34,13 +34,14 @@ import enum
 from typing import TYPE_CHECKING
 
 from uring_trio.gain._errors import EndOfStream
-from uring_trio.gain._halves import RECEIVING, Input, Output, Table, step
+from uring_trio.gain._halves import RECEIVING, Input, Output, Table, impossible, quick, step
 
 if TYPE_CHECKING:
     from uring_trio.gain._halves import Inbound, Outbound
     from uring_trio.gain._tls import Secure
 
 
+@quick
 class State(enum.IntEnum):
     """Where a connection stands."""
 
@@ -55,6 +56,7 @@ class State(enum.IntEnum):
     CLOSED = 8
 
 
+@quick
 class Event(enum.IntEnum):
     """What moves it on."""
 
@@ -70,6 +72,7 @@ class Event(enum.IntEnum):
     QUIET = 9  # no operation is in flight any more
 
 
+@quick
 class Holder(enum.IntEnum):
     """Which callback runs, and is no plain call."""
 
@@ -79,6 +82,7 @@ class Holder(enum.IntEnum):
     THREAD = 3
 
 
+@quick
 class HolderEvent(enum.IntEnum):
     """What changes that."""
 
@@ -88,6 +92,7 @@ class HolderEvent(enum.IntEnum):
     RETURN = 3
 
 
+@quick
 class Told(enum.IntEnum):
     """What the handler knows of it."""
 
@@ -96,6 +101,7 @@ class Told(enum.IntEnum):
     CLOSE = 2
 
 
+@quick
 class ToldEvent(enum.IntEnum):
     """What it is told."""
 
@@ -165,7 +171,10 @@ class Life:
 
     def step(self, event: Event) -> None:
         """Move on."""
-        self.state = step(NEXT, self.state, event)
+        following = NEXT[self.state][event]  # as `step`, flat
+        if following is None:
+            raise impossible(self.state, event)
+        self.state = following
         self._choose_user()
 
     def _choose_user(self) -> None:
@@ -259,6 +268,7 @@ class Life:
 # ---- what is due, and what is wanted ------------------------------------------------------
 
 
+@quick
 class Due(enum.Enum):
     """What comes next."""
 
@@ -276,23 +286,24 @@ class Due(enum.Enum):
 def callback_due(inbound: Inbound, outbound: Outbound, life: Life) -> Due:
     """What is due first."""
     state = life.state
-    if life.is_busy:
+    if life.holder:  # it is busy
         # The task may take what is there, but more of it never comes.
         lost = state is State.LOST and life.holder is Holder.TASK
         return (
             Due.GIVE_UP if lost and not inbound.buffered() and _is_spent(inbound) else Due.NOTHING
         )
+    is_open = State.OPEN <= state <= State.LOST
     if life.told is Told.NOTHING:
-        return Due.ACCEPT if life.is_open else Due.NOTHING
+        return Due.ACCEPT if is_open else Due.NOTHING
     if outbound.written:
         return Due.WROTE
     if state is State.CLOSED:
         return Due.CLOSED if life.told is Told.ACCEPT else Due.NOTHING
-    if not life.is_open:
+    if not is_open:
         return Due.NOTHING
     if state is State.LEAVING:
         return Due.LEAVE
-    if inbound.announces:
+    if inbound.fresh and inbound.announces:
         return Due.READ
     if state is State.LOST:
         return Due.GIVE_UP if _is_spent(inbound) else Due.NOTHING
@@ -308,8 +319,8 @@ def _is_spent(inbound: Inbound) -> bool:
     return inbound.rest == 0 or inbound.state not in RECEIVING
 
 
-class Wanted(enum.IntFlag):
-    """What the engine is to do."""
+class Wanted:
+    """What the engine is to do; these are joined. Plain numbers: enum's flags take 1 us each."""
 
     NOTHING = 0
     RECEIVE = 1  # else what receives is to end
@@ -326,8 +337,8 @@ def wanted(
     secure: Secure | None = None,
     *,
     unanswered: bool = False,
-) -> Wanted:
-    """What is wanted now.
+) -> int:
+    """What is wanted now, as `Wanted` has it.
 
     Args:
       unanswered: an on_read was told just now; if it has not answered, nothing that is sent
@@ -336,7 +347,7 @@ def wanted(
     state = life.state
     if state is State.CLOSED:
         return Wanted.NOTHING
-    if life.is_over:
+    if state >= State.ENDING:
         return Wanted.CLOSE
     want = Wanted.NOTHING
     if state is State.FLUSHING and outbound.is_out and not (secure and secure.pending()):
@@ -364,6 +375,7 @@ def receives(
     return not life.is_lent or inbound.has_room
 
 
+@quick
 class Way(enum.IntEnum):
     """How a connection goes through the worker's turn."""
 

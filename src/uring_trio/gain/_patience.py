@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from uring_trio.gain._engine import PEER_ENDED
 from uring_trio.gain._errors import StuckInput
-from uring_trio.gain._halves import Flight, Table, step
+from uring_trio.gain._halves import Flight, Table, quick, step
 from uring_trio.gain._life import State as LifeState
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ AFTER_END_S = 0.1
 LATE_S = 0.02  # a timer that is this late was not the only one that had to wait
 
 
+@quick
 class Stage(enum.IntEnum):
     """How far it is."""
 
@@ -50,6 +51,7 @@ class Stage(enum.IntEnum):
     LEFT = 4
 
 
+@quick
 class StageEvent(enum.IntEnum):
     """What moves it on."""
 

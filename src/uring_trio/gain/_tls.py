@@ -38,7 +38,7 @@ import enum
 import ssl
 from collections import deque
 
-from uring_trio.gain._halves import Table, step
+from uring_trio.gain._halves import Table, quick, step
 
 # The largest plaintext of a TLS record (RFC 8446, 5.1): small writes are joined up to it.
 RECORD_SIZE_MAX = 16 * 1024
@@ -48,6 +48,7 @@ PIECE_SIZE_MAX = 4 * RECORD_SIZE_MAX
 ENCRYPT_SIZE = 64 << 10
 
 
+@quick
 class Peer(enum.IntEnum):
     """How far the peer is."""
 
@@ -57,6 +58,7 @@ class Peer(enum.IntEnum):
     GIVEN_UP = 3  # there is no use in the handshake any more
 
 
+@quick
 class PeerEvent(enum.IntEnum):
     """What moves that on."""
 
@@ -65,6 +67,7 @@ class PeerEvent(enum.IntEnum):
     GIVE_UP = 2
 
 
+@quick
 class Ours(enum.IntEnum):
     """How far our own direction is."""
 
@@ -75,6 +78,7 @@ class Ours(enum.IntEnum):
     SENT = 4  # it was taken
 
 
+@quick
 class OurEvent(enum.IntEnum):
     """What moves that on."""
 

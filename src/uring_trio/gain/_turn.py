@@ -234,7 +234,7 @@ class Turn:
                         connection.outlet.send_rest_of(data, sent)
             elif not inbound.watch and outbound.sending is None:
                 connection.intake.watch()  # see `_ring`: nothing that is sent will notice a reset
-            # A look at input that lay there already joins what has come to it: see `_inbound`.
+            # A look at input that lay there already joins what has come to it: see `_halves`.
             if inbound.lease_size or inbound.buffer is not None:
                 self._keep_input(connection)
         self.ready.clear()
