@@ -136,14 +136,12 @@ int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message,
     return slot;
 }
 
-int ut_prep_accept_fd(struct ut_engine *engine, int fd, int flags, int multishot)
+int ut_prep_accept_fd(struct ut_engine *engine, int fd, int flags)
 {
     struct io_uring_sqe *sqe;
-    int slot = prep_waiting(engine, &sqe, IORING_OP_ACCEPT, fd, NULL, 0, multishot ? 0 : POLLIN, 0);
+    int slot = prep_waiting(engine, &sqe, IORING_OP_ACCEPT, fd, NULL, 0, POLLIN, 0);
     if (slot >= 0) {
-        sqe->ioprio = multishot              ? IORING_ACCEPT_MULTISHOT
-                      : engine->accept_waits ? 0
-                                             : IORING_ACCEPT_DONTWAIT;
+        sqe->ioprio = engine->accept_waits ? 0 : IORING_ACCEPT_DONTWAIT;
         sqe->op_flags = (uint32_t)flags;
     }
     return slot;

@@ -45,9 +45,8 @@ int ut_prep_sendmsg(struct ut_engine *engine, int fd, struct ut_message *message
 /* The peer's address goes into `message`. */
 int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message, int flags,
                    int poll_first);
-/* Without the address; with `multishot` until it is cancelled or a cqe has no F_MORE, and
- * by the kernel's own poll, which is exclusive. */
-int ut_prep_accept_fd(struct ut_engine *engine, int fd, int flags, int multishot);
+/* Without the address. */
+int ut_prep_accept_fd(struct ut_engine *engine, int fd, int flags);
 /* Connects to the name in `message`. */
 int ut_prep_connect(struct ut_engine *engine, int fd, struct ut_message *message);
 

@@ -128,3 +128,17 @@ void tools_close_leaking(struct ut_engine *engine)
     fake_write_late();
     CHECK_EQ(fake_reclaim(), 1 + UT_GROUPS);
 }
+
+int tools_accept_multishot(struct ut_engine *engine, int fd, int flags)
+{
+    struct io_uring_sqe *sqe;
+    uint32_t slot;
+    int error = ut_engine_new_op(engine, 0, false, &sqe, &slot);
+    if (error < 0)
+        return error;
+    sqe->opcode = IORING_OP_ACCEPT;
+    sqe->ioprio = IORING_ACCEPT_MULTISHOT;
+    sqe->fd = fd;
+    sqe->op_flags = (uint32_t)flags;
+    return (int)slot;
+}

@@ -29,6 +29,10 @@ struct tools_batch tools_wait_through(struct ut_engine *engine, int64_t timeout_
  * how many records came. */
 unsigned tools_run_for(struct ut_engine *engine, uint64_t ns, void (*look)(void));
 
+/* An accept that goes on until it is cancelled or a cqe has no F_MORE, by the kernel's own
+ * poll: the product has none, because that poll is exclusive. */
+int tools_accept_multishot(struct ut_engine *engine, int fd, int flags);
+
 /* The first record of `slot` in the last batch, or NULL. */
 const struct ut_record *tools_record(const struct ut_engine *engine, int slot);
 

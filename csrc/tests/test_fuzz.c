@@ -80,7 +80,8 @@ static int prep_one(unsigned kind, struct model_op *op)
         return ut_prep_recv_multishot(engine, op->fd, draw(UT_GROUPS), (int)draw(2));
     case 5:
         op->is_plain = draw(2);
-        return ut_prep_accept_fd(engine, op->fd, 0, op->is_plain);
+        return op->is_plain ? tools_accept_multishot(engine, op->fd, 0)
+                            : ut_prep_accept_fd(engine, op->fd, 0);
     case 6:
         op->is_file = true;
         return ut_prep_read(engine, op->fd, draw(UT_GROUPS), op->size, (int)draw(2));

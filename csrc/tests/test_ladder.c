@@ -284,7 +284,7 @@ static void every_kind_waits_by_the_ladder(void)
                    : kind == 5 ? ut_prep_recvmsg(engine, 5, message, 0, 0)
                    : kind == 6 ? ut_prep_sendmsg(engine, 5, message, 0)
                    : kind == 7 ? ut_prep_accept(engine, 5, message, 0, 0)
-                               : ut_prep_accept_fd(engine, 5, 0, 0);
+                               : ut_prep_accept_fd(engine, 5, 0);
         struct ut_record record = tools_await(engine, slot);
         CHECK_EQ(record.res, 40);
         CHECK_EQ(fake.attempts, 2);
@@ -1022,7 +1022,7 @@ static void the_queue_holds_whatever_comes(void)
 static int accept_with(struct fake_plan plan)
 {
     fake_plan_next(plan);
-    return ut_prep_accept_fd(engine, 5, 0, 0);
+    return ut_prep_accept_fd(engine, 5, 0);
 }
 
 static void an_old_kernels_accept_goes_with_its_cancel(void)

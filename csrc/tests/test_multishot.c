@@ -27,7 +27,7 @@ static int recv_with(struct fake_plan plan, int fd)
 static int accept_with(struct fake_plan plan)
 {
     fake_plan_next(plan);
-    int slot = ut_prep_accept_fd(engine, 7, SOCK_CLOEXEC | SOCK_NONBLOCK, 1);
+    int slot = tools_accept_multishot(engine, 7, SOCK_CLOEXEC | SOCK_NONBLOCK);
     CHECK(slot >= 0);
     return slot;
 }
@@ -317,7 +317,7 @@ static void a_one_shot_accept_is_over_at_once(void)
 {
     set_up(8, 32);
     fake_plan_next((struct fake_plan){.res = 40});
-    int slot = ut_prep_accept_fd(engine, 7, SOCK_CLOEXEC, 0);
+    int slot = ut_prep_accept_fd(engine, 7, SOCK_CLOEXEC);
     const struct io_uring_sqe *sqe = &ut_op_at(&engine->ops, (uint32_t)slot)->sqe;
     CHECK_EQ(sqe->ioprio, IORING_ACCEPT_DONTWAIT);
     CHECK_EQ(sqe->op_flags, SOCK_CLOEXEC);

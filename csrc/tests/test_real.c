@@ -676,7 +676,7 @@ static void an_accept_beside_somebody_who_is_faster(void)
     struct sockaddr_in address;
     socklen_t length = sizeof address;
     CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
-    int slot = ut_prep_accept_fd(engine, listener, SOCK_CLOEXEC, 0);
+    int slot = ut_prep_accept_fd(engine, listener, SOCK_CLOEXEC);
     CHECK_EQ(tools_wait(engine, MS).records, 0);
     for (unsigned i = 0; i < 200; i++) {
         int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);

@@ -393,7 +393,7 @@ class Acceptor:
                 break
             res = ring.try_accept(self._fd, ACCEPT_FLAGS)
             if res == MIGHT_BLOCK:
-                self._start(ring.accept_fd(self._fd, ACCEPT_FLAGS, 0), on_ring=True)
+                self._start(ring.accept_fd(self._fd, ACCEPT_FLAGS), on_ring=True)
                 break
             if res < 0:
                 self.admission.unclaim()
