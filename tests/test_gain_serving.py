@@ -111,12 +111,11 @@ class ScriptedListener:
         self.address = name
         self.closed = False
         self.refused = False
-        self.sock = self
 
     def close(self) -> None:
         self.closed = True
 
-    def shutdown(self, how: int) -> None:
+    def refuse_clients(self) -> None:
         self.refused = True
 
 

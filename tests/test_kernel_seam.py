@@ -1,4 +1,4 @@
-"""Every system call beside the ring goes through the kernel's table, on the trio door's steady paths.
+"""Every system call beside the ring goes through the kernel's table, on both doors' steady paths.
 
 A scripted kernel behind the table (csrc/kernel.h) sees what goes through it, and no more. So
 each program of `trapped` runs with a seccomp filter that lets these calls through from its
@@ -64,6 +64,10 @@ MADE = {
     "readiness": {"mode", "poll"},
     "file_streams": {"mode", "status_flags", "poll", "read", "write"},
     "guest": {"read", "write", "poll"},
+    "connections": {
+        *("accept4", "status_flags", "sendto", "recvfrom", "getsockopt", "setsockopt"),
+        *("queued", "shutdown", "close_fd"),
+    },
 }
 
 

@@ -55,9 +55,9 @@ GAIN_LAYERS = [
     {"_server"},
     {"__init__"},
 ]
-# All that they may know of what is below them: a ring, memory, who stands at a slot, how a
-# task is parked, and a run on the ring. What is below knows nothing of them.
-GAIN_RESTS_ON = {"_kernel", "_memory", "_slots", "_trio_private"}
+# All that they may know of what is below them: a ring, calls beside it, memory, who stands at
+# a slot, how a task is parked, and a run on the ring. What is below knows nothing of them.
+GAIN_RESTS_ON = {"_beside", "_kernel", "_memory", "_slots", "_trio_private"}
 # ... and what belongs to the whole process, or is an option of every run.
 GAIN_RESTS_ON |= {"_fast_ways", "_probe", "_process", "_ring_options", "_run"}
 
@@ -72,8 +72,8 @@ RESERVED: dict[str, set[str]] = {
     "uring_trio._engine": {"_kernel"},
     # System calls beside the ring are made by `_beside`. These ask once what a place or a file
     # is like; see test_kernel_seam.py.
-    "fcntl": {"gain._receiving", "gain._unix_path"},
-    "termios": {"gain._receiving"},
+    "fcntl": {"gain._unix_path"},
+    "termios": set(),
     "select": {"_guest", "_polls", "_streams", "gain._capabilities"},
     "benchmarks": set(),
     "anyio": {"_anyio_backend"},

@@ -30,6 +30,7 @@ import sandbox
 import trio
 
 import uring_trio
+from uring_trio import gain
 from uring_trio._kernel import load_extension
 
 if TYPE_CHECKING:
@@ -295,12 +296,123 @@ def guest() -> None:
         callbacks.get()()
 
 
+# ---- callback servers ------------------------------------------------------------------------
+
+
+class Echo:
+    """Answers; the first callback sets the trap, on the worker's thread."""
+
+    def __init__(self, last: int) -> None:
+        self.left = last  # connections
+
+    def on_accept(self, conn: gain.Conn) -> None:
+        if not counts["trap"]:
+            trap()
+            counts["trap"] = 1
+        conn.set_no_delay(True)
+        conn.set_linger(-1)
+
+    def on_read(self, conn: gain.Conn, n: int) -> None:
+        data = conn.next(n)
+        if data.startswith(b"leave"):
+            conn.close()
+        elif data == b"hush":
+            conn.pause_reading()  # its end is told by a poll alone
+        elif data.startswith(b"abort"):
+            conn.abort()
+        else:
+            conn.write(data)
+
+    def on_close(self, conn: gain.Conn, _err: BaseException | None) -> None:
+        assert conn.local_addr()
+        self.left -= 1
+        if not self.left:
+            tell_and_exit()
+
+
+LARGE = bytes(1 << 20)
+RUDE = (b"small", b"leave", b"leave, and more is unread" * 100, b"abort", b"reset", b"hush", LARGE)
+
+
+def ask(address: Any, words: bytes) -> None:
+    with socket.create_connection(address) as client:
+        client.sendall(words)
+        if words in (b"reset", b"hush"):
+            time.sleep(0.05)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        elif words.startswith((b"leave", b"abort")):
+            try:
+                client.recv(100)
+            except ConnectionError:
+                pass
+        else:
+            left = len(words)
+            while left:
+                left -= len(client.recv(1 << 20))
+
+
+def ask_all(address: Any) -> None:
+    for words in RUDE:
+        ask(address, words)
+
+
+def ask_by_datagram(address: Any) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.connect(address)
+        for _ in range(3):
+            client.send(b"ask")
+            assert client.recv(100) == b"ask"
+    nobody = socket.socket(type=socket.SOCK_DGRAM)
+    nobody.bind(("127.0.0.1", 0))
+    nobody.connect(address)
+    nobody.send(b"and is gone")
+    nobody.close()
+
+
+class EchoDatagrams:
+    """Answers; the first callback sets the trap, and some later one is the last."""
+
+    def __init__(self) -> None:
+        self.left = 4
+
+    def on_read(self, conn: gain.Conn, n: int) -> None:
+        if not counts["trap"]:
+            trap()
+            counts["trap"] = 1
+        data = conn.next(n)
+        assert conn.remote_addr()
+        conn.write(data)
+        self.left -= 1
+        if not self.left:
+            conn.start_soon(self.end)
+
+    async def end(self) -> None:
+        await trio.sleep(0.05)  # the last answer finds nobody, and that comes back
+        tell_and_exit()
+
+
+async def server(address: str, handler: Any, client: Callable[[Any], None]) -> None:
+    async with trio.open_nursery() as nursery:
+        served = await nursery.start(gain.serve, address, handler)
+        peer(client, tuple(served.addresses()[0]))()
+
+
+async def connections() -> None:
+    await server("tcp://127.0.0.1:0", Echo(len(RUDE)), ask_all)
+
+
+async def served_datagrams() -> None:
+    await server("udp://127.0.0.1:0", EchoDatagrams(), ask_by_datagram)
+
+
 PROGRAMS: dict[str, Callable[[], Awaitable[None]]] = {
     "sockets": sockets,
     "local_sockets": local_sockets,
     "datagrams": datagrams,
     "readiness": readiness,
     "file_streams": file_streams,
+    "connections": connections,
+    "served_datagrams": served_datagrams,
 }
 
 if __name__ == "__main__":

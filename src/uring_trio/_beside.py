@@ -167,7 +167,7 @@ def setsockopt(fd: int, level: int, option: int, value: int | bytes) -> None:
       OSError: the kernel refuses it.
       OverflowError: an argument is no int of C's.
     """
-    checked(option_setters[type(value)](fd, level, option, value))
+    checked(option_setters.get(type(value), option_setters[int])(fd, level, option, value))
 
 
 def read(fd: int, size: int) -> bytes:

@@ -260,8 +260,6 @@ class Ring:
         self.poll = partial(lib.ut_prep_poll, engine)
         self.timeout = partial(lib.ut_prep_timeout, engine)
         self.recv_multishot = partial(lib.ut_prep_recv_multishot, engine)
-        self.try_send = lib.ut_try_send
-        self.try_recv = lib.ut_try_recv
         self.send_from = partial(lib.ut_prep_send_from, engine)
         self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
 
@@ -276,10 +274,6 @@ class Ring:
     def accept(self, fd: int, message: Message, flags: int, poll_first: int) -> int:
         """Accept a connection; the peer's address goes into the message."""
         return int(_lib.ut_prep_accept(self._engine, fd, message.c, flags, poll_first))
-
-    def try_accept(self, fd: int, flags: int) -> int:
-        """Take a connection that waits already: its descriptor."""
-        return int(_lib.ut_try_accept(fd, flags, _ffi.NULL))
 
     def connect(self, fd: int, message: Message) -> int:
         """Connect to the message's name."""

@@ -41,7 +41,8 @@ who shares a UNIX listener has shut it down, and then it tells so again, and aga
 many times in a row accepting rests for a moment.
 
 A connection that was reset in the queue is one: what came before the reset is there to be
-read, and the reset behind it. Only getpeername(2) does not know its peer any more.
+read, and the reset behind it. Only getpeername(2) does not know its peer any more; accept4(2)
+does.
 
 When the process has no descriptor left the kernel's accept fails at once, and would fail
 again at once: accepting pauses until a connection has closed, or a while has passed.
@@ -54,11 +55,18 @@ import itertools
 import operator
 import os
 import socket
-import struct
 import threading
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from uring_trio._beside import (
+    MIGHT_BLOCK,
+    close_fd,
+    close_socket,
+    peer_address,
+    scratch,
+    try_accept,
+)
 from uring_trio._kernel import EAGAIN
 from uring_trio.gain._address import Address
 from uring_trio.gain._config import Architecture, LoadBalancing
@@ -76,15 +84,13 @@ if TYPE_CHECKING:
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # The listener will never accept again.
 FATAL = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
-MIGHT_BLOCK = -errno.EDEADLK  # see `ut_try_accept`
 RETRY_S = 0.5  # after EXHAUSTED, if no connection of ours closes before
-ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+ACCEPT_FLAGS = int(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 IN_VAIN_MAX = 100  # times in a row: some ms, and more than fall to who is slower than others
 REST_S = 0.032  # then: 30 times a second cost nothing, and nobody notices the delay
 ACCEPTS_MAX = 16  # in a turn
 ACCEPTS_SHARED = 2  # in a turn, where others accept too
 POLLIN = 0x1
-SO_PEERNAME = 28  # asm-generic/socket.h; Python does not name it
 
 # Connections are counted by the worker that accepts as well as by the one that serves.
 _counting = threading.Lock()
@@ -243,30 +249,6 @@ class Admission:
                 acceptor.arm()
 
 
-def peer_of(sock: socket.socket) -> Any:
-    """The peer's address, as getpeername(2) gives it; also after a reset, as accept(2) does.
-
-    Raises:
-      OSError: the kernel does not know it.
-    """
-    try:
-        return sock.getpeername()
-    except OSError:
-        if sock.family == socket.AF_INET6:
-            # linux/in6.h, struct sockaddr_in6
-            raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERNAME, 28)
-            (port,) = struct.unpack_from("!H", raw, 2)
-            (flow,) = struct.unpack_from("!I", raw, 4)
-            (scope,) = struct.unpack_from("=I", raw, 24)
-            return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, scope
-        if sock.family == socket.AF_INET:
-            # linux/in.h, struct sockaddr_in
-            raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERNAME, 16)
-            (port,) = struct.unpack_from("!H", raw, 2)
-            return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
-        raise
-
-
 class Acceptor:
     """Accepts from one listener, and hands each connection on.
 
@@ -357,7 +339,7 @@ class Acceptor:
     def dispose(self, res: int) -> None:
         """Close a connection that was accepted for nobody."""
         if self._on_ring and res >= 0:
-            os.close(res)
+            close_fd(res)
 
     def release(self) -> None:
         """It has no memory in the kernel."""
@@ -367,7 +349,7 @@ class Acceptor:
         if self._on_ring:
             if res >= 0:
                 self._on_ring = False
-                self._adopt(res)
+                self._adopt(res, None)
             else:
                 self._give_place_back()
         elif res >= 0 and not self._closed:
@@ -387,13 +369,14 @@ class Acceptor:
 
     def _accept_now(self) -> int:
         """Take what is there, up to a bound; 0, or an error, such as that there was nothing."""
-        ring = self.worker.slots.ring
+        peer = scratch.name
         for taken in range(self._most):
             if not self.admission.claim():
                 break
-            res = ring.try_accept(self._fd, ACCEPT_FLAGS)
+            res = try_accept(self._fd, ACCEPT_FLAGS, peer.c)
             if res == MIGHT_BLOCK:
-                self._start(ring.accept_fd(self._fd, ACCEPT_FLAGS), on_ring=True)
+                slot = self.worker.slots.ring.accept_fd(self._fd, ACCEPT_FLAGS)
+                self._start(slot, on_ring=True)
                 break
             if res < 0:
                 self.admission.unclaim()
@@ -403,25 +386,30 @@ class Acceptor:
                 self._in_vain += 1
                 self._most = ACCEPTS_SHARED
                 return int(res)
-            self._adopt(res)
+            self._adopt(res, peer.address)
         else:
             self._in_vain = 0
             self._most = min(self._most + 1, ACCEPTS_MAX)
         return 0
 
-    def _adopt(self, fd: int) -> None:
-        """Give a connection, for which a place is claimed, to its worker."""
+    def _adopt(self, fd: int, peer: Any) -> None:
+        """Give a connection, for which a place is claimed, to its worker.
+
+        Args:
+          fd: its descriptor.
+          peer: its peer's address; None: nobody was told of it yet.
+        """
         worker = self.worker
         sock = socket.socket(*self._kind, fileno=fd)
         network = self.listener.network
         try:
-            peer = peer_of(sock)
-        except OSError:  # nobody was told of it
-            sock.close()
+            peer = peer_address(fd) if peer is None else peer
+        except OSError:  # nobody knows it
+            close_socket(sock)
             self.admission.unclaim()
             return
         if self._closed:
-            sock.close()
+            close_socket(sock)
             self.admission.unclaim()
             return
         self._told = False
@@ -433,7 +421,7 @@ class Acceptor:
             worker.adopt(sock, network, self._local, peer)
         elif not chosen.post(chosen.adopt, sock, network, self._local, peer):
             chosen.admission.leave()
-            sock.close()
+            close_socket(sock)
 
     def _exhausted(self, error: int) -> None:
         if not self._told:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from uring_trio._beside import setsockopt
 from uring_trio.gain._address import Address
 from uring_trio.gain._config import KEEP_ALIVE_MAX_S, check_read_buffer_limit
 from uring_trio.gain._errors import (
@@ -262,7 +263,7 @@ class Handle:
 
     def _set_option(self, name: str, level: int, option: int, value: Any) -> None:
         check(self._owner, name)
-        self._sock.setsockopt(level, option, value)
+        setsockopt(self._sock.fileno(), level, option, value)
 
     def _refuse(self, name: str) -> None:
         """Raise: this is not the thread, or not the time, to use it."""

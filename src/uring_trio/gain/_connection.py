@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from uring_trio._beside import own_address
 from uring_trio._fast_ways import FAST
 from uring_trio._kernel import EAGAIN, ECANCELED, EINTR, ENOBUFS, TRANSFER_MAX
 from uring_trio.gain._address import Address
@@ -164,7 +165,9 @@ class Connection:
         """Our own address."""
         local = self.local
         if local is None:
-            local = self.local = Address.from_sockaddr(self.network, self.sock.getsockname())
+            local = self.local = Address.from_sockaddr(
+                self.network, own_address(self.sock.fileno())
+            )
         return local
 
     def remote_addr(self) -> Address:
@@ -660,7 +663,7 @@ class Intake:
             if life.state is State.DISCARDING:
                 connection.end(Event.DISCARDED)
         elif res == ENOBUFS:
-            connection.turn.add_starved(connection)
+            connection.turn.add_held(connection)
         elif res not in (ECANCELED, EINTR):
             self._peer_gone(res)
 

@@ -33,6 +33,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from uring_trio._beside import close_socket, shutdown
 from uring_trio.gain._address import Address, Spec
 from uring_trio.gain._came_to import ask_which, is_every_address
 from uring_trio.gain._config import Architecture
@@ -82,7 +83,11 @@ class Listener:
         path, self.unix_path = self.unix_path, None
         if path is not None:
             path.release()
-        self.sock.close()
+        close_socket(self.sock)
+
+    def refuse_clients(self) -> None:
+        """Have the kernel take no more connections, although the socket stays open."""
+        shutdown(self.sock.fileno(), socket.SHUT_RDWR)  # it fails where it is UDP, or closed
 
 
 def bind(specs: Sequence[Spec], config: Config, workers: int) -> list[list[Listener]]:

@@ -48,13 +48,21 @@ batch as well.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import socket
 import struct
-import termios
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from uring_trio._beside import (
+    checked,
+    close_socket,
+    getsockopt,
+    queued,
+    setsockopt,
+    shutdown,
+    try_recv,
+    try_send,
+)
 from uring_trio._kernel import CQE_F_BUFFER, CQE_F_MORE, CQE_F_SOCK_NONEMPTY, GROUP_SIZES
 from uring_trio._memory import Memory
 from uring_trio.gain._engine import ENDS, POLLIN
@@ -263,13 +271,13 @@ class RingLink:
 
     def try_send(self, data: bytes, size: int) -> int:
         """Send without waiting."""
-        return int(self.ring.try_send(self.fd, data, size))
+        return int(try_send(self.fd, data, size))
 
     def take(self) -> tuple[int, bytes, int]:
         """Receive what there is of a large stream, without waiting."""
         told, self.readable = self.readable, 0
         block = self.engine.block
-        size: int = self.ring.try_recv(self.fd, block.c, LARGE_SIZE)
+        size: int = try_recv(self.fd, block.c, LARGE_SIZE)
         if size <= 0:
             return size, b"", 0
         return size, block.data(size), told if told & ENDS or size == LARGE_SIZE else 0
@@ -284,30 +292,24 @@ class RingLink:
 
     def unread(self) -> int:
         """Bytes of input that are with the kernel."""
-        try:
-            answer = fcntl.ioctl(self.fd, termios.FIONREAD, b"\0\0\0\0")
-        except OSError:
-            return 0
-        size: int = struct.unpack("i", answer)[0]
-        return size
+        return max(0, int(queued(self.fd)))
 
     def error(self) -> int:
         """SO_ERROR."""
-        return self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return checked(getsockopt(self.sock.fileno(), socket.SOL_SOCKET, socket.SO_ERROR))
 
     def send_fin(self) -> None:
         """Shut down the sending side."""
-        with contextlib.suppress(OSError):  # the peer may have gone
-            self.sock.shutdown(socket.SHUT_WR)
+        shutdown(self.sock.fileno(), socket.SHUT_WR)  # it fails where the peer has gone
 
     def reset_at_close(self) -> None:
         """No lingering."""
         with contextlib.suppress(OSError):
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_OFF_AT_ONCE)
+            setsockopt(self.sock.fileno(), socket.SOL_SOCKET, socket.SO_LINGER, LINGER_OFF_AT_ONCE)
 
     def close(self) -> None:
         """Close the socket."""
-        self.sock.close()
+        close_socket(self.sock)
 
 
 def route(table: list[Occupant | None], records: Iterable[Record]) -> list[Record]:

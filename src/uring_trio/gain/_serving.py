@@ -31,7 +31,6 @@ threads are daemons, and end when their callbacks do.
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -259,7 +258,7 @@ class Serving:
             for listener in listeners:
                 if worker in self._left_behind and worker in self._taken:
                     # It cannot be closed under it, so at least nobody connects to it any more.
-                    refuse_clients(listener)
+                    listener.refuse_clients()
                 else:
                     listener.close()
 
@@ -461,12 +460,6 @@ def log_failure(worker: Worker, result: outcome.Outcome[None]) -> None:
     error = error_of(result)
     if error is not None:
         logger.error("worker %d failed", worker.index, exc_info=error)
-
-
-def refuse_clients(listener: Listener) -> None:
-    """Have the kernel take no more connections, although the socket stays open."""
-    with contextlib.suppress(OSError):  # UDP, or closed in this moment
-        listener.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _final_statistics(worker: Worker) -> WorkerStatistics:

@@ -61,7 +61,7 @@ class Turn:
         self._callbacks = callbacks
         self._wrote: list[Connection] = []  # the kernel has taken output of theirs
         self._more: list[tuple[Connection, int]] = []  # there may be more than was received
-        self._starved: deque[Connection] = deque()  # no buffer was left for their receive
+        self._held: deque[Connection] = deque()  # no buffer was left for their receive
         self._slots: Slots | None = None  # of the run, which wakes tasks
         self._try_send: Callable[[int, bytes, int], int] | None = None
         self._task: Any = None
@@ -137,9 +137,9 @@ class Turn:
         """There may be more than was received, and no word of it."""
         self._more.append((connection, told))
 
-    def add_starved(self, connection: Connection) -> None:
+    def add_held(self, connection: Connection) -> None:
         """No buffer was left for its receive."""
-        self._starved.append(connection)
+        self._held.append(connection)
 
     def count_in(self, size: int) -> None:
         """So many bytes were received."""
@@ -181,8 +181,8 @@ class Turn:
             self._sweep_dirty()
         if self._wrote:
             self._sweep_wrote()
-        if self._starved:
-            self._arm_starved()
+        if self._held:
+            self._arm_held()
 
     def _sweep_ready(self) -> None:
         on_read, try_send = self._callbacks.on_read, self._try_send
@@ -335,11 +335,11 @@ class Turn:
                 except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
                     connection.calls.raised("on_write", exc)
 
-    def _arm_starved(self) -> None:
+    def _arm_held(self) -> None:
         """Arm receives that found no buffer: as many as there are of the scarcest."""
-        for _ in range(min(len(self._starved), BUFFER_GROUPS[0][0])):
-            self._starved.popleft().intake.arm_if_wanted()
-        if self._starved:
+        for _ in range(min(len(self._held), BUFFER_GROUPS[0][0])):
+            self._held.popleft().intake.arm_if_wanted()
+        if self._held:
             self.wake_soon()
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from uring_trio._beside import close_socket, try_send
 from uring_trio._fast_ways import FAST
 from uring_trio._trio_private import current_runner
 from uring_trio.gain._accept import Admission
@@ -120,7 +121,7 @@ class Worker:
         self.slots = current_runner().io_manager.slots
         self.engine = RingEngine(self.slots, multishot=capabilities().multishot_receive)
         self.thread = get_ident()
-        self.turn.serve(self.engine.ring.try_send)
+        self.turn.serve(try_send)
         self.turn.begin(self.slots)
         try:
             with self.engine.serving() if FAST else contextlib.nullcontext():
@@ -252,7 +253,7 @@ class Worker:
     def adopt(self, sock: socket.socket, network: str, local: Address | None, peer: Any) -> None:
         """Serve a connection that was claimed for this worker."""
         if self._ending:
-            sock.close()
+            close_socket(sock)
             self.admission.leave()
             return
         secure = None if self.config.tls is None else Secure(self.config.tls)
@@ -321,7 +322,7 @@ class Worker:
         while self.calls:
             fn, args = self.calls.popleft()
             if fn == self.adopt:
-                args[0].close()
+                close_socket(args[0])
                 self.admission.leave()
         self._final = self._statistics()  # without what was never adopted
 
