@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <stdint.h>
+#include <sys/uio.h>
 
 #ifndef SO_PEERNAME
 #define SO_PEERNAME 28 /* asm-generic/socket.h */
@@ -43,9 +45,20 @@ int ut_try_recv_from(int fd, void *memory, size_t size, struct ut_name *from)
     return ut_kernel_in_use->recvfrom(fd, memory, size, MSG_DONTWAIT, room, &from->length);
 }
 
-int ut_try_sendmsg(int fd, struct ut_message *message, int flags)
+int ut_try_send_with(int fd, const char *data, size_t size, const char *name, size_t name_length,
+                     const char *control, size_t control_size)
 {
-    return ut_kernel_in_use->sendmsg(fd, &message->header, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
+    /* It reads all of them, though struct msghdr does not say so. */
+    struct iovec vector = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
+    struct msghdr header = {
+        .msg_name = (void *)(uintptr_t)name,
+        .msg_namelen = (socklen_t)name_length,
+        .msg_iov = &vector,
+        .msg_iovlen = 1,
+        .msg_control = (void *)(uintptr_t)control,
+        .msg_controllen = control_size,
+    };
+    return ut_kernel_in_use->sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 int ut_try_recvmsg(int fd, struct ut_message *message, int flags)

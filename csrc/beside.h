@@ -34,8 +34,11 @@ int ut_try_recv(int fd, void *memory, size_t size);
 /* The same, and who it is from. */
 int ut_try_recv_from(int fd, void *memory, size_t size, struct ut_name *from);
 
-/* Sends and receives a message; one that has received may receive again. */
-int ut_try_sendmsg(int fd, struct ut_message *message, int flags);
+/* The same as ut_try_send_to, with packed control messages. */
+int ut_try_send_with(int fd, const char *data, size_t size, const char *name, size_t name_length,
+                     const char *control, size_t control_size);
+
+/* Receives a message; one that has received may receive again. */
 int ut_try_recvmsg(int fd, struct ut_message *message, int flags);
 
 /* read(2) and write(2), which wait where the file does. */

@@ -101,7 +101,8 @@ int ut_try_send(int fd, const char *data, size_t size);
 int ut_try_send_to(int fd, const char *data, size_t size, const char *name, size_t name_length);
 int ut_try_recv(int fd, void *memory, size_t size);
 int ut_try_recv_from(int fd, void *memory, size_t size, struct ut_name *from);
-int ut_try_sendmsg(int fd, struct ut_message *message, int flags);
+int ut_try_send_with(int fd, const char *data, size_t size, const char *name, size_t name_length,
+                     const char *control, size_t control_size);
 int ut_try_recvmsg(int fd, struct ut_message *message, int flags);
 int ut_read(int fd, void *memory, size_t size);
 int ut_write(int fd, const char *data, size_t size);

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import socket as stdlib_socket
-import types
 from typing import TYPE_CHECKING, Any
 
 import gain_tools
@@ -165,8 +164,7 @@ async def test_what_waits_for_a_peer_who_goes_is_dropped(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The stand-in's peer has no address of the internet, which is what is logged.
-    stand_in = types.SimpleNamespace(from_sockaddr=lambda network, sockaddr: "the peer")
-    monkeypatch.setattr(_datagram, "Address", stand_in)
+    monkeypatch.setattr(_datagram, "address_of", lambda _name: "the peer")
     async with clogging(Recorder()) as (conn, peer, datagrams, server):
         write_until_queued(conn)
         conn.write(bytes(SIZE))

@@ -8,7 +8,7 @@ nothing.
 Outside of the table stay, and are no part of these programs after their traps:
 
 - what is done once, to set up: sockets made, bound and listening (trio's, `gain._listen`,
-  `gain._unix_path`), a probe of the kernel and of what it can do (csrc/probe.c,
+  `gain._unix_path`, `gain._came_to`), a probe of the kernel and of what it can do (csrc/probe.c,
   `gain._capabilities`), /proc and limits read (`_shortage`), CPUs and priorities
   (`gain._placement`), a run's own eventfd made;
 - trio's own: its wakeup's socket pair, an FdStream's close(2), and what its sockets hand on to
@@ -64,6 +64,8 @@ MADE = {
     "readiness": {"mode", "poll"},
     "file_streams": {"mode", "status_flags", "poll", "read", "write"},
     "guest": {"read", "write", "poll"},
+    "served_datagrams": {"recvfrom", "sendto", "recvmsg"},
+    "served_datagrams_of_every_address": {"recvmsg", "sendmsg"},
     "connections": {
         *("accept4", "status_flags", "sendto", "recvfrom", "getsockopt", "setsockopt"),
         *("queued", "shutdown", "close_fd"),

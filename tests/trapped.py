@@ -405,6 +405,10 @@ async def served_datagrams() -> None:
     await server("udp://127.0.0.1:0", EchoDatagrams(), ask_by_datagram)
 
 
+async def served_datagrams_of_every_address() -> None:
+    await server("udp://0.0.0.0:0", EchoDatagrams(), ask_by_datagram)
+
+
 PROGRAMS: dict[str, Callable[[], Awaitable[None]]] = {
     "sockets": sockets,
     "local_sockets": local_sockets,
@@ -413,6 +417,7 @@ PROGRAMS: dict[str, Callable[[], Awaitable[None]]] = {
     "file_streams": file_streams,
     "connections": connections,
     "served_datagrams": served_datagrams,
+    "served_datagrams_of_every_address": served_datagrams_of_every_address,
 }
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ static void a_receive_tells_who_it_is_from(void)
     CHECK(is_somebody(&from));
 }
 
-static void a_message_is_sent_and_received_again_and_again(void)
+static void a_message_receives_again_and_again(void)
 {
     set_up();
     struct ut_message *message = ut_message_new(0, 64, 100);
@@ -110,12 +110,21 @@ static void a_message_is_sent_and_received_again_and_again(void)
         CHECK_EQ(message->header.msg_namelen, sizeof somebody);
         CHECK_EQ(message->header.msg_controllen, 0);
     }
-    fake.answers[FAKE_SENDMSG] = -EAGAIN;
-    CHECK_EQ(ut_try_sendmsg(5, message, MSG_MORE), -EAGAIN);
-    CHECK_EQ(fake.made[2].call, FAKE_SENDMSG);
-    CHECK_EQ(fake.made[2].flags, MSG_MORE | MSG_DONTWAIT | MSG_NOSIGNAL);
-    CHECK_EQ(fake.made[2].name_length, sizeof somebody); /* back to whom it came from */
     ut_message_free(message);
+}
+
+static void a_send_with_control_messages_does_not_wait(void)
+{
+    char control[CMSG_SPACE(4)] = {0};
+    set_up();
+    fake.answers[FAKE_SENDMSG] = -EAGAIN;
+    CHECK_EQ(ut_try_send_with(5, "abc", 3, (const char *)&somebody, sizeof somebody, control,
+                              sizeof control),
+             -EAGAIN);
+    const struct fake_made *call = made(FAKE_SENDMSG, 5);
+    CHECK_EQ(call->flags, MSG_DONTWAIT | MSG_NOSIGNAL);
+    CHECK_EQ(call->size, sizeof control);
+    CHECK_EQ(call->name_length, sizeof somebody);
 }
 
 static void nothing_is_accepted_where_it_might_wait(void)
@@ -438,6 +447,20 @@ static void a_datagram_goes_back_to_its_sender(void)
     CHECK(memcmp(message->data, "answer", 6) == 0);
     CHECK_EQ(ut_try_recvmsg(there, message, 0), -EAGAIN);
     ut_message_free(message);
+    char control[CMSG_SPACE(sizeof(struct in_pktinfo))] = {0};
+    struct cmsghdr *header = (struct cmsghdr *)(void *)control;
+    struct in_pktinfo info = {.ipi_spec_dst.s_addr = htonl(INADDR_LOOPBACK + 1)};
+    header->cmsg_len = CMSG_LEN(sizeof info);
+    header->cmsg_level = IPPROTO_IP;
+    header->cmsg_type = IP_PKTINFO;
+    memcpy(CMSG_DATA(header), &info, sizeof info);
+    int everywhere = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    CHECK_EQ(ut_try_send_with(everywhere, "from", 4, (char *)&name.storage, name.length, control,
+                              sizeof control),
+             4);
+    CHECK_EQ(ut_try_recv_from(there, data, sizeof data, &from), 4);
+    CHECK_EQ(((struct sockaddr_in *)&from.storage)->sin_addr.s_addr, info.ipi_spec_dst.s_addr);
+    close(everywhere);
     close(here);
     close(there);
 }
@@ -485,7 +508,8 @@ int main(void)
     RUN(a_datagram_has_its_receiver);
     RUN(a_receive_does_not_wait);
     RUN(a_receive_tells_who_it_is_from);
-    RUN(a_message_is_sent_and_received_again_and_again);
+    RUN(a_message_receives_again_and_again);
+    RUN(a_send_with_control_messages_does_not_wait);
     RUN(nothing_is_accepted_where_it_might_wait);
     RUN(what_is_accepted_has_a_name_if_that_is_asked_for);
     RUN(connections_begin_and_end);

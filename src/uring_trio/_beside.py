@@ -49,6 +49,7 @@ def _function(name: str) -> Any:
 
 try_send = _function("ut_try_send")
 try_send_to = _function("ut_try_send_to")
+try_send_with = _function("ut_try_send_with")
 try_recv = _function("ut_try_recv")
 try_accept = _function("ut_try_accept")
 try_poll = _function("ut_try_poll")

@@ -17,12 +17,10 @@ from __future__ import annotations
 import functools
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from uring_trio._addresses import pack_control, unpack_control
 from uring_trio.gain._address import Address
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 IP_PKTINFO = 8  # Python names it from 3.14 on; linux/in.h
 # struct in_pktinfo: interface, our address, that of the header; linux/in.h
@@ -33,25 +31,23 @@ INFO_SIZE = 128  # bytes of both with their headers, 28 + 36 and padding
 
 EVERY_ADDRESS = ("0.0.0.0", "::")
 NO_IPV4 = bytes(4)
-KNOWN_MAX = 256  # addresses of this machine that are remembered, of each family
+KNOWN_MAX = 256  # addresses of this machine that are remembered
 MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an address of IPv4
 GROUPS = 0xFF  # ff00::/8
 OF_A_LINK = b"\xfe\x80"  # fe80::/10
-
-Control = tuple[int, int, bytes]  # level, type, data of a control message
 
 
 class CameTo:
     """The address that a datagram came to.
 
     Attributes:
-      control: the control messages that have an answer leave from there.
+      control: the packed control messages that have an answer leave from there.
     """
 
     __slots__ = ("_interface", "_packed", "_port", "control")
 
-    def __init__(self, control: Control, packed: bytes, port: int, interface: int) -> None:
-        self.control = (control,)
+    def __init__(self, control: bytes, packed: bytes, port: int, interface: int) -> None:
+        self.control = control
         self._packed = packed
         self._port = port
         self._interface = interface
@@ -76,10 +72,16 @@ def ask_which(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, True)
 
 
-def came_to(ancillary: Iterable[Control], port: int) -> CameTo | None:
-    """Where a datagram came to; None: the kernel is to choose where its answer leaves."""
+# Nearly all datagrams come to the same few addresses.
+@functools.lru_cache(maxsize=KNOWN_MAX)
+def came_to(control: bytes, port: int) -> CameTo | None:
+    """Where a datagram came to, by its packed control messages.
+
+    Returns:
+      None: the kernel is to choose where its answer leaves.
+    """
     found = None
-    for level, kind, data in ancillary:
+    for level, kind, data in unpack_control(control):
         if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
             return _in_ipv4(data, port)
         if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
@@ -87,18 +89,15 @@ def came_to(ancillary: Iterable[Control], port: int) -> CameTo | None:
     return found
 
 
-# Nearly all datagrams come to the same few addresses.
-@functools.lru_cache(maxsize=KNOWN_MAX)
 def _in_ipv4(data: bytes, port: int) -> CameTo | None:
     _, ours, _ = _INFO_OF_IPV4.unpack(data)
     if ours == NO_IPV4:
         return None
     # No interface: the answer goes where any other packet to its peer would go.
     control = (socket.IPPROTO_IP, IP_PKTINFO, _INFO_OF_IPV4.pack(0, ours, NO_IPV4))
-    return CameTo(control, ours, port, 0)
+    return CameTo(pack_control([control]), ours, port, 0)
 
 
-@functools.lru_cache(maxsize=KNOWN_MAX)
 def _in_ipv6(data: bytes, port: int) -> CameTo | None:
     ours, interface = _INFO_OF_IPV6.unpack(data)
     if ours[0] == GROUPS or ours.startswith(MAPPED):
@@ -106,4 +105,4 @@ def _in_ipv6(data: bytes, port: int) -> CameTo | None:
     if ours[0] != OF_A_LINK[0] or ours[1] & 0xC0 != OF_A_LINK[1]:
         interface = 0  # only an address of a link is none without its interface
     control = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _INFO_OF_IPV6.pack(ours, interface))
-    return CameTo(control, ours, port, interface)
+    return CameTo(pack_control([control]), ours, port, interface)

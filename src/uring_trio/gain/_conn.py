@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from uring_trio._addresses import pack
 from uring_trio._beside import setsockopt
-from uring_trio.gain._address import Address
 from uring_trio.gain._config import KEEP_ALIVE_MAX_S, check_read_buffer_limit
+from uring_trio.gain._datagram import address_of
 from uring_trio.gain._errors import (
     AddressError,
     ConnectionClosed,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from typing import Protocol
 
+    from uring_trio.gain._address import Address
     from uring_trio.gain._connection import Connection
     from uring_trio.gain._datagram import Datagram
     from uring_trio.gain._server import Server
@@ -623,7 +625,7 @@ class DatagramConn(Handle):
         """
         if self._owner.user != get_ident():
             self._refuse("send_to")
-        peer = destination(self._sock.family, address)
+        peer = packed(self._sock.family, destination(self._sock.family, address))
         return self._datagram.socket.send(self._datagram, as_datagram(data), peer)
 
     async def drain(self) -> None:
@@ -643,7 +645,7 @@ class DatagramConn(Handle):
 
     def remote_addr(self) -> Address:
         """The sender's address; from any thread, also after the end."""
-        return Address.from_sockaddr("udp", self._datagram.peer)
+        return address_of(self._datagram.peer)
 
     def outbound_buffered(self) -> int:
         """How many bytes of its datagrams wait to be sent; also after the end."""
@@ -728,6 +730,19 @@ def as_datagram(data: bytes | bytearray | memoryview) -> bytes:
     if len(data) > DATAGRAM_SIZE_MAX:
         raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     return data
+
+
+def packed(family: int, peer: Any) -> bytes:
+    """What the kernel takes for an address as `destination` gives it.
+
+    Raises:
+      AddressError: its port, or another number of it, is out of range.
+    """
+    host, *rest = peer
+    name = pack(family, (host.partition("%")[0], *rest))
+    if name is None:
+        raise AddressError(peer, "a number of it is out of range")
+    return name
 
 
 def destination(family: int, address: Any) -> Any:

@@ -1,9 +1,9 @@
 """A UDP socket of a worker: datagrams in, one callback each; datagrams out.
 
-A one-shot poll on the ring tells when there is something to receive; then `recvfrom` takes
+A one-shot poll on the ring tells when there is something to receive; then recvfrom(2) takes
 at most `RECEIVES_MAX` datagrams in a turn, into one buffer that is large enough for any. A
 receive on the ring would need a message, an address and 64 KiB for each operation in flight,
-and tells of a datagram no sooner. Sending is `sendto` at once: a datagram waits only if the
+and tells of a datagram no sooner. Sending is sendto(2) at once: a datagram waits only if the
 socket's send buffer is full, in a queue with a bound, and then a poll tells when to go on.
 Each call says that it does not wait: what the file says is for everybody who shares it to
 change.
@@ -32,7 +32,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from uring_trio._kernel import ECANCELED
+from uring_trio._addresses import unpack, unpack_control
+from uring_trio._beside import (
+    Name,
+    checked,
+    setsockopt,
+    try_recv_from,
+    try_recvmsg,
+    try_send_to,
+    try_send_with,
+)
+from uring_trio._kernel import EAGAIN, ECANCELED
+from uring_trio._memory import Memory, Message
 from uring_trio.gain._address import Address
 from uring_trio.gain._came_to import INFO_SIZE, came_to, is_every_address
 from uring_trio.gain._halves import step
@@ -65,6 +76,7 @@ IN_VAIN_MAX = 100
 REST_S = 0.032
 ERRORS_MAX = 64  # taken from the queue of errors at once
 ATTEMPTS = 4  # to send, each but the last ended by somebody else's error
+NO_FLAGS = 0
 LOG_INTERVAL_S = 1.0  # between two lines about errors: whoever causes them must not fill a disk
 
 # Python names these from 3.14 on; linux/in.h, linux/in6.h.
@@ -157,7 +169,7 @@ class Datagram:
 
     Attributes:
       conn: what its handler has of it.
-      peer: who has sent it, as the socket takes it: an Address is made when it is asked for.
+      peer: who has sent it, as the kernel takes it: an Address is made when it is asked for.
       came_to: where, if the socket has every address.
       unsent: bytes of its answers that wait in the socket's queue.
       ready: it stands in the list of those that the worker's turn comes to.
@@ -181,7 +193,7 @@ class Datagram:
     way = Way.SETTLED
 
     def __init__(
-        self, datagrams: DatagramSocket, data: bytes, peer: Any, came_to: CameTo | None
+        self, datagrams: DatagramSocket, data: bytes, peer: bytes, came_to: CameTo | None
     ) -> None:
         self.socket = datagrams
         self.worker = datagrams.worker
@@ -337,13 +349,16 @@ class DatagramSocket:
         self.closed = False
         self.dropped = 0
         self.queued = 0
-        self._sock = listener.sock
-        self._buffer = bytearray(BUFFER_SIZE)
-        self._view = memoryview(self._buffer)
-        self._buffers = (self._buffer,)  # as recvmsg_into wants it
+        self._fd = listener.sock.fileno()
+        self._family = listener.sock.family
         self._port = listener.address[1]
-        self._is_every_address = is_every_address(listener.address)
-        self._queue: deque[tuple[Datagram, bytes, Any, CameTo | None]] = deque()
+        self._memory = Memory(BUFFER_SIZE)
+        self._peer = Name()  # of the datagram in it
+        self._message: Message | None = None  # in place of these, with where it came to
+        if is_every_address(listener.address):
+            self._message = Message(control_size=INFO_SIZE, data_size=BUFFER_SIZE)
+        self._error = Message(control_size=ANCILLARY_SIZE)  # the last one of the queue of errors
+        self._queue: deque[tuple[Datagram, bytes, bytes, CameTo | None]] = deque()
         self._stopped = False  # nothing is received any more
         self._receiving = False  # in the loop that receives
         self._callbacks = 0  # that run elsewhere
@@ -351,9 +366,8 @@ class DatagramSocket:
         self._in_vain = 0  # times in a row that a poll has told of nothing
         self._logged_at = -LOG_INTERVAL_S
         self._unlogged = 0
-        fd = listener.sock.fileno()
-        self._input = Watch(worker, fd, POLLIN, self._readable)
-        self._output = Watch(worker, fd, POLLOUT, self._writable)
+        self._input = Watch(worker, self._fd, POLLIN, self._readable)
+        self._output = Watch(worker, self._fd, POLLOUT, self._writable)
 
     def __repr__(self) -> str:
         return f"<DatagramSocket {self.listener.address!s}>"
@@ -368,11 +382,11 @@ class DatagramSocket:
     def start(self) -> None:
         """Begin to receive."""
         options = [(socket.IPPROTO_IP, IP_RECVERR)]
-        if self._sock.family == socket.AF_INET6:  # also for IPv4 peers the first one
+        if self._family == socket.AF_INET6:  # also for IPv4 peers the first one
             options.append((socket.IPPROTO_IPV6, IPV6_RECVERR))
         for level, option in options:
             with contextlib.suppress(OSError):  # errors stay unseen then
-                self._sock.setsockopt(level, option, 1)
+                setsockopt(self._fd, level, option, 1)
         self._input.arm()
 
     def begin_shutdown(self) -> None:
@@ -405,6 +419,10 @@ class DatagramSocket:
         if not self.closed and not self.thread and not self.operations_in_flight:
             self.closed = True
             self.listener.close()
+            self._memory.free()
+            self._error.free()
+            if self._message is not None:
+                self._message.free()
             self.worker.wake()
 
     # ---- receiving -----------------------------------------------------------------------
@@ -443,30 +461,33 @@ class DatagramSocket:
 
     def _receive(self) -> int:
         """Take what is there, up to a bound; how often something was."""
-        receive, receive_told = self._sock.recvfrom_into, self._sock.recvmsg_into
-        buffer, buffers, view = self._buffer, self._buffers, self._view
-        every_address = self._is_every_address
+        fd, memory, name, message = self._fd, self._memory, self._peer, self._message
         source: CameTo | None = None
         worker = self.worker
         on_read = worker.callbacks.on_read
         for count in range(RECEIVES_MAX):
             if self._callbacks >= CALLBACKS_MAX or self._stopped:
                 return count
-            try:
-                if every_address:
-                    size, told, _, peer = receive_told(buffers, INFO_SIZE, socket.MSG_DONTWAIT)
-                    source = came_to(told, self._port)
-                else:
-                    size, peer = receive(buffer, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
+            if message is None:
+                size = try_recv_from(fd, memory, BUFFER_SIZE, name)
+            else:
+                size = try_recvmsg(fd, message, NO_FLAGS)
+            if size == EAGAIN:
                 return count
-            except OSError as exc:
+            if size < 0:
                 if not self._take_errors():
-                    self._complain("receiving failed: %s", exc)
+                    self._complain("receiving failed: %s", os.strerror(-size))
                 continue
             worker.turn.count_in(size)
-            if on_read is not None:
-                Datagram(self, bytes(view[:size]), peer, source).tell("on_read", on_read, size)
+            if on_read is None:
+                continue
+            if message is None:
+                data, peer = memory.data(size), name.packed
+            else:
+                data = message.data(size)
+                peer, control, _ = message.result()
+                source = came_to(control, self._port)
+            Datagram(self, data, peer, source).tell("on_read", on_read, size)
         return RECEIVES_MAX
 
     def _watch_input(self) -> None:
@@ -484,7 +505,7 @@ class DatagramSocket:
             self._reply(datagram, data, peer, source)
         return len(data)
 
-    def send(self, datagram: Datagram, data: bytes, peer: Any) -> int:
+    def send(self, datagram: Datagram, data: bytes, peer: bytes) -> int:
         """Send, or queue, or drop; the size.
 
         Raises:
@@ -498,7 +519,7 @@ class DatagramSocket:
 
     # What follows is for the worker's thread alone, also where another one has the datagram.
 
-    def _reply(self, datagram: Datagram, data: bytes, peer: Any, source: CameTo | None) -> None:
+    def _reply(self, datagram: Datagram, data: bytes, peer: bytes, source: CameTo | None) -> None:
         if not self.thread:  # closed since it was posted
             self.dropped += 1
             return
@@ -507,7 +528,7 @@ class DatagramSocket:
         except OSError as exc:
             self._lose(peer, exc)
 
-    def _send(self, datagram: Datagram, data: bytes, peer: Any, source: CameTo | None) -> None:
+    def _send(self, datagram: Datagram, data: bytes, peer: bytes, source: CameTo | None) -> None:
         if self._queue:
             self._enqueue(datagram, data, peer, source)
             return
@@ -518,21 +539,19 @@ class DatagramSocket:
         else:
             self._sent(datagram, len(data))
 
-    def _send_now(self, data: bytes, peer: Any, source: CameTo | None) -> None:
+    def _send_now(self, data: bytes, peer: bytes, source: CameTo | None) -> None:
         for attempt in range(ATTEMPTS):
-            try:
-                if source is None:
-                    self._sock.sendto(data, socket.MSG_DONTWAIT, peer)
-                else:
-                    self._sock.sendmsg((data,), source.control, socket.MSG_DONTWAIT, peer)
+            if source is None:
+                sent = try_send_to(self._fd, data, len(data), peer, len(peer))
+            else:
+                told = source.control
+                sent = try_send_with(self._fd, data, len(data), peer, len(peer), told, len(told))
+            if sent >= 0:
                 return
-            except BlockingIOError:
-                raise
-            except OSError:
-                if not self._take_errors() or attempt == ATTEMPTS - 1:
-                    raise
+            if sent == EAGAIN or not self._take_errors() or attempt == ATTEMPTS - 1:
+                checked(sent)
 
-    def _enqueue(self, datagram: Datagram, data: bytes, peer: Any, source: CameTo | None) -> None:
+    def _enqueue(self, datagram: Datagram, data: bytes, peer: bytes, source: CameTo | None) -> None:
         high_water = self.worker.config.write_high_water
         if self.queued >= high_water or len(self._queue) >= QUEUE_LENGTH_MAX:
             self.dropped += 1
@@ -583,9 +602,9 @@ class DatagramSocket:
             worker.calls.append((datagram.attend, ()))
             worker.wake()
 
-    def _lose(self, peer: Any, exc: OSError) -> None:
+    def _lose(self, peer: bytes, exc: OSError) -> None:
         self.dropped += 1
-        self._complain("sending to %s failed: %s", Address.from_sockaddr("udp", peer), exc)
+        self._complain("sending to %s failed: %s", address_of(peer), exc)
 
     # ---- callbacks that run elsewhere ----------------------------------------------------
 
@@ -613,11 +632,10 @@ class DatagramSocket:
     def _take_errors(self) -> int:
         """Empty the queue of errors, up to a bound; how many there were."""
         for count in range(ERRORS_MAX):
-            try:
-                _, ancillary, _, peer = self._sock.recvmsg(0, ANCILLARY_SIZE, socket.MSG_ERRQUEUE)
-            except OSError:  # EAGAIN: there are no more
-                return count
-            for level, kind, data in ancillary:
+            if try_recvmsg(self._fd, self._error, socket.MSG_ERRQUEUE) < 0:
+                return count  # EAGAIN: there are no more
+            peer, control, _ = self._error.result()
+            for level, kind, data in unpack_control(control):
                 if (level, kind) in (
                     (socket.IPPROTO_IP, IP_RECVERR),
                     (socket.IPPROTO_IPV6, IPV6_RECVERR),
@@ -625,7 +643,7 @@ class DatagramSocket:
                     error, origin, *_ = _EXTENDED_ERROR.unpack_from(data)
                     if origin not in ERROR_ORIGINS:
                         continue
-                    about = Address.from_sockaddr("udp", peer) if peer else "an unknown peer"
+                    about = address_of(peer) if peer else "an unknown peer"
                     self._complain("ICMP error about %s: %s", about, os.strerror(error))
         return ERRORS_MAX
 
@@ -639,3 +657,8 @@ class DatagramSocket:
         self._logged_at = now
         self._unlogged = 0
         self.worker.logger.warning(f"%s: {message}{more}", self.listener.address, *args)
+
+
+def address_of(peer: bytes) -> Address:
+    """The address of a packed sockaddr."""
+    return Address.from_sockaddr("udp", unpack(peer))
