@@ -354,7 +354,7 @@ class ScriptedEngine:
         self.running: list[Running] = []
         self.timers: dict[Any, float] = {}
         self.time = 0.0
-        self.elsewhere_names: dict[str, bool] = {}  # callback -> whether in a thread
+        self.names: dict[str, bool] = {}  # callback -> whether in a thread
         # As a worker.
         self.engine = self.elsewhere = self.clock = self
         self.logger = logging.getLogger("scripted")
@@ -388,11 +388,8 @@ class ScriptedEngine:
 
     # ---- callbacks that run elsewhere ----------------------------------------------------
 
-    def runs(self, name: str) -> bool:
-        return name in self.elsewhere_names
-
     def run(self, host: Any, name: str, function: Any, args: tuple[Any, ...]) -> None:
-        in_thread = self.elsewhere_names[name]
+        in_thread = self.names[name]
         host.begin_elsewhere(in_thread=in_thread)
         running = Running(self.seen, host, name, lambda: function(*args), in_thread=in_thread)
         self.running.append(running)

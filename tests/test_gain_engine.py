@@ -72,7 +72,7 @@ def act(engine: ScriptedEngine, connection: Any, peer: Any, end: str) -> None:
 
 def run(seed: int, handler: Echo, end: str, elsewhere: dict[str, bool]) -> Any:
     engine = ScriptedEngine(seed, handler, read_buffer_limit=40, write_high_water=30)
-    engine.elsewhere_names.update(elsewhere)
+    engine.names.update(elsewhere)
     engine.plain = not elsewhere
     rng = engine.rng
     connection, peer = engine.connect()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import gain_tools
 import pytest
 from gain_tools import BOUND_S, AsyncRecorder, Recorder, echo, server_in_thread, wait_until
+from marks import needs_ring
 
 from uring_trio.gain import _came_to, _datagram
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from uring_trio import gain
 
-pytestmark = gain_tools.needs_ring
+pytestmark = needs_ring
 
 # Not the one that the kernel would answer a client on 127.0.0.1 from.
 ASKED = "127.0.0.2"

@@ -113,7 +113,11 @@ class Host(Protocol):
 
 
 class Elsewhere:
-    """Runs callbacks as tasks and in threads, for one worker."""
+    """Runs callbacks as tasks and in threads, for one worker.
+
+    Attributes:
+      names: of the callbacks that are no plain calls.
+    """
 
     def __init__(self, callbacks: Callbacks, config: Config, logger: logging.Logger) -> None:
         self._config = config
@@ -123,14 +127,14 @@ class Elsewhere:
         self._scopes: set[trio.CancelScope] = set()
         self._closing: set[trio.CancelScope] = set()  # of on_close
         self._deadline_s = inf  # of an on_close that begins now
-        self._names = {
+        self.names = {
             name
             for name in ("on_accept", "on_read", "on_write", "on_close", "on_eof")
             if callbacks.is_async(name)
         }
         self._in_threads = config.async_handler and not callbacks.is_async("on_read")
         if self._in_threads:
-            self._names.add("on_read")
+            self.names.add("on_read")
 
     def begin(self, nursery: trio.Nursery) -> None:
         """The worker runs."""
@@ -140,10 +144,6 @@ class Elsewhere:
     def closing(self) -> int:
         """How many on_close run."""
         return len(self._closing)
-
-    def runs(self, name: str) -> bool:
-        """Whether this callback is no plain call."""
-        return name in self._names
 
     def run(
         self, host: Host, name: str, function: Callable[..., Any], args: tuple[Any, ...]

@@ -1030,7 +1030,7 @@ class Calls:
             return
         connection = self._connection
         elsewhere = connection.worker.elsewhere
-        if elsewhere.runs(name):
+        if name in elsewhere.names:
             connection.inbound.stash()
             elsewhere.run(self, name, function, (connection.conn, *args))
             return

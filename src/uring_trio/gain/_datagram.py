@@ -234,7 +234,7 @@ class Datagram:
         """Call a callback, here or as a task."""
         assert function is not None
         elsewhere = self.worker.elsewhere
-        if elsewhere.runs(name):
+        if name in elsewhere.names:
             self.socket.callback_began()
             elsewhere.run(self, name, function, (self.conn, *args))
             return
