@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import gc
 import socket as stdlib_socket
 import statistics
 import time
@@ -49,13 +48,6 @@ async def settle() -> None:
             await trio.lowlevel.checkpoint()
 
 
-async def _share_of_cpu(window_s: float) -> float:
-    """Sleep for a while: how much of a core this process took meanwhile."""
-    cpu_s, started = time.process_time(), time.monotonic()
-    await trio.sleep(window_s)
-    return (time.process_time() - cpu_s) / (time.monotonic() - started)
-
-
 async def nothing_moves(window_s: float = WINDOW_S) -> None:
     """Sleep for a while in which no operation of the run can go on; on the ring, at no cost.
 
@@ -63,21 +55,13 @@ async def nothing_moves(window_s: float = WINDOW_S) -> None:
     nothing.
     """
     await settle()
-    gc.disable()  # in a pytest that has seen many tests it takes more than what is allowed here
-    try:
-        share = await _share_of_cpu(window_s)
-        if share >= CPU_SHARE_MAX:
-            # What the wait costs it costs all the time; what was still to be done of the work
-            # before it (a busy machine's soft interrupts are accounted to us) is done now.
-            share = await _share_of_cpu(window_s)
-    finally:
-        gc.enable()
+    share = await harness.cpu_share_asleep(window_s, CPU_SHARE_MAX)
     if on_the_ring():
         assert not kernel_workers.workers()
         assert not kernel_workers.retried()
         assert harness.io_statistics().leases_out == 0
         if window_s >= WINDOW_S:
-            assert share < CPU_SHARE_MAX, f"{share:.0%} of a core while nothing can move"
+            assert share <= CPU_SHARE_MAX, f"{share:.0%} of a core while nothing can move"
 
 
 class Wakes:
