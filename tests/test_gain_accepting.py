@@ -113,6 +113,14 @@ def test_too_many_files_pauses_accepting_and_is_survived(arguments: list[str]) -
         assert child.wait(BOUND_S) == 0
 
 
+def test_a_look_for_one_more_that_finds_none_takes_no_place() -> None:
+    handler = Recorder()
+    with server_in_thread(handler, workers=1, max_connections=2) as server, connect(server):
+        wait_until(lambda: handler.counts().accept == 1)
+        with connect(server):
+            wait_until(lambda: handler.counts().accept == 2)
+
+
 @architectures
 @pytest.mark.parametrize("most", [1, 3])
 def test_max_connections_holds_the_rest_back(options: dict[str, Any], most: int) -> None:

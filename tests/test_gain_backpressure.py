@@ -110,6 +110,20 @@ async def test_paused_connection_holds_the_peer_back() -> None:
         await until(lambda: sink.received_size() == len(CLOGGING))
 
 
+async def test_what_trickles_in_while_reading_is_paused_stays_with_the_kernel() -> None:
+    """No piece is large, so none by itself changes how it is received."""
+    async with connected(Recorder()) as (conn, client):
+        conn.pause_reading()
+        await trio.sleep(QUIET_S)
+        for _ in range(20):
+            await client.send_all(b"x" * 100)
+            await trio.sleep(0.001)
+        await trio.sleep(QUIET_S)
+        assert conn.inbound_buffered() == 0
+        conn.resume_reading()
+        await until(lambda: conn.inbound_buffered() == 2000)
+
+
 async def test_input_that_nobody_consumes_is_bounded() -> None:
     recorder = Recorder()
     limit = 32 * KIB

@@ -15,17 +15,20 @@ from gain_tools import (
     connect,
     connected,
     in_thread,
+    open_client,
     pattern,
     read_exactly,
     receive_all,
     receive_exactly,
     server_in_thread,
+    serving,
     until,
     wait_until,
 )
 from marks import ON_RING
 
 from uring_trio import gain
+from uring_trio._kernel import BUFFER_GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -220,6 +223,26 @@ async def test_write_to_a_file_that_fails_consumes_nothing() -> None:
         with pytest.raises(ValueError, match="closed file"):
             conn.write_to(file)
         assert conn.read() == DATA
+
+
+async def test_what_is_left_stays_as_it_was_while_others_receive() -> None:
+    """The engine's buffers are used again by then."""
+
+    def read(conn: gain.Conn, n: int) -> None:
+        if conn.context != "keeps its input":
+            conn.write(conn.next(n))
+
+    recorder = Recorder(on_read=read)
+    async with serving(recorder) as server, await open_client(server) as keeper:
+        await until(lambda: recorder.conns)
+        conn = recorder.conn
+        conn.context = "keeps its input"
+        await add(conn, keeper, DATA)
+        async with await open_client(server) as other:
+            for _ in range(2 * BUFFER_GROUPS[0][0]):
+                await other.send_all(b"again")
+                assert await read_exactly(other, 5) == b"again"
+        assert conn.next() == DATA
 
 
 async def test_input_buffer_is_a_queue_of_bytes() -> None:

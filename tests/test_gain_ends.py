@@ -225,6 +225,38 @@ def test_close_with_unread_input_does_not_reset_the_answer_away() -> None:
         assert wait_errors(handler, 10) == [None] * 10
 
 
+@pytest.mark.parametrize("how", ["open", "paused", "half closed"])
+def test_on_close_comes_when_the_kernel_has_nothing_of_the_connection_any_more(how: str) -> None:
+    """Its own operations are what it has, and beside them the listener's poll."""
+    in_flight: list[int] = []
+
+    def count() -> int:
+        return sum(worker.operations_in_flight for worker in server.statistics().workers)
+
+    class Ending(Recorder):
+        def on_accept(self, conn: gain.Conn) -> None:
+            super().on_accept(conn)
+            if how == "paused":
+                conn.pause_reading()
+
+        def on_eof(self, conn: gain.Conn) -> None:
+            self.act("on_eof", conn)
+
+        def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+            in_flight.append(count())
+            super().on_close(conn, err)
+
+    handler = Ending()
+    with server_in_thread(handler, workers=1) as server, connect(server) as client:
+        wait_until(lambda: handler.conns)
+        if how == "half closed":
+            client.shutdown(stdlib_socket.SHUT_WR)
+        wait_until(lambda: count() == 2)
+        handler.conn.call_soon_threadsafe(handler.conn.abort)
+        wait_errors(handler, 1)
+    assert in_flight == [1]
+
+
 def test_closed_conn_never_becomes_somebody_elses() -> None:
     """B12: Gain hands a closed Conn to the next peer; a kept one writes into that."""
     contexts = []

@@ -1,0 +1,77 @@
+"""A worker that is aborted between a batch and the turn that would look at it."""
+
+from __future__ import annotations
+
+import select
+import socket as stdlib_socket
+from typing import Any
+
+import trio
+from gain_tools import LOOPBACK, Recorder, connect, until
+from marks import ON_RING
+
+from uring_trio import gain
+
+pytestmark = ON_RING
+
+SLOTS_MAX = 20  # that the test takes until it has the one it wants
+
+
+class Standing:
+    """Somebody else's operation in the worker's run."""
+
+    reading = False
+    task = None
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
+        self.told.append(res)
+
+    def lose(self) -> None:
+        """Nobody waits."""
+
+    def dispose(self, res: int) -> None:
+        """It brings nothing."""
+
+    def release(self) -> None:
+        """It has no memory."""
+
+
+async def test_a_cancelled_worker_cancels_nobody_elses_operation() -> None:
+    """It is late for a batch, and what has ended there has left its slot to others meanwhile."""
+    handler = Recorder()
+    standing = Standing()
+    used: list[int] = []
+    ours, theirs = stdlib_socket.socketpair()
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            server = gain.Server(handler)
+            await nursery.start(server.serve, LOOPBACK)
+            client = connect(server)
+            await until(lambda: handler.conns)
+            worker, slots = handler.conn.worker, handler.conn.worker.slots
+            link: Any = handler.conn._connection.link
+            left = link.receive_slot
+            abort = worker.abort
+
+            def abort_once_others_have_the_slot() -> None:
+                while left not in used:
+                    assert len(used) < SLOTS_MAX
+                    poll = slots.ring.poll(ours.fileno(), select.POLLIN, 0)
+                    used.append(slots.enter(standing, poll))
+                abort()
+
+            def cancel_a_worker_that_is_busy() -> None:
+                worker.abort = abort_once_others_have_the_slot
+                worker.post(lambda: None)  # so it does not sleep
+                client.close()
+                nursery.cancel_scope.cancel()
+
+            worker.post(cancel_a_worker_that_is_busy)
+            await trio.sleep_forever()
+        assert handler.counts().close == 1
+        theirs.send(b"x")
+        await until(lambda: len(standing.told) == len(used))
+    assert set(standing.told) == {select.POLLIN}
