@@ -711,42 +711,45 @@ DOOR = [
 GAIN = [
     Mutation(
         "Reading that stopped at high water goes on at low water, not before and not later.",
-        "src/uring_trio/gain/_output.py",
-        "        self._low_water = high_water // 4",
-        "        self._low_water = high_water // 2",
+        "src/uring_trio/gain/_halves.py",
+        "        self.low_water = high_water // 4",
+        "        self.low_water = high_water // 2",
         ("tests/test_gain_backpressure.py::test_reading_goes_on_just_below_low_water",),
     ),
     Mutation(
         "drain() returns at low water, and not only when all was sent.",
-        "src/uring_trio/gain/_sending.py",
-        "        if self._drained is not None and self._out_size <= self._low_water:",
-        "        if self._drained is not None and self._out_size == 0:",
+        "src/uring_trio/gain/_connection.py",
+        "        if self._drained is not None and outbound.size <= outbound.low_water:",
+        "        if self._drained is not None and outbound.size == 0:",
         ("tests/test_gain_backpressure.py::test_drain_returns_just_below_low_water",),
     ),
     Mutation(
         "A send that takes a part is followed by the rest.",
-        "src/uring_trio/gain/_sending.py",
-        "        if self._sending is not None and self._send_at < len(self._sending):",
-        "        if self._sending is not None and self._send_at < 0:",
-        ("tests/test_gain_ends.py::test_write_and_close_of_32_mib_arrives_whole",),
+        "src/uring_trio/gain/_halves.py",
+        "        return self.sending is not None and self.send_at < len(self.sending)",
+        "        return self.sending is not None and self.send_at < 0",
+        (
+            "tests/test_gain_engine.py::test_the_books_balance",
+            "tests/test_gain_ends.py::test_write_and_close_of_32_mib_arrives_whole",
+        ),
     ),
     Mutation(
         "An error before a worker is ready ends the other workers.",
-        "src/uring_trio/gain/_supervisor.py",
-        "        each.ready = True\n        if each.aborted:\n            each.abort()\n",
-        "        each.ready = True\n",
-        ("tests/test_gain_supervisor.py::test_error_before_a_worker_is_ready_ends_the_others",),
+        "src/uring_trio/gain/_serving.py",
+        "        self._ready[worker].set()\n        if worker in self._aborted:\n",
+        "        self._ready[worker].set()\n        if worker in self._left_behind:\n",
+        ("tests/test_gain_serving.py::test_error_before_a_worker_is_ready_ends_the_others",),
     ),
     Mutation(
         "A deadline that moved earlier comes at its new time.",
-        "src/uring_trio/gain/_timers.py",
+        "src/uring_trio/gain/_deadlines.py",
         "            if deadline >= timer.filed_at:",
         "            if deadline >= 0:",
         ("tests/test_gain_timers.py",),
     ),
     Mutation(
         "A deadline that moved later does not come at its old time.",
-        "src/uring_trio/gain/_timers.py",
+        "src/uring_trio/gain/_deadlines.py",
         "            if timer.keys and timer.deadline > timer.filed_at:",
         "            if not timer.keys and timer.deadline > timer.filed_at:",
         ("tests/test_gain_timers.py",),
@@ -767,13 +770,389 @@ GAIN = [
     ),
     Mutation(
         "A balancer of the user's that names no worker is told so.",
-        "src/uring_trio/gain/_balancers.py",
+        "src/uring_trio/gain/_accept.py",
         "        if not 0 <= index < len(counts):",
         "        if not index < len(counts):",
         (
             (
                 "tests/test_gain_balancers.py::"
                 "test_a_callable_that_returns_no_worker_is_told_which_there_are"
+            ),
+        ),
+    ),
+    Mutation(
+        "What was on its way when reading was paused is not told before it goes on.",
+        "src/uring_trio/gain/_halves.py",
+        "    _I.PAUSED:       (_I.PAUSED,       _I.OPEN,  _I.PAUSED_FULL,  _I.PAUSED,       _I.ENDED_PAUSED,",
+        "    _I.PAUSED:       (_I.PAUSED,       _I.OPEN,  _I.PAUSED_FULL,  _I.PAUSED,       _I.ENDED,",
+        (
+            (
+                "tests/test_gain_turns.py::"
+                "test_what_was_on_its_way_when_reading_was_paused_is_told_when_it_goes_on"
+            ),
+        ),
+    ),
+    Mutation(
+        "Unread input after the last answer is thrown away: close(2) would answer with a reset.",
+        "src/uring_trio/gain/_connection.py",
+        "            self.life.step(Event.FLUSHED_UNREAD)\n            inbound.throw_away()\n",
+        "            self.life.step(Event.FLUSHED_UNREAD)\n",
+        (
+            (
+                "tests/test_gain_conn_api.py::"
+                "test_close_with_unread_input_does_not_reset_the_answer_away"
+            ),
+        ),
+    ),
+    Mutation(
+        "After close() the input is shut, by a step of its table.",
+        "src/uring_trio/gain/_connection.py",
+        "        self.inbound.step(InputEvent.SHUT)\n        outbound.step(OutputEvent.CLOSE)",
+        "        outbound.step(OutputEvent.CLOSE)",
+        ("tests/test_gain_engine.py::test_the_books_balance",),
+    ),
+    Mutation(
+        "on_close is told once.",
+        "src/uring_trio/gain/_life.py",
+        "        return Due.CLOSED if life.told is Told.ACCEPT else Due.NOTHING",
+        "        return Due.CLOSED if life.told is not Told.NOTHING else Due.NOTHING",
+        ("tests/test_gain_tables.py::test_what_is_due_over_all_there_is",),
+    ),
+    Mutation(
+        "One callback at a time: nobody else is called while one runs as a task.",
+        "src/uring_trio/gain/_life.py",
+        "    if life.holder:  # it is busy\n",
+        "    if life.is_lent:\n",
+        ("tests/test_gain_callbacks.py::test_callbacks_of_a_connection_never_overlap",),
+    ),
+    Mutation(
+        "A connection whose two directions have ended is closed.",
+        "src/uring_trio/gain/_life.py",
+        "    if inbound.state is Input.TOLD and outbound.state is Output.ENDED:",
+        "    if inbound.state is Input.GONE and outbound.state is Output.ENDED:",
+        ("tests/test_gain_eof.py::test_a_connection_closes_when_both_directions_have_ended",),
+    ),
+    Mutation(
+        "The end is told behind every byte before it.",
+        "src/uring_trio/gain/_life.py",
+        "        return Due.EOF if not inbound.unannounced() else Due.NOTHING\n",
+        "        return Due.EOF\n",
+        ("tests/test_gain_tables.py::test_what_is_due_over_all_there_is",),
+    ),
+    Mutation(
+        "Receiving stops where as much is there as the limit allows.",
+        "src/uring_trio/gain/_halves.py",
+        "RECEIVING = frozenset({_I.OPEN, _I.LOST, _I.DISCARDING})",
+        "RECEIVING = frozenset({_I.OPEN, _I.FULL, _I.LOST, _I.DISCARDING})",
+        ("tests/test_gain_backpressure.py::test_input_that_nobody_consumes_is_bounded",),
+    ),
+    Mutation(
+        "Who does not take our output is not read from: it stops the input.",
+        "src/uring_trio/gain/_life.py",
+        "    if inbound.state not in RECEIVING or outbound.is_full or life.state",
+        "    if inbound.state not in RECEIVING or life.state",
+        ("tests/test_gain_backpressure.py::test_echo_to_a_peer_that_does_not_read_is_bounded",),
+    ),
+    Mutation(
+        "A connection is closed when its output is out, and not before.",
+        "src/uring_trio/gain/_life.py",
+        "    if state is State.FLUSHING and outbound.is_out and not (",
+        "    if state is State.FLUSHING and not (",
+        (
+            "tests/test_gain_conn_api.py::test_close_sends_what_was_written_then_the_end",
+            "tests/test_gain_ends.py::test_write_and_close_of_32_mib_arrives_whole",
+        ),
+    ),
+    Mutation(
+        "What was written before a callback asked for the end goes before the end.",
+        "src/uring_trio/gain/_life.py",
+        "    elif outbound.state is Output.ENDING and outbound.is_out and not life.is_lent:",
+        "    elif outbound.state is Output.ENDING and not life.is_lent:",
+        ("tests/test_gain_engine.py::test_the_books_balance",),
+    ),
+    Mutation(
+        "close() sends what was written, and does not drop it.",
+        "src/uring_trio/gain/_connection.py",
+        "        outbound.step(OutputEvent.CLOSE)\n",
+        "        outbound.cut()\n",
+        ("tests/test_gain_conn_api.py::test_close_sends_what_was_written_then_the_end",),
+    ),
+    Mutation(
+        "Of what a thread has the worker keeps what others ask for, in their order.",
+        "src/uring_trio/gain/_connection.py",
+        "        for fn, args in kept:\n",
+        "        for fn, args in reversed(kept):\n",
+        (
+            (
+                "tests/test_gain_async_handler.py::"
+                "test_calls_from_other_threads_wait_until_it_is_given_back"
+            ),
+        ),
+    ),
+    Mutation(
+        "What receives is armed once, and not beside itself.",
+        "src/uring_trio/gain/_connection.py",
+        "            if inbound.receive is Flight.IDLE:\n                self._arm()",
+        "            if inbound.receive is not Flight.CANCELING:\n                self._arm()",
+        ("tests/test_gain_engine.py::test_the_books_balance",),
+    ),
+    Mutation(
+        "What receives is stopped where nothing more is wanted.",
+        "src/uring_trio/gain/_connection.py",
+        "            self.stop()\n        if want & Wanted.WATCH and",
+        "            pass\n        if want & Wanted.WATCH and",
+        (
+            (
+                "tests/test_gain_backpressure.py::"
+                "test_what_trickles_in_while_reading_is_paused_stays_with_the_kernel"
+            ),
+        ),
+    ),
+    Mutation(
+        "A short send counts for what it took, and not for what was asked.",
+        "src/uring_trio/gain/_halves.py",
+        "        self.send_at += size\n",
+        "        self.send_at += self.send_size\n",
+        ("tests/test_gain_engine.py::test_the_books_balance",),
+    ),
+    Mutation(
+        "The kernel has a send until its completion: no other is begun.",
+        "src/uring_trio/gain/_turn.py",
+        "            if outbound.sending is not None:\n                continue\n",
+        "            if outbound.sending is not None and not outbound.pieces:\n"
+        "                continue\n",
+        (
+            (
+                "tests/test_gain_turns.py::"
+                "test_what_is_written_behind_a_send_that_began_in_this_turn_waits_for_it"
+            ),
+        ),
+    ),
+    Mutation(
+        "A file is closed when the engine has nothing of it: no completion is of a file of before.",
+        "src/uring_trio/gain/_connection.py",
+        "            if self.link.is_quiet():\n",
+        "            if self.link:\n",
+        ("tests/test_gain_engine.py::test_the_books_balance",),
+    ),
+    Mutation(
+        "The ring has something of a file as long as the poll for its errors is there.",
+        "src/uring_trio/gain/_ring.py",
+        "        return self.receive_slot < 0 and self.send_slot < 0 and self.watch_slot < 0",
+        "        return self.receive_slot < 0 and self.send_slot < 0",
+        (
+            (
+                "tests/test_gain_ends.py::"
+                "test_on_close_comes_when_the_kernel_has_nothing_of_the_connection_any_more"
+            ),
+        ),
+    ),
+    Mutation(
+        "What an aborted worker has in its batch has ended already, and is not cancelled.",
+        "src/uring_trio/gain/_worker.py",
+        "        self.turn.lose_batch()\n        for connection",
+        "        for connection",
+        (
+            (
+                "tests/test_gain_batch_lost.py::"
+                "test_a_cancelled_worker_cancels_nobody_elses_operation"
+            ),
+        ),
+    ),
+    Mutation(
+        "What comes for a connection behind what its turn is to look at goes the same way.",
+        "src/uring_trio/gain/_connection.py",
+        "        self.way = Way.SETTLED\n        self.turn.add_happened(",
+        "        self.turn.add_happened(",
+        ("tests/test_gain_buffers.py::test_bytes_are_right_whatever_the_sizes",),
+    ),
+    Mutation(
+        "What a handler leaves is copied before its batch ends.",
+        "src/uring_trio/gain/_turn.py",
+        "        inbound.stash()\n        inbound.judge()",
+        "        inbound.judge()",
+        ("tests/test_gain_buffers.py::test_what_is_left_stays_as_it_was_while_others_receive",),
+    ),
+    Mutation(
+        "A connection that is to be looked at wakes the worker that sleeps.",
+        "src/uring_trio/gain/_turn.py",
+        "        self.ready.append(connection)\n        if self.parked:\n            self.wake()",
+        "        self.ready.append(connection)",
+        (
+            (
+                "tests/test_gain_async_handler.py::"
+                "test_a_task_that_raises_beside_a_thread_ends_the_connection_at_once"
+            ),
+        ),
+    ),
+    Mutation(
+        "That no buffer was left for a receive is no error: it is armed again.",
+        "src/uring_trio/gain/_connection.py",
+        "        elif res == ENOBUFS:\n",
+        "        elif res == EINTR:\n",
+        ("tests/test_gain_engine.py::test_the_books_balance",),
+    ),
+    Mutation(
+        "Who does not answer is watched for errors, by the fast way, too.",
+        "src/uring_trio/gain/_turn.py",
+        "            elif not inbound.watch and outbound.sending is None:\n",
+        "            elif inbound.watch and outbound.sending is None:\n",
+        ("tests/test_gain_turns.py::test_who_does_not_answer_is_watched_beside_its_receive",),
+    ),
+    Mutation(
+        "A poll that has told of what stays set is armed for what changes.",
+        "src/uring_trio/gain/_connection.py",
+        "            self._link.watch(again=inbound.has_ended or inbound.noticed > 0)",
+        "            self._link.watch(again=False)",
+        ("tests/test_gain_odd_readiness.py",),
+    ),
+    Mutation(
+        "A read deadline is met by what comes while a callback runs.",
+        "src/uring_trio/gain/_connection.py",
+        '        elif kind == "read" and self.intake.has_come_meanwhile():',
+        '        elif kind == "read" and not self.life.is_busy:',
+        (
+            (
+                "tests/test_gain_deadlines.py::"
+                "test_read_deadline_is_met_by_what_comes_while_a_callback_runs"
+            ),
+        ),
+    ),
+    Mutation(
+        "A read deadline is met by the next on_read.",
+        "src/uring_trio/gain/_deadlines.py",
+        '        if self.count:\n            self.cancel("read")',
+        '        if not self.count:\n            self.cancel("read")',
+        ("tests/test_gain_deadlines.py::test_a_read_deadline_is_met_by_the_next_on_read",),
+    ),
+    Mutation(
+        "The timers of a connection that is over are cancelled.",
+        "src/uring_trio/gain/_connection.py",
+        "            self.deadlines.forget()\n        if life.state is State.RESETTING:",
+        "            pass\n        if life.state is State.RESETTING:",
+        ("tests/test_gain_engine.py::test_the_books_balance",),
+    ),
+    Mutation(
+        "An async on_close runs to its end, whatever is cancelled.",
+        "src/uring_trio/gain/_callbacks.py",
+        "            with trio.CancelScope(shield=True) as scope:\n",
+        "            with trio.CancelScope() as scope:\n",
+        (
+            "tests/test_gain_server_ends.py::test_an_async_on_close_runs_to_its_end",
+            "tests/test_gain_handlers.py::test_cancelling_serve_still_calls_on_close_of_each",
+        ),
+    ),
+    Mutation(
+        "A shutdown waits for the callback that runs.",
+        "src/uring_trio/gain/_connection.py",
+        "        if life.is_busy and life.is_open:\n            life.step(Event.LEAVE)",
+        "        if life.is_lent and life.is_open:\n            life.step(Event.LEAVE)",
+        ("tests/test_gain_shutdown.py::test_shutdown_lets_a_running_async_callback_end",),
+    ),
+    Mutation(
+        "An accepted connection is one worker's: its descriptor is not given to two.",
+        "src/uring_trio/gain/_accept.py",
+        "        elif not chosen.post(chosen.adopt,",
+        "        if not chosen.post(chosen.adopt,",
+        ("tests/test_gain_reactor.py::test_connections_are_counted_until_they_close",),
+    ),
+    Mutation(
+        "As many connections as are allowed, and not one more.",
+        "src/uring_trio/gain/_accept.py",
+        "            allowed = self.is_free()\n",
+        "            allowed = True\n",
+        ("tests/test_gain_accepting.py::test_max_connections_holds_the_rest_back",),
+    ),
+    Mutation(
+        "An answer leaves from the address that its datagram came to.",
+        "src/uring_trio/gain/_came_to.py",
+        "_INFO_OF_IPV4.pack(0, ours, NO_IPV4))",
+        "_INFO_OF_IPV4.pack(0, NO_IPV4, ours))",
+        ("tests/test_gain_udp_wildcard.py::test_answer_leaves_from_the_address_that_was_asked",),
+    ),
+    Mutation(
+        "A UNIX socket that is bound and does not listen yet has an owner, and is not replaced.",
+        "src/uring_trio/gain/_unix_path.py",
+        "socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking",
+        "socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking",
+        (
+            (
+                "tests/test_gain_listen_unix.py::"
+                "test_a_bound_socket_that_does_not_listen_yet_is_not_replaced"
+            ),
+        ),
+    ),
+    Mutation(
+        "A datagram that waits keeps its place: none overtakes it.",
+        "src/uring_trio/gain/_datagram.py",
+        "        if self._queue:\n"
+        "            self._enqueue(datagram, data, peer, source)\n"
+        "            return\n"
+        "        try",
+        "        try",
+        ("tests/test_gain_udp_queue.py",),
+    ),
+    Mutation(
+        "A stream of TLS that ends without close_notify may be cut: that is an error.",
+        "src/uring_trio/gain/_connection.py",
+        "                life.blame(truncated or EndOfStream(",
+        "                life.blame(EndOfStream(",
+        ("tests/test_gain_tls_streams.py::test_end_that_may_be_a_cut_is_no_on_eof",),
+    ),
+    Mutation(
+        "Input is not stuck while something of its connection runs that may take it.",
+        "src/uring_trio/gain/_patience.py",
+        "        and not connection.calls.running\n",
+        "",
+        ("tests/test_gain_stuck_input.py::test_something_of_the_connection_runs",),
+    ),
+    Mutation(
+        "A place that was claimed for a connection that did not come is given back.",
+        "src/uring_trio/gain/_accept.py",
+        "            if res < 0:\n                self.admission.unclaim()\n",
+        "            if res < 0:\n",
+        (
+            (
+                "tests/test_gain_accepting.py::"
+                "test_a_look_for_one_more_that_finds_none_takes_no_place"
+            ),
+        ),
+    ),
+    Mutation(
+        "A thread that has closed its connection may not use it any more.",
+        "src/uring_trio/gain/_connection.py",
+        "                self.life.revoke()\n            self.when_mine(self.begin_close)",
+        "                pass\n            self.when_mine(self.begin_close)",
+        ("tests/test_gain_async_handler.py::test_closed_in_the_thread_refuses_as_ever",),
+    ),
+    Mutation(
+        "What a peer that has gone had sent is measured once: its like may go on for ever.",
+        "src/uring_trio/gain/_halves.py",
+        "        self.rest = queued if self.rest < 0 else min(self.rest, queued)",
+        "        self.rest = queued",
+        (
+            (
+                "tests/test_gain_turns.py::"
+                "test_a_peer_that_reads_no_more_and_sends_for_ever_is_let_go"
+            ),
+        ),
+    ),
+    Mutation(
+        "An error of one peer's does not lose another's datagram.",
+        "src/uring_trio/gain/_datagram.py",
+        "            if sent == EAGAIN or not self._take_errors() or attempt == ATTEMPTS - 1:\n",
+        "            if sent == EAGAIN or not self._take_errors() or attempt < ATTEMPTS:\n",
+        ("tests/test_gain_udp_peers.py::test_icmp_errors_are_logged_and_fail_nothing",),
+    ),
+    Mutation(
+        "What others ask for while a thread has a connection waits for the thread.",
+        "src/uring_trio/gain/_connection.py",
+        "        self.when_mine(self.worker.call, fn, args)",
+        "        self.worker.call(fn, args)",
+        (
+            (
+                "tests/test_gain_async_handler.py::"
+                "test_calls_from_other_threads_wait_until_it_is_given_back"
             ),
         ),
     ),
