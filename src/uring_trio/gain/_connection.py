@@ -522,11 +522,6 @@ class Intake:
         if want & Wanted.WATCH and inbound.receive is Flight.IDLE:
             self.watch()
 
-    def arm_if_wanted(self) -> None:
-        """A buffer has come home."""
-        if self._inbound.receive is Flight.IDLE and self._receives():
-            self._arm()
-
     def _receives(self) -> bool:
         connection = self._connection
         return receives(self._inbound, connection.outbound, self._life, connection.secure)
@@ -662,10 +657,10 @@ class Intake:
                     connection.spoil(error)  # else it is told when all input has been
             if life.state is State.DISCARDING:
                 connection.end(Event.DISCARDED)
-        elif res == ENOBUFS:
-            connection.turn.add_held(connection)
-        elif res not in (ECANCELED, EINTR):
+        elif res not in (ECANCELED, EINTR, ENOBUFS):
             self._peer_gone(res)
+        # Else it is armed anew when it is settled: buffers have come home with this batch's end
+        # by the time that the kernel sees it.
 
     def watch_completed(self, res: int, *, last: bool) -> None:
         """The poll for errors has told of something."""

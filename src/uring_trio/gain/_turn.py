@@ -18,12 +18,11 @@ one go. Where fast ways are switched off all go the plain way, with the same res
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from uring_trio._kernel import BUFFER_GROUPS, EAGAIN
+from uring_trio._kernel import EAGAIN
 from uring_trio._trio_private import WaitTaskRescheduled, park
 from uring_trio.gain._halves import Pieces
 from uring_trio.gain._life import Way
@@ -61,7 +60,6 @@ class Turn:
         self._callbacks = callbacks
         self._wrote: list[Connection] = []  # the kernel has taken output of theirs
         self._more: list[tuple[Connection, int]] = []  # there may be more than was received
-        self._held: deque[Connection] = deque()  # no buffer was left for their receive
         self._slots: Slots | None = None  # of the run, which wakes tasks
         self._try_send: Callable[[int, bytes, int], int] | None = None
         self._task: Any = None
@@ -137,10 +135,6 @@ class Turn:
         """There may be more than was received, and no word of it."""
         self._more.append((connection, told))
 
-    def add_held(self, connection: Connection) -> None:
-        """No buffer was left for its receive."""
-        self._held.append(connection)
-
     def count_in(self, size: int) -> None:
         """So many bytes were received."""
         self.bytes_in += size
@@ -181,8 +175,6 @@ class Turn:
             self._sweep_dirty()
         if self._wrote:
             self._sweep_wrote()
-        if self._held:
-            self._arm_held()
 
     def _sweep_ready(self) -> None:
         on_read, try_send = self._callbacks.on_read, self._try_send
@@ -334,13 +326,6 @@ class Turn:
                     on_write(connection.conn, n)
                 except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
                     connection.calls.raised("on_write", exc)
-
-    def _arm_held(self) -> None:
-        """Arm receives that found no buffer: as many as there are of the scarcest."""
-        for _ in range(min(len(self._held), BUFFER_GROUPS[0][0])):
-            self._held.popleft().intake.arm_if_wanted()
-        if self._held:
-            self.wake_soon()
 
 
 SMALL, LARGE, SETTLED = Way.SMALL, Way.LARGE, Way.SETTLED
