@@ -338,8 +338,15 @@ async def test_cancelled_send_all_has_sent_a_beginning(ends: Ends) -> None:
     data = os.urandom(4 * MIB)
     reader, writer = ends.streams()
     received = bytearray()
-    async with reader, writer:
-        with trio.move_on_after(0.05) as scope:
+
+    async def cancel_once_full(scope: trio.CancelScope) -> None:
+        while select.select([], [ends.writing], [], 0)[1]:
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async with reader, writer, trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(cancel_once_full, scope)
             await writer.send_all(data)
         assert scope.cancelled_caught
         while select.select([ends.reading], [], [], 0)[0]:
