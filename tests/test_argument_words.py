@@ -15,6 +15,7 @@ import mmap
 import os
 import socket as stdlib_socket
 from collections import namedtuple
+from decimal import Decimal
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,11 @@ class Number(int):
 class Index:
     def __index__(self) -> int:
         return 5
+
+
+class Convertible:
+    def __int__(self) -> int:
+        return 1
 
 
 class BadIndex:
@@ -359,6 +365,23 @@ SENDS: dict[str, Cases] = {
         lambda sock, _: as_async(sock.setsockopt, 1, 9999, 1),
         lambda sock, _: as_async(sock.setsockopt, "x", 18, 1),
         lambda sock, _: as_async(sock.setsockopt, 1, 18, 1, 2, 3),
+        lambda sock, _: as_async(sock.setsockopt, Convertible(), 18, 1),
+        lambda sock, _: as_async(sock.setsockopt, 1, Decimal(18), b"1234"),
+        lambda sock, _: as_async(sock.setsockopt, Index(), 18, 1),
+        lambda sock, _: as_async(sock.setsockopt, 2**31, 18, 1),
+        lambda sock, _: as_async(sock.setsockopt, 1, 18, 2**31),
+    ),
+    "shutdown": shapes(
+        "shutdown",
+        lambda sock, _: as_async(sock.shutdown),
+        lambda sock, _: as_async(sock.shutdown, -1),
+        lambda sock, _: as_async(sock.shutdown, 3),
+        lambda sock, _: as_async(sock.shutdown, True),
+        lambda sock, _: as_async(sock.shutdown, 2**31),
+        lambda sock, _: as_async(sock.shutdown, -(2**31) - 1),
+        lambda sock, _: as_async(sock.shutdown, 2**70),
+        lambda sock, _: as_async(sock.shutdown, Convertible()),
+        lambda sock, _: as_async(sock.shutdown, "1"),
     ),
     "connect": shapes(
         "connect",
@@ -545,7 +568,7 @@ def test_on_two_connected_sockets(name: str, family: int, type_: int) -> None:
     found = compare(measure_pairs, family, type_, cases)
     # Of a grid that only raises, or never does, the comparison would say little.
     results = [result[0] for result in found.values()]
-    if name not in ("accept", "sendto", "connect", "closing", "setsockopt"):
+    if name not in ("accept", "sendto", "connect", "closing", "setsockopt", "shutdown"):
         raised = [isinstance(r, tuple) and bool(r) and isinstance(r[0], str) for r in results]
         assert any(raised)
         if type_ == STREAM or "receive_some" not in name != "send_all":

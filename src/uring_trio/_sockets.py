@@ -84,6 +84,7 @@ TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 NO_FLAGS = 0
 
 LOW_WATER = (socket.SO_RCVLOWAT,)
+INT_MAX = 0x7FFFFFFF  # of C
 
 # What a connect can answer after it was under way; on stock these, and only these, come
 # from SO_ERROR, with an error text that has the address in it.
@@ -168,13 +169,15 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
 
     def setsockopt(self, /, *args: Any, **kwargs: Any) -> None:
         """Like `socket.socket.setsockopt`."""
-        setter = option_setters.get(type(args[2])) if len(args) == 3 and not kwargs else None
+        setter = None
+        if len(args) == 3 and not kwargs and isinstance(args[0], int) and isinstance(args[1], int):
+            setter = option_setters.get(type(args[2]))
         if setter is None:
             super().setsockopt(*args, **kwargs)
         else:
             try:
                 result = setter(self._sock.fileno(), *args)
-            except (TypeError, OverflowError):
+            except OverflowError:
                 self._sock.setsockopt(*args)  # its words
             else:
                 if result < 0:
@@ -469,7 +472,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
 
     def shutdown(self, flag: int) -> None:
         """Like `socket.socket.shutdown`."""
-        if type(flag) is int:
+        if type(flag) is int and -INT_MAX <= flag <= INT_MAX:
             checked(shutdown(self._sock.fileno(), flag))
             note_shutdown(self, flag)
         else:
@@ -508,6 +511,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         return super().detach()
 
 
-for _name in ("sendto", "sendmsg", "accept", "connect", "close", "detach", "__exit__"):
+_NAMED = ("sendto", "sendmsg", "accept", "connect", "shutdown", "close", "detach", "__exit__")
+for _name in _NAMED:
     # Python says it to whoever passes the wrong arguments.
     getattr(UringSocket, _name).__qualname__ = getattr(stock_socket_type, _name).__qualname__
