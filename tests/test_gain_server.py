@@ -11,6 +11,7 @@ import math
 import socket as stdlib_socket
 import threading
 import time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import gain_tools
@@ -225,11 +226,12 @@ def test_wrong_arguments() -> None:
     with pytest.raises(TypeError, match="wrokers"):
         gain.listen_and_serve(LOOPBACK, Recorder(), wrokers=2)
     server = gain.Server(Recorder())
-    for seconds in (-1, math.nan):
+    wrong: Any
+    for wrong in (-1, math.nan, 10**400, "1", None, Decimal(1)):
         with pytest.raises(gain.InvalidDuration):
-            server.shutdown(seconds)
+            server.shutdown(wrong)
         with pytest.raises(gain.InvalidDuration):
-            server.async_shutdown(seconds)
+            server.async_shutdown(wrong)
 
 
 # --- on_start ---

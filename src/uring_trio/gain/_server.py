@@ -6,6 +6,7 @@ It is started here, and may be asked from anywhere. What a start is, from its ad
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,7 @@ class Server:
             is left is aborted then.
 
         Raises:
-          InvalidDuration: *drain_timeout* is negative, or NaN.
+          InvalidDuration: *drain_timeout* is negative, no number, or too large for a float.
         """
         serving = self._stop(drain_timeout)
         if serving is not None and not serving.is_in_callback() and not _in_trio_run():
@@ -176,7 +177,7 @@ class Server:
         """As `shutdown`, without waiting for the end.
 
         Raises:
-          InvalidDuration: *drain_timeout* is negative, or NaN.
+          InvalidDuration: *drain_timeout* is negative, no number, or too large for a float.
         """
         self._stop(drain_timeout)
 
@@ -236,11 +237,15 @@ class Server:
 
     def _stop(self, drain_timeout: float) -> Serving | None:
         """Have the server stop; what there is to wait for."""
-        if not drain_timeout >= 0:  # NaN too
+        try:
+            seconds = 0.0 + drain_timeout
+        except (TypeError, OverflowError):  # no number, or one that no clock can have
+            seconds = math.nan
+        if not seconds >= 0:
             raise InvalidDuration(f"drain_timeout must be seconds from 0, not {drain_timeout!r}")
         serving = self._serving
         if serving is not None:
-            serving.stop(drain_timeout)
+            serving.stop(seconds)
         return serving
 
     def _abort(self) -> None:
