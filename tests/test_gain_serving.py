@@ -285,6 +285,22 @@ async def test_error_during_a_drain_stops_the_others_and_is_raised(running: Runn
     assert workers[0].told[-1] == "abort"
 
 
+@with_workers(3)
+async def test_thread_that_cannot_be_had_stops_all_and_is_raised(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith("worker 1"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        await running.until_end_with(lambda: None)
+
+
 async def test_second_error_is_logged(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     workers = running.workers
     workers[0].fails = Boom("second")  # raised when it is aborted

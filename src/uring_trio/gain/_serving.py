@@ -293,7 +293,11 @@ class Serving:
         # A daemon, so that one that is left behind keeps no program from exiting; and not one
         # of trio's, which would be there for some seconds more when the server has ended.
         name = f"uring_trio.gain worker {worker.index}"
-        threading.Thread(target=run, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=run, name=name, daemon=True).start()
+        except RuntimeError as exc:  # there is no room for one
+            self._fail(exc)
+            return
         try:
             await ended.wait()
         except trio.Cancelled:
