@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket as stdlib_socket
 import threading
 import time
@@ -140,6 +141,44 @@ def test_interrupt_in_a_callback_is_raised_from_start(
     assert isinstance(ends[0], outcome.Error)
     assert type(ends[0].error) is error
     assert not server.is_running()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("drain_s", [0, BOUND_S])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_interrupts_in_on_close_leave_no_connection_behind(
+    workers: int, drain_s: float, error: type[BaseException]
+) -> None:
+    told = []
+
+    class Handler(gain.EventHandler):
+        def on_read(self, conn: gain.Conn, n: int) -> None:
+            conn.write(conn.next(n))
+
+        def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+            told.append(conn)
+            raise error
+
+    ends = []
+    server = gain.Server(Handler(), gain.Config(workers=workers))
+    thread = threading.Thread(target=lambda: ends.append(outcome.capture(server.start, LOOPBACK)))
+    thread.start()
+    wait_until(server.is_running)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(4 * workers)]
+        for client in clients:
+            gain_tools.round_trip(client, b"x")
+        server.async_shutdown(drain_s)
+        thread.join(BOUND_S)
+        # The other end of each is closed: with a reset, or an end of file.
+        for client in clients:
+            client.settimeout(BOUND_S)
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+    assert isinstance(ends[0], outcome.Error)
+    assert type(ends[0].error) is error
+    assert len(told) == len(set(told)) == 4 * workers
+    gain_tools.assert_ended(server, Handler())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

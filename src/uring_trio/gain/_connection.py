@@ -1015,9 +1015,11 @@ class Calls:
         else:
             assert due is Due.CLOSED
             life.tell(ToldEvent.CLOSE)
-            self._call("on_close", callbacks.on_close, life.err)
-            if not life.is_busy:
-                connection.worker.forget(connection)
+            try:
+                self._call("on_close", callbacks.on_close, life.err)
+            finally:  # it may be a KeyboardInterrupt or SystemExit, which ends the server
+                if not life.is_busy:
+                    connection.worker.forget(connection)
 
     def _call(self, name: str, function: Callable[..., Any] | None, *args: Any) -> None:
         """Call a callback, here or as a task."""

@@ -144,16 +144,35 @@ class Worker:
                 elif not self.turn.batch:
                     await self.turn.sleep()
                 self._take_turn()
-        except BaseException:
+        except BaseException as exc:
             self.abort()
             with trio.CancelScope(shield=True):
-                while not self._is_empty():
-                    self._take_turn()
-                    if self._is_due():
-                        await self._yield()
-                    elif not self._is_empty():
-                        await self.turn.sleep()
+                raised = await self._close_all()
+            if raised and isinstance(exc, trio.Cancelled):
+                raise raised.pop(0) from None
             raise
+
+    async def _close_all(self) -> list[BaseException]:
+        """After an abort: until everything is closed; what an ``on_close`` has raised for it.
+
+        That is a KeyboardInterrupt or a SystemExit, and the others are to be called all the same.
+        """
+        raised = []
+        while not self._is_empty():
+            open_before = len(self._conns)
+            try:
+                self._take_turn()
+            except BaseException as exc:
+                # Each on_close comes once, so these have an end; anything else may have none.
+                if len(self._conns) >= open_before:
+                    raise
+                logger.error("on_close raised, and others are still to be called", exc_info=exc)
+                raised.append(exc)
+            if self._is_due():
+                await self._yield()
+            elif not self._is_empty():
+                await self.turn.sleep()
+        return raised
 
     def _is_due(self) -> bool:
         return bool(self.turn.is_due or self.calls or self.admission.accepted)
