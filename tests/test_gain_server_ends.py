@@ -7,6 +7,7 @@ import contextlib
 import socket as stdlib_socket
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import gain_tools
 import outcome
@@ -26,7 +27,10 @@ from marks import ON_RING
 
 import uring_trio
 from uring_trio import gain
-from uring_trio.gain import _callbacks, _server, _serving
+from uring_trio.gain import _callbacks, _listen, _server, _serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = ON_RING
 
@@ -179,6 +183,28 @@ def test_interrupts_in_on_close_leave_no_connection_behind(
     assert type(ends[0].error) is error
     assert len(told) == len(set(told)) == 4 * workers
     gain_tools.assert_ended(server, Handler())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_start_that_is_given_up_has_let_go_of_its_path(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    bind = _listen.bind
+
+    def bind_slowly(*args: Any) -> Any:
+        server.async_shutdown()
+        time.sleep(0.05)  # the run gets to know
+        listeners = bind(*args)
+        steps.append("bound")
+        return listeners
+
+    monkeypatch.setattr(_listen, "bind", bind_slowly)
+    server = gain.Server(Recorder(), gain.Config(workers=workers))
+    path = tmp_path / "socket"
+    server.start(f"unix://{path}")
+    assert steps == ["bound"]
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

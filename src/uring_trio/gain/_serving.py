@@ -151,9 +151,13 @@ class Serving:
         try:
             run_worker = self._run_here if self._inline else self._run_in_thread
             with self._logging(), self._scope:
-                if any(spec.may_block for spec in self._specs):
-                    # A look-up may take minutes, and cannot be interrupted.
-                    await trio.to_thread.run_sync(self._bind, abandon_on_cancel=True)
+                slow = [spec for spec in self._specs if spec.may_block]
+                if slow:
+                    # A look-up may take minutes, and cannot be interrupted. The lock of a path
+                    # may take a second, and until then the path may come to be there.
+                    looks_up = any(spec.network != "unix" for spec in slow)
+                    await trio.to_thread.run_sync(self._bind, abandon_on_cancel=looks_up)
+                    await trio.lowlevel.checkpoint_if_cancelled()
                 else:
                     self._bind()
 
