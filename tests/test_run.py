@@ -21,7 +21,7 @@ from marks import needs_ring
 from trio.testing import MockClock
 
 import uring_trio
-from uring_trio import _hooks, _run, _trio_private
+from uring_trio import _hooks, _process, _run, _trio_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -324,10 +324,11 @@ class InterruptAt:
     def may_interrupt(self, frame: FrameType) -> bool:
         if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             return False
-        # Python goes through a `with` line again on its way out, where an exception of the
-        # trace function would keep the lock for ever. Signals are not handled there.
+        # Python goes through a `with` line again on its way out, and through a `try` within it
+        # before that is in force: an exception of the trace function would keep the lock for
+        # ever there. Signals are not handled at either.
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        return not line.lstrip().startswith("with ")
+        return not line.lstrip().startswith(("with ", "try:"))
 
 
 def interrupt_everywhere(action: Callable[[], object]) -> int:
@@ -341,6 +342,21 @@ def interrupt_everywhere(action: Callable[[], object]) -> int:
         gc.unfreeze()
 
 
+def locks_are_free() -> bool:
+    """Whether another thread gets each lock of the process."""
+    found = []
+
+    def take() -> None:
+        for lock in (_process.locks.install, _process.locks.users, _process.locks.kernel):
+            found.append(lock.acquire(timeout=1))
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return found == [True] * 3
+
+
 def interrupt_lines(action: Callable[[], object]) -> int:
     line = 1
     while True:
@@ -351,6 +367,7 @@ def interrupt_lines(action: Callable[[], object]) -> int:
             uring_trio.uninstall()
             gc.collect()
             assert_stock()
+            assert locks_are_free()
         if interrupt.left > 0:
             return line
         line += 1
