@@ -12,7 +12,7 @@ from uring_trio import gain
 
 SEEDS = 40
 STEPS_MAX = 3000
-ENDS = ["fin", "reset", "close", "abort", "send_eof", "leave", "deadline"]
+ENDS = ["fin", "reset", "close", "abort", "send_eof", "leave", "deadline", "end_now"]
 
 
 class Echo(gain.EventHandler):
@@ -66,6 +66,8 @@ def act(engine: ScriptedEngine, connection: Any, peer: Any, end: str) -> None:
         connection.set_deadline("idle", 1)
         if engine.timers:
             engine.let_time_pass()
+    elif end == "end_now":
+        connection.end_now()
     elif connection.life.user == engine.thread:
         getattr(connection, end)()
 

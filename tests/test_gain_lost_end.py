@@ -15,7 +15,7 @@ import termios
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -66,7 +66,9 @@ class Holding(gain.EventHandler):
         self.closed.set()
 
 
-async def end_of(address: str, handler: Holding, first: bytes, data: bytes, how: str) -> None:
+async def end_of(
+    address: str, handler: Holding, first: bytes, data: bytes, how: str, **options: Any
+) -> None:
     """Have a client send *first*, and *data* and its end while the worker is held."""
 
     def client(address: gain.Address) -> None:
@@ -86,7 +88,7 @@ async def end_of(address: str, handler: Holding, first: bytes, data: bytes, how:
         handler.go_on.set()
 
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(gain.serve, address, handler)
+        server = await nursery.start(partial(gain.serve, **options), address, handler)
         with trio.fail_after(LIMIT_S):
             await trio.to_thread.run_sync(client, server.addresses()[0])
             await handler.closed.wait()
@@ -100,6 +102,15 @@ async def test_reset_behind_data_while_the_worker_is_busy(where: str, size: int)
     handler = Holding(where)
     first = b"" if where == "on_accept" else where.encode()
     await end_of("tcp://127.0.0.1:0", handler, first, b"x" * size, "reset")
+    assert isinstance(handler.err, ConnectionResetError)
+
+
+@pytest.mark.parametrize("size", [1, 5000, 50_000])
+async def test_data_before_a_reset_is_told_in_a_thread(size: int) -> None:
+    """The reset is known before the thread begins: what came before it is input like any other."""
+    handler = Holding("on_accept")
+    address = "tcp://127.0.0.1:0"
+    await end_of(address, handler, b"", b"x" * size, "reset", async_handler=True)
     assert isinstance(handler.err, ConnectionResetError)
 
 

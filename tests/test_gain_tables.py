@@ -282,7 +282,7 @@ def test_a_life_goes_one_way(events: list[_life.Event]) -> None:
 @pytest.mark.parametrize("holder", list(Holder))
 def test_who_may_use_it(state: _life.State, holder: Holder) -> None:
     life = life_of(state, holder)
-    if state > _life.State.LOST or (state is _life.State.LOST and holder is not Holder.NOBODY):
+    if state > _life.State.LOST or (state is _life.State.LOST and holder is Holder.TASK):
         assert life.user == 0
     elif holder is Holder.POOL:
         assert life.user == _life.NOBODY
@@ -308,6 +308,14 @@ def test_a_thread_that_comes_too_late_begins_nothing() -> None:
     life.step(_life.Event.ABORT)
     assert not life.borrow(THREAD)
     assert life.user == 0
+
+
+def test_a_thread_is_told_of_what_came_before_the_peer_went() -> None:
+    life = Life(HOME)
+    life.step(_life.Event.LOSE)
+    life.lend()
+    assert life.borrow(THREAD)
+    assert life.user == THREAD
 
 
 # What is due and what is wanted, over all there is

@@ -179,11 +179,9 @@ class Life:
 
     def _choose_user(self) -> None:
         state, holder = self.state, self.holder
-        if state > State.LOST or (state is State.LOST and holder is not Holder.NOBODY):
+        if state > State.LOST or (state is State.LOST and holder is Holder.TASK):
             self.user = 0
-        elif holder is Holder.POOL:
-            self.user = NOBODY
-        elif holder is not Holder.THREAD:
+        elif holder <= Holder.TASK:  # else `lend` has chosen, and then the thread does
             self.user = self.home
 
     # ---- who has it ----------------------------------------------------------------------
@@ -196,8 +194,7 @@ class Life:
     def lend(self) -> None:
         """A callback is to have a thread; from here on the halves are its own."""
         self.holder = step(NEXT_HOLDER, self.holder, HolderEvent.LEND)
-        self.borrower = NOBODY
-        self._choose_user()
+        self.borrower = self.user = NOBODY
 
     def borrow(self, thread: int) -> bool:
         """In that thread: it begins; False if there is nothing to begin with any more."""
@@ -206,7 +203,7 @@ class Life:
             return False
         self.holder = step(NEXT_HOLDER, self.holder, HolderEvent.BORROW)
         self.user = thread
-        if self.state > State.LEAVING:  # since then, on the worker's thread
+        if self.state > State.LOST:  # since then, on the worker's thread
             self.user = 0
         return self.user != 0
 
