@@ -383,6 +383,32 @@ def test_end_in_the_handshake() -> None:
         assert isinstance(the_error(handler), ssl.SSLEOFError)
 
 
+def test_after_the_end_there_is_no_handshake_to_wait_for() -> None:
+    class AtTheEnd(Recorder):
+        def on_eof(self, conn: gain.Conn) -> None:
+            conn.write(READY)
+            conn.start_tls(server_context())
+
+    handler = AtTheEnd()
+    with clear_client(handler) as raw:
+        raw.shutdown(stdlib_socket.SHUT_WR)
+        assert receive_exactly(raw, len(READY)) == READY
+        assert isinstance(the_error(handler), ssl.SSLEOFError)
+
+
+@modes
+def test_an_end_right_behind_the_command_fails_the_handshake(mode: Mode) -> None:
+    def late(conn: gain.Conn, n: int) -> None:
+        time.sleep(QUIET_S)  # the end has come meanwhile
+        Switch()(conn, n)
+
+    handler = make_recorder(mode, on_read=late)
+    with clear_client(handler, **options_for(mode)) as raw:
+        raw.sendall(STARTTLS)
+        raw.shutdown(stdlib_socket.SHUT_WR)
+        assert isinstance(the_error(handler), ssl.SSLEOFError)
+
+
 @modes
 def test_handshake_has_a_timeout(mode: Mode) -> None:
     handler = make_recorder(mode, on_read=Switch())

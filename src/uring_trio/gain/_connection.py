@@ -319,9 +319,16 @@ class Connection:
             self.outlet.soon()  # it is not in the queue any more, where it would be seen
 
     def _begin_handshake(self) -> None:
-        if self.life.state <= State.LOST:
-            self.start_timer("handshake", self.worker.config.tls_handshake_timeout)
-            self.attend()
+        if self.life.state > State.LOST:
+            return
+        assert self.secure is not None
+        self.start_timer("handshake", self.worker.config.tls_handshake_timeout)
+        self.attend()
+        if self.inbound.has_ended:  # nothing of the peer's will come: it fails now
+            error = self.secure.transport_ended()
+            assert error is not None
+            self.outlet.try_last(self.secure.last_words())
+            self.fail(error)
 
     def handshake_done(self) -> None:
         """TLS has begun."""
