@@ -211,3 +211,33 @@ def test_on_tick_comes_as_often_as_was_asked_for() -> None:
         wait_until(lambda: len(times) >= 5)
     assert 0.15 < times[4] - times[0] < 2
     assert len(threads) == 1
+
+
+async def test_a_task_that_is_started_while_another_s_error_ends_all_does_not_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = Log()
+
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise Boom
+
+    async def name_a_successor(conn: gain.Conn) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):  # until nothing but this task is left of them
+                await trio.testing.wait_all_tasks_blocked()
+            conn.start_soon(log.forever)
+
+    def accept(conn: gain.Conn) -> None:
+        conn.start_soon(name_a_successor, conn)
+        conn.start_soon(fail)
+
+    recorder = Recorder(on_accept=accept)
+    async with serving(recorder) as server, await open_client(server):
+        await until(lambda: recorder.counts().close == 1)
+    (err,) = recorder.errors()
+    assert isinstance(err, Boom)
+    assert log.notes == []
+    assert [r.exc_info[0] for r in caplog.records if r.exc_info] == [Boom]

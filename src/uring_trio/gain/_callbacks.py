@@ -255,6 +255,8 @@ class Tasks:
 
     def start(self, host: trio.Nursery, async_fn: Any, args: tuple[Any, ...], name: object) -> None:
         """Run one more, in a nursery in *host*."""
+        if self._scope.cancel_called:
+            return  # the connection or the worker ends, or one has failed: no task begins now
         self.running += 1
         if self._nursery is not None:
             self._nursery.start_soon(self._run, async_fn, args, name=name)
@@ -278,7 +280,8 @@ class Tasks:
                     try:
                         await trio.sleep_forever()
                     finally:
-                        self._nursery = None  # closed to new tasks from here on
+                        self._nursery = None
+                        self._scope.cancel()  # nor can it be opened again
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             self._failed("a task", alone(exc) or exc)
 
