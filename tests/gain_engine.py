@@ -139,7 +139,7 @@ class ScriptedLink:
     def in_flight(self) -> int:
         return len(self.flights)
 
-    def forget(self, slot: Any, flags: int) -> None:
+    def forget(self, slot: Any, res: int, flags: int) -> None:
         raise AssertionError("no batch is lost here")
 
     def try_send(self, data: bytes, size: int) -> int:

@@ -7,9 +7,11 @@ import contextlib
 import socket as stdlib_socket
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gain_tools
+import harness
 import outcome
 import pytest
 import trio
@@ -367,3 +369,32 @@ def test_an_async_on_close_that_does_not_end_is_named(
         assert time.monotonic() - began[0] >= 0.2
     (warning,) = [r.getMessage() for r in caplog.records if "on_close" in r.getMessage()]
     assert f"127.0.0.1:{name[1]}" in warning
+
+
+# A server that is cancelled
+
+
+@pytest.mark.parametrize("mode", gain_tools.MODES)
+async def test_what_was_sent_when_the_server_is_cancelled_is_told_of(
+    mode: str, tmp_path: Path
+) -> None:
+    """A send and the cancellation are over in one batch: what it has sent was sent."""
+    handler = make_recorder(
+        mode, on_accept=lambda conn: conn.write(gain_tools.CLOGGING), on_write=lambda conn, n: None
+    )
+    options = gain_tools.options_for(mode)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            partial(gain.serve, **options), f"unix://{tmp_path}/s", handler
+        )
+        with connect(server) as client:
+            client.setblocking(False)
+            for _ in range(20):  # the socket is full, and a send waits
+                await trio.sleep(0.005)
+            received = len(harness.drain(client))  # which makes room for it
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await gain_tools.until(lambda: handler.counts().close == 1)
+            while data := client.recv(1 << 20):
+                received += len(data)
+    assert sum(handler.values("on_write")) == received

@@ -872,13 +872,15 @@ class Outlet:
             self._sent(res)
         connection.attend()
 
-    def lost(self) -> None:
-        """Its completion was not looked at."""
+    def lost(self, res: int) -> None:
+        """The worker ends, and nothing more is sent; but what this has sent was sent."""
+        if res > 0:
+            self._connection.when_mine(self._count, res)
         self._outbound.finish()
 
     def _sent(self, res: int) -> None:
         """So much of what is being sent has gone, or an errno."""
-        connection, outbound, secure = self._connection, self._outbound, self._connection.secure
+        connection, outbound = self._connection, self._outbound
         if res == EINTR:
             self._send_part()
             return
@@ -887,9 +889,7 @@ class Outlet:
             if res != ECANCELED:
                 self._failed(res)
             return
-        connection.turn.count_out(res)
-        whole = outbound.took(res)
-        self._account(res if secure is None else secure.accepted(res, whole=whole))
+        self._count(res)
         if res and connection.deadlines is not None:
             connection.deadlines.restart_idle()
         if outbound.is_unsent():
@@ -898,6 +898,13 @@ class Outlet:
         outbound.finish()
         if self._has_output():
             self.soon()
+
+    def _count(self, res: int) -> None:
+        """The kernel has *res* more bytes of what is being sent."""
+        secure = self._connection.secure
+        self._connection.turn.count_out(res)
+        whole = self._outbound.took(res)
+        self._account(res if secure is None else secure.accepted(res, whole=whole))
 
     def _failed(self, res: int) -> None:
         connection, outbound = self._connection, self._outbound

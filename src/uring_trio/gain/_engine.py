@@ -71,7 +71,7 @@ class Link(Protocol):
     def in_flight(self) -> int:
         """How many operations of it have no last completion yet."""
 
-    def forget(self, slot: int, flags: int) -> None:
+    def forget(self, slot: int, res: int, flags: int) -> None:
         """Take note of a completion, and not of what it brings."""
 
     # ---- at once -------------------------------------------------------------------------

@@ -238,7 +238,7 @@ class RingLink:
                 self.watch_slot = -1
             self.connection.intake.watch_completed(res, last=last)
 
-    def forget(self, slot: int, flags: int) -> None:
+    def forget(self, slot: int, res: int, flags: int) -> None:
         """Take note of a cqe, and not of what it brings."""
         if flags & CQE_F_MORE:
             return
@@ -247,7 +247,7 @@ class RingLink:
             self.connection.intake.lost()
         elif slot == self.send_slot:
             self.send_slot = -1
-            self.connection.outlet.lost()
+            self.connection.outlet.lost(res)
         elif slot == self.watch_slot:
             self.watch_slot = -1
             self.connection.intake.watch_lost()

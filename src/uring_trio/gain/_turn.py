@@ -150,13 +150,13 @@ class Turn:
             self.wake()
 
     def lose_batch(self) -> None:
-        """Look at what is over in it, and not at what it brings.
+        """Look at what is over in it, and not at what it brings; what was sent counts.
 
         What the engine has ended must not be cancelled: the slots may be others' by now, and
         the buffers, too, because a cancelled task may be late for its batch.
         """
-        for link, slot, _, flags, _ in self.batch:
-            link.forget(slot, flags)
+        for link, slot, res, flags, _ in self.batch:
+            link.forget(slot, res, flags)
         self.batch.clear()
 
     # ---- the sweeps ----------------------------------------------------------------------
