@@ -526,7 +526,7 @@ def refuse_write(connection: Connection, name: str, data: bytes) -> int:
     life = connection.life
     if life.is_lent and get_ident() == life.home:
         # A task of the worker's, while a thread has it: its turn comes when that is done.
-        if life.user:
+        if life.user and connection.outbound.takes:
             connection.call(connection.conn.write, data)
             return len(data)
     else:
