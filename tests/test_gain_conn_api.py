@@ -132,14 +132,14 @@ async def test_abort_resets() -> None:
 
 
 async def test_abort_while_close_drains() -> None:
-    """Whichever of the two decides, `on_close` comes once and in time."""
+    """The flush is cut short, and `on_close` gets what it would have got."""
     recorder = Recorder()
-    async with connected(recorder, close_timeout=0.2) as (conn, _):
+    async with connected(recorder, close_timeout=60) as (conn, _):
         conn.write(CLOGGING)
         conn.close()
         conn.abort()
         await until(lambda: recorder.counts().close == 1)
-    assert len(recorder.errors()) == 1
+    assert recorder.errors() == [None]
 
 
 async def test_close_with_unread_input_does_not_reset_the_answer_away() -> None:
