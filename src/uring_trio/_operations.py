@@ -368,22 +368,29 @@ def deliver(slots: Slots, records: Iterable[Record]) -> None:
         if task is None or line.waiting or operation.raise_cancel is not None:
             operation.complete(slot, res, flags, offset)
             continue
-        operation.slot = -1
-        operation.task = None
-        line.current = None
+        # In each branch by itself: a line that stores to objects of one class is cheaper.
         if kind is Receive:
+            operation.slot = -1
+            operation.task = None
+            line.current = None
             line.spare = operation
             line.poll_first = flags & HAD_TO_WAIT == RECORD_WAITED
             if line.group or res >= SMALLEST_BUFFER:
                 line.fit_buffers(res)
             wake(task, pool[offset : offset + res])
         elif kind is Send:
+            operation.slot = -1
+            operation.task = None
+            line.current = None
             line.spare = operation
             if type(operation.pinned) is not bytes:
                 unpin(operation.pinned)
             operation.pinned = b""
             wake(task, res)
         else:
+            operation.slot = -1
+            operation.task = None
+            line.current = None
             operation.trap = None
             unpin_memory(operation.pinned)
             wake(task, res)
