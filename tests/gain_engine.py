@@ -14,12 +14,13 @@ import threading
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from uring_trio._kernel import POLLERR, POLLHUP, POLLIN, POLLRDHUP
 from uring_trio.gain import EventHandler
 from uring_trio.gain._callbacks import Callbacks
 from uring_trio.gain._config import Config
 from uring_trio.gain._conn import Conn, DatagramConn
 from uring_trio.gain._connection import Connection
-from uring_trio.gain._engine import ENDS, POLLERR, POLLHUP, POLLIN, POLLRDHUP
+from uring_trio.gain._engine import ENDS
 from uring_trio.gain._halves import Sizes
 from uring_trio.gain._turn import Turn
 

@@ -67,7 +67,7 @@ from uring_trio._beside import (
     scratch,
     try_accept,
 )
-from uring_trio._kernel import EAGAIN
+from uring_trio._kernel import EAGAIN, POLLIN
 from uring_trio.gain._address import Address
 from uring_trio.gain._config import Architecture, LoadBalancing
 from uring_trio.gain._surroundings import logger
@@ -90,7 +90,6 @@ IN_VAIN_MAX = 100  # times in a row: some ms, and more than fall to who is slowe
 REST_S = 0.032  # then: 30 times a second cost nothing, and nobody notices the delay
 ACCEPTS_MAX = 16  # in a turn
 ACCEPTS_SHARED = 2  # in a turn, where others accept too
-POLLIN = 0x1
 
 # Connections are counted by the worker that accepts as well as by the one that serves.
 _counting = threading.Lock()

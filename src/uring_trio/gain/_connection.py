@@ -27,18 +27,26 @@ timeout all want to know of, and a peer's reset in the middle of a send is lost 
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from uring_trio._beside import own_address
 from uring_trio._fast_ways import FAST
-from uring_trio._kernel import EAGAIN, ECANCELED, EINTR, ENOBUFS, TRANSFER_MAX
+from uring_trio._kernel import (
+    EAGAIN,
+    ECANCELED,
+    EINTR,
+    ENOBUFS,
+    POLLERR,
+    POLLHUP,
+    TRANSFER_MAX,
+    os_error,
+)
 from uring_trio.gain._address import Address
 from uring_trio.gain._callbacks import Tasks
 from uring_trio.gain._deadlines import Deadlines
-from uring_trio.gain._engine import PEER_ENDED, POLLERR, POLLHUP
+from uring_trio.gain._engine import PEER_ENDED
 from uring_trio.gain._errors import ConnectionClosed, DeadlineExceeded, EndOfStream
 from uring_trio.gain._halves import (
     Flight,
@@ -77,11 +85,6 @@ if TYPE_CHECKING:
 
 # Seconds for which input is thrown away after our FIN, so that no reset overtakes the answer.
 DISCARD_S = 1.0
-
-
-def os_error(result: int) -> OSError:
-    """The exception for a completion's negative result."""
-    return OSError(-result, os.strerror(-result))
 
 
 class Connection:

@@ -42,7 +42,7 @@ from uring_trio._beside import (
     try_send_to,
     try_send_with,
 )
-from uring_trio._kernel import EAGAIN, ECANCELED
+from uring_trio._kernel import EAGAIN, ECANCELED, POLLERR, POLLIN, POLLOUT
 from uring_trio._memory import Memory, Message
 from uring_trio.gain._address import Address
 from uring_trio.gain._came_to import INFO_SIZE, came_to, is_every_address
@@ -58,9 +58,6 @@ if TYPE_CHECKING:
     from uring_trio.gain._config import Config
     from uring_trio.gain._engine import Clock
     from uring_trio.gain._listen import Listener
-
-# poll(2)
-POLLIN, POLLOUT, POLLERR = 0x1, 0x4, 0x8
 
 BUFFER_SIZE = 65_535  # bytes; no datagram of either family is longer
 RECEIVES_MAX = 64  # in one turn: a flood must not keep the worker from its connections

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from uring_trio._kernel import POLLERR, POLLHUP, POLLRDHUP
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from uring_trio.gain._halves import Sizes
 
-# poll(2): what a watch may tell of, asked or not
-POLLIN, POLLERR, POLLHUP = 0x1, 0x8, 0x10
-POLLRDHUP = 0x2000
+# What a watch may tell of, asked or not; see poll(2).
 PEER_ENDED = POLLHUP | POLLRDHUP
 ENDS = POLLERR | PEER_ENDED
 

@@ -63,9 +63,15 @@ from uring_trio._beside import (
     try_recv,
     try_send,
 )
-from uring_trio._kernel import CQE_F_BUFFER, CQE_F_MORE, CQE_F_SOCK_NONEMPTY, GROUP_SIZES
+from uring_trio._kernel import (
+    CQE_F_BUFFER,
+    CQE_F_MORE,
+    CQE_F_SOCK_NONEMPTY,
+    GROUP_SIZES,
+    POLLIN,
+)
 from uring_trio._memory import Memory
-from uring_trio.gain._engine import ENDS, POLLIN
+from uring_trio.gain._engine import ENDS
 from uring_trio.gain._halves import Sizes
 from uring_trio.gain._life import Way
 
