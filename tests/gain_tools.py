@@ -43,7 +43,6 @@ LOOPBACK = "tcp://127.0.0.1:0"
 LOOPBACK_UDP = "udp://127.0.0.1:0"
 PAGE = 4096
 CLOGGING = bytes(8 << 20)  # more than the kernel's buffers of one connection hold
-PER_CONNECTION = ("on_accept", "on_read", "on_write", "on_eof", "on_close")
 
 MODES = ("def", "async def", "async_handler")
 Mode = str

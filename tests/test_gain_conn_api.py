@@ -39,7 +39,6 @@ pytestmark = ON_RING
 
 TCP = stdlib_socket.IPPROTO_TCP
 SOCKET = stdlib_socket.SOL_SOCKET
-PROMPT_S = 0.5  # at once, on a busy machine
 
 DATA_METHODS: dict[str, Callable[[gain.Conn], Any]] = {
     "read": lambda conn: conn.read(1),

@@ -48,10 +48,6 @@ def seconds_of(fn: Any, *args: Any) -> float:
     return time.monotonic() - start
 
 
-def wait_ended(server: gain.Server) -> None:
-    wait_until(lambda: not server.is_running() and server.active_connections() == 0)
-
-
 @architectures
 def test_shutdown_lets_a_running_async_callback_end(options: dict[str, Any]) -> None:
     """B15: Gain closes the connection under a running OnRead, and the process dies of it."""
