@@ -187,6 +187,14 @@ class AsyncRecorder(Recorder):
         await self._call("on_close", conn, err)
 
 
+class HalfCloser(Recorder):
+    """Has the connection stay open behind the peer's end, and notes what of its input is left."""
+
+    def on_eof(self, conn: gain.Conn) -> Any:
+        with self.recorded("on_eof", conn, conn.inbound_buffered()):
+            self.act("on_eof", conn)
+
+
 def make_recorder(mode: Mode, **actions: Callable[..., Any]) -> Recorder:
     return AsyncRecorder(**actions) if mode == "async def" else Recorder(**actions)
 
@@ -197,6 +205,10 @@ def options_for(mode: Mode) -> dict[str, Any]:
 
 def echo(conn: gain.Conn, n: int) -> None:
     conn.write(conn.next(n))
+
+
+def consume(conn: gain.Conn, n: int) -> None:
+    conn.next(n)
 
 
 def echo_and_close(conn: gain.Conn, n: int) -> None:
@@ -243,6 +255,12 @@ async def until(condition: Callable[[], object], what: str = "") -> None:
 def wait_errors(handler: Recorder, count: int = 1) -> list[BaseException | None]:
     wait_until(lambda: len(handler.errors()) >= count, f"{count} on_close")
     return handler.errors()
+
+
+def the_error(handler: Recorder) -> BaseException | None:
+    """With which the only connection closes."""
+    (error,) = wait_errors(handler)
+    return error
 
 
 # Servers
@@ -505,6 +523,12 @@ def round_trip(client: stdlib_socket.socket, data: bytes) -> None:
     assert receive_exactly(client, len(data)) == data
 
 
+def assert_echoes(server: gain.Server) -> None:
+    """A client of its own has its answer."""
+    with connect(server) as client:
+        round_trip(client, b"question")
+
+
 def push_until_stuck(client: stdlib_socket.socket, data: bytes) -> int:
     """Send of ``data`` until nothing was taken for a while; the bytes sent."""
     view = memoryview(data)
@@ -724,6 +748,14 @@ class Peer:
         except ssl.SSLZeroReturnError:
             pass
         return False
+
+
+def speak_an_old_version(raw: stdlib_socket.socket) -> None:
+    """To a server that wants TLS 1.3, and says so."""
+    old = client_context()
+    old.maximum_version = TLS_1_2
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert.protocol.version"):
+        Peer(raw, old).shake_hands()
 
 
 # Listening sockets

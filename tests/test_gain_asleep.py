@@ -24,6 +24,7 @@ from gain_tools import (
     CLOGGING,
     LOOPBACK_UDP,
     NAME,
+    HalfCloser,
     Recorder,
     client_context,
     connect,
@@ -80,17 +81,6 @@ async def assert_asleep(enters_max: int = ENTERS_MAX) -> None:
     assert harness.io_statistics().enters - enters <= enters_max
     assert share <= CPU_SHARE_MAX
     assert kernel_workers() <= EARLIER
-
-
-class HalfCloser(Recorder):
-    """Has the connection stay open behind the peer's end."""
-
-    def on_eof(self, conn: gain.Conn) -> Any:
-        with self.recorded("on_eof", conn):
-            self.act("on_eof", conn)
-
-    def received(self) -> int:
-        return sum(self.values("on_read"))
 
 
 class AsyncReader(HalfCloser):
@@ -176,7 +166,7 @@ async def assert_wakes(handler: HalfCloser, network: str, total: int) -> None:
     else:
         await until(lambda: "on_eof" in handler.names())
     assert harness.running_time() - started < WAKE_S
-    assert handler.received() == total
+    assert sum(handler.values("on_read")) == total
 
 
 # The peer ends while nobody reads
@@ -206,13 +196,13 @@ async def test_paused(network: str, size: int, tmp_path: Path) -> None:
 async def test_paused_in_on_read_with_large_messages(network: str, tmp_path: Path) -> None:
     def read(conn: gain.Conn, n: int) -> None:
         conn.discard()
-        if handler.received() == 1_500_000:
+        if sum(handler.values("on_read")) == 1_500_000:
             conn.pause_reading()
 
     handler = HalfCloser(on_read=read)
     async with connected(network, handler, tmp_path) as (conn, client):
         await client.send(bytes(1_500_000))
-        await until(lambda: handler.received() == 1_500_000)
+        await until(lambda: sum(handler.values("on_read")) == 1_500_000)
         await client.send(bytes(30_000))
         await client.end()
         await assert_asleep()

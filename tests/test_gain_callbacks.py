@@ -14,6 +14,7 @@ from gain_tools import (
     Recorder,
     connect,
     connected,
+    consume,
     echo,
     in_thread,
     is_silent,
@@ -51,10 +52,6 @@ class Gate:
     async def __call__(self, conn: gain.Conn, *_: object) -> None:
         self.reached.set()
         await self.open.wait()
-
-
-def consume(conn: gain.Conn, n: int) -> None:
-    conn.next(n)
 
 
 # on_read

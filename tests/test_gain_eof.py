@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket as stdlib_socket
-from typing import Any
 
 import gain_tools
 import pytest
@@ -15,10 +14,12 @@ from gain_tools import (
     MIB,
     AsyncRecorder,
     Boom,
+    HalfCloser,
     Recorder,
     Sink,
     connect,
     connected,
+    consume,
     echo,
     in_thread,
     is_silent,
@@ -39,16 +40,6 @@ from marks import ON_RING
 from uring_trio import gain
 
 pytestmark = ON_RING
-
-
-def consume(conn: gain.Conn, n: int) -> None:
-    conn.next(n)
-
-
-class HalfCloser(Recorder):
-    def on_eof(self, conn: gain.Conn) -> Any:
-        with self.recorded("on_eof", conn):
-            self.act("on_eof", conn)
 
 
 async def test_on_eof_leaves_the_connection_open_for_writing() -> None:
@@ -297,14 +288,6 @@ def test_every_byte_is_announced_before_the_end_of_the_stream() -> None:
     assert handler.received(handler.conn) == message
 
 
-class CountingHalfCloser(Recorder):
-    """With ``on_eof``, so that the peer's FIN does not close; reads nothing by itself."""
-
-    def on_eof(self, conn: gain.Conn) -> None:
-        with self.recorded("on_eof", conn, conn.inbound_buffered()):
-            self.act("on_eof", conn)
-
-
 def test_unread_bytes_are_still_there_in_on_eof() -> None:
     """B3: what on_read left in the buffer can be read when the peer has ended its half."""
 
@@ -312,7 +295,7 @@ def test_unread_bytes_are_still_there_in_on_eof() -> None:
         conn.write(conn.next())
         conn.close()
 
-    handler = CountingHalfCloser(on_eof=answer)
+    handler = HalfCloser(on_eof=answer)
     message = pattern(30_000)
     with server_in_thread(handler, workers=1) as server, connect(server) as client:
         client.sendall(message)
@@ -324,7 +307,7 @@ def test_unread_bytes_are_still_there_in_on_eof() -> None:
 
 def test_half_closed_connection_stays_open_for_writing() -> None:
     """B3: Gain has no half-close; a FIN shuts both directions down at once."""
-    handler = CountingHalfCloser()
+    handler = HalfCloser()
     answer = pattern(2 * MIB)
     with server_in_thread(handler, workers=1) as server, connect(server) as client:
         client.sendall(b"question")

@@ -22,6 +22,7 @@ import trio
 import trio.testing
 from gain_tools import (
     CLOGGING,
+    HalfCloser,
     Recorder,
     open_client,
     read_exactly,
@@ -30,7 +31,7 @@ from gain_tools import (
     until,
 )
 from marks import ON_RING
-from test_gain_asleep import WAKE_S, HalfCloser, assert_asleep, connected
+from test_gain_asleep import WAKE_S, assert_asleep, connected
 
 from uring_trio.gain import _worker
 from uring_trio.gain._capabilities import Capabilities

@@ -24,6 +24,7 @@ from gain_tools import (
     Boom,
     Recorder,
     architectures,
+    assert_echoes,
     connect,
     echo,
     in_thread,
@@ -43,12 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = ON_RING
-
-
-def is_echoed(server: gain.Server) -> bool:
-    with connect(server) as client:
-        client.sendall(b"question")
-        return gain_tools.receive_exactly(client, 8) == b"question"
 
 
 # --- States ---
@@ -160,7 +155,7 @@ def test_starts_again_after_a_shutdown(workers: int) -> None:
         thread = threading.Thread(target=server.start, args=(LOOPBACK,))
         thread.start()
         wait_until(server.is_running)
-        assert is_echoed(server)
+        assert_echoes(server)
         server.shutdown()
         thread.join(BOUND_S)
         assert not thread.is_alive()
@@ -331,7 +326,7 @@ def test_run_on_epoll_gets_workers_in_threads(workers: int) -> None:
             server = await nursery.start(serve, LOOPBACK, Recorder(on_read=note))
             assert server.is_running()
             for _ in range(2):
-                assert await trio.to_thread.run_sync(is_echoed, server)
+                await trio.to_thread.run_sync(assert_echoes, server)
             server.async_shutdown()
 
     trio.run(main)
@@ -375,7 +370,7 @@ def test_streams_and_datagrams_in_one_server(architecture: str) -> None:
     with server_in_thread(handler, texts, workers=2, architecture=architecture) as server:
         stream, datagram, _ = server.addresses()
         assert [address.network for address in server.addresses()] == ["tcp", "udp", "tcp"]
-        assert is_echoed(server)
+        assert_echoes(server)
         with stdlib_socket.socket(type=stdlib_socket.SOCK_DGRAM) as client:
             client.settimeout(BOUND_S)
             client.sendto(b"question", datagram)

@@ -16,9 +16,11 @@ import outcome
 import pytest
 import trio
 from gain_tools import (
+    BOUND_S,
     LOOPBACK,
     Boom,
     Recorder,
+    assert_echoes,
     connect,
     echo,
     make_recorder,
@@ -35,15 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = ON_RING
-
-BOUND_S = gain_tools.BOUND_S
-
-
-def is_echoed(server: gain.Server) -> bool:
-    with connect(server) as client:
-        client.sendall(b"question")
-        return gain_tools.receive_exactly(client, 8) == b"question"
-
 
 # --- Shutdown ---
 
@@ -257,8 +250,8 @@ def test_balancer_that_fails_is_logged_and_worker_0_serves(
 ) -> None:
     handler = Recorder(on_read=echo)
     with server_in_thread(handler, workers=2, load_balancing=lambda counts, remote: 7) as server:
-        assert is_echoed(server)
-        assert is_echoed(server)
+        assert_echoes(server)
+        assert_echoes(server)
     assert "load_balancing returned 7" in caplog.text
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import outcome
 import pytest
 import trio
-from marks import needs_ring
+from gain_tools import BOUND_S, Boom
+from marks import ON_RING
 
 from uring_trio.gain import _listen, _serving
 from uring_trio.gain._address import parse_all
@@ -26,17 +27,7 @@ from uring_trio.gain._serving import Serving
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [
-    needs_ring,
-    pytest.mark.differential,
-    pytest.mark.ring_only,
-]
-
-BOUND_S = 5.0
-
-
-class Boom(Exception):
-    """What tests raise on purpose."""
+pytestmark = ON_RING
 
 
 class ScriptedWorker:

@@ -15,7 +15,6 @@ from gain_tools import (
     MIB,
     MODES,
     QUIET_S,
-    TLS_1_2,
     TLS_1_3,
     Mode,
     Peer,
@@ -34,6 +33,8 @@ from gain_tools import (
     secure,
     server_context,
     server_in_thread,
+    speak_an_old_version,
+    the_error,
     versions,
     wait_until,
 )
@@ -87,12 +88,6 @@ def clear_client(handler: Recorder, **options: Any) -> Iterator[stdlib_socket.so
 def switch(raw: stdlib_socket.socket) -> None:
     raw.sendall(STARTTLS)
     assert receive_exactly(raw, len(READY)) == READY
-
-
-def the_error(handler: Recorder) -> BaseException | None:
-    wait_until(handler.errors)
-    (error,) = handler.errors()
-    return error
 
 
 # --- In order ---------------------------------------------------------------------------
@@ -351,13 +346,6 @@ def test_refusals_change_nothing() -> None:
 
 def send_garbage(raw: stdlib_socket.socket) -> None:
     raw.sendall(bytes(100))
-
-
-def speak_an_old_version(raw: stdlib_socket.socket) -> None:
-    old = client_context()
-    old.maximum_version = TLS_1_2
-    with pytest.raises(ssl.SSLError, match=r"(?i)alert.protocol.version"):
-        Peer(raw, old).shake_hands()
 
 
 @modes

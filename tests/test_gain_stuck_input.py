@@ -16,9 +16,9 @@ import gain_tools
 import pytest
 import trio
 import trio.testing
-from gain_tools import CLOGGING, AsyncRecorder, Recorder, open_client, serving, until
+from gain_tools import CLOGGING, AsyncRecorder, HalfCloser, Recorder, open_client, serving, until
 from marks import ON_RING
-from test_gain_asleep import NETWORKS, HalfCloser, assert_asleep, connected
+from test_gain_asleep import NETWORKS, assert_asleep, connected
 
 from uring_trio import gain
 from uring_trio.gain._patience import AFTER_END_S, LATE_S

@@ -43,6 +43,7 @@ from gain_tools import (
     server_context,
     server_in_thread,
     serving,
+    speak_an_old_version,
     until,
     versions,
     wait_until,
@@ -241,13 +242,6 @@ def distrust(raw: stdlib_socket.socket) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         peer.shake_hands()
     raw.sendall(peer.alert())  # the alert
-
-
-def speak_an_old_version(raw: stdlib_socket.socket) -> None:
-    old = client_context()
-    old.maximum_version = TLS_1_2
-    with pytest.raises(ssl.SSLError, match=r"(?i)alert.protocol.version"):
-        Peer(raw, old).shake_hands()
 
 
 FAILURES: dict[Callable[[stdlib_socket.socket], None], str] = {

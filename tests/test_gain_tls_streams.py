@@ -19,6 +19,7 @@ from gain_tools import (
     NAME,
     QUIET_S,
     RESETS,
+    HalfCloser,
     Mode,
     Peer,
     Recorder,
@@ -40,6 +41,7 @@ from gain_tools import (
     server_context,
     server_in_thread,
     serving,
+    the_error,
     versions,
     wait_until,
 )
@@ -72,12 +74,6 @@ def shaken_hands(
         peer.shake_hands()
         wait_until(lambda: handler.counts().accept)
         yield peer
-
-
-def the_error(handler: Recorder) -> BaseException | None:
-    wait_until(handler.errors)
-    (error,) = handler.errors()
-    return error
 
 
 # --- Data -------------------------------------------------------------------------------
@@ -216,12 +212,6 @@ def test_all_is_delivered_and_answered_at_the_peers_end(says_so: bool, mode: Mod
     assert sum(handler.values("on_read")) == len(message)
 
 
-class HalfOpen(Recorder):
-    def on_eof(self, conn: gain.Conn) -> None:
-        with self.recorded("on_eof", conn):
-            self.act("on_eof", conn)
-
-
 @versions
 def test_after_close_notify_on_eof_may_go_on_writing(version: ssl.TLSVersion) -> None:
     message = pattern(4 * MIB)
@@ -230,7 +220,7 @@ def test_after_close_notify_on_eof_may_go_on_writing(version: ssl.TLSVersion) ->
         conn.write(message)
         conn.close()
 
-    handler = HalfOpen(on_read=echo, on_eof=finish)
+    handler = HalfCloser(on_read=echo, on_eof=finish)
     with shaken_hands(handler, version) as peer:
         peer.send(peer.seal(b"last words") + peer.close_notify())
         assert peer.read_to_end() == b"last words" + message
@@ -239,7 +229,7 @@ def test_after_close_notify_on_eof_may_go_on_writing(version: ssl.TLSVersion) ->
 
 
 def test_end_that_may_be_a_cut_is_no_on_eof() -> None:
-    handler = HalfOpen(on_read=echo)
+    handler = HalfCloser(on_read=echo)
     with shaken_hands(handler) as peer:
         peer.send(peer.seal(b"half a mess"))
         peer.raw.shutdown(stdlib_socket.SHUT_WR)

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import gain_tools
 import pytest
-from gain_tools import BOUND_S, AsyncRecorder, Recorder, echo, server_in_thread, wait_until
+from gain_tools import (
+    BOUND_S,
+    AsyncRecorder,
+    Recorder,
+    echo,
+    needs_ipv6,
+    server_in_thread,
+    wait_until,
+)
 from marks import needs_ring
 
 from uring_trio.gain import _came_to, _datagram
@@ -33,16 +41,6 @@ pytestmark = needs_ring
 ASKED = "127.0.0.2"
 WILDCARDS = ["udp://0.0.0.0:0", "udp://:0", "udp4://:0"]
 IN_NAMESPACE = Path(__file__).with_name("gain_udp_namespace.py")
-
-
-def has_ipv6() -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-        sock.bind(("::1", 0))
-        return True
-    return False
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
 
 
 @contextlib.contextmanager
