@@ -122,6 +122,28 @@ def before_wakes(act: Callable[[], object]) -> Iterator[None]:
         del manager.process_events
 
 
+class Sitter:
+    """An occupant of slots that notes what it is told."""
+
+    task = None
+    reading = False
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
+        self.told.append((slot, res, flags, offset))
+
+    def lose(self) -> None:
+        self.told.append("lose")
+
+    def dispose(self, res: int) -> None:
+        self.told.append(("dispose", res))
+
+    def release(self) -> None:
+        self.told.append("release")
+
+
 async def assert_books_balance() -> None:
     """Nothing in flight, no lease out, no waiter; gives late cqes time to arrive."""
     deadline = time.monotonic() + BOOKS_TIMEOUT_S

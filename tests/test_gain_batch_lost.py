@@ -8,6 +8,7 @@ from typing import Any
 
 import trio
 from gain_tools import LOOPBACK, Recorder, connect, until
+from harness import Sitter
 from marks import ON_RING
 
 from uring_trio import gain
@@ -17,32 +18,10 @@ pytestmark = ON_RING
 SLOTS_MAX = 20  # that the test takes until it has the one it wants
 
 
-class Standing:
-    """Somebody else's operation in the worker's run."""
-
-    reading = False
-    task = None
-
-    def __init__(self) -> None:
-        self.told: list[int] = []
-
-    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
-        self.told.append(res)
-
-    def lose(self) -> None:
-        """Nobody waits."""
-
-    def dispose(self, res: int) -> None:
-        """It brings nothing."""
-
-    def release(self) -> None:
-        """It has no memory."""
-
-
 async def test_a_cancelled_worker_cancels_nobody_elses_operation() -> None:
     """It is late for a batch, and what has ended there has left its slot to others meanwhile."""
     handler = Recorder()
-    standing = Standing()
+    standing = Sitter()
     used: list[int] = []
     ours, theirs = stdlib_socket.socketpair()
     with ours, theirs:
@@ -74,4 +53,4 @@ async def test_a_cancelled_worker_cancels_nobody_elses_operation() -> None:
         assert handler.counts().close == 1
         theirs.send(b"x")
         await until(lambda: len(standing.told) == len(used))
-    assert set(standing.told) == {select.POLLIN}
+    assert {res for _, res, _, _ in standing.told} == {select.POLLIN}

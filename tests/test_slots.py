@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import pytest
+from harness import Sitter
 
 from uring_trio import _draining
 from uring_trio._kernel import CQE_F_MORE, ECANCELED
@@ -41,28 +42,6 @@ class FakeRing:
         done, self.in_flight = sorted(self.in_flight), set()
         assert count == len(done)
         return [(slot, self.ends_with.get(slot, ECANCELED), 0, 0) for slot in done]
-
-
-class Sitter:
-    """An occupant that notes what it is told."""
-
-    task = None
-    reading = False
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-
-    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
-        self.told.append((slot, res, flags, offset))
-
-    def lose(self) -> None:
-        self.told.append("lose")
-
-    def dispose(self, res: int) -> None:
-        self.told.append(("dispose", res))
-
-    def release(self) -> None:
-        self.told.append("release")
 
 
 def no_wake(task: Any, value: Any) -> None:
