@@ -24,7 +24,7 @@ import gain_tools
 import pytest
 from gain_accept_worker import share
 from gain_tools import BOUND_S, Recorder, connect, server_in_thread, wait_until
-from marks import needs_ring
+from marks import ON_RING, needs_ring
 
 from uring_trio import gain
 from uring_trio._beside import Name, try_accept
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = needs_ring
-
-ON_RING = [pytest.mark.differential, pytest.mark.ring_only]
 
 WORKER = Path(__file__).with_name("gain_accept_worker.py")
 SOON_S = 0.1  # stock trio takes 4 to 17 ms

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
+from marks import ON_RING
 
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.differential, pytest.mark.ring_only]
+pytestmark = ON_RING
 
 LIMIT_S = 5.0
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)

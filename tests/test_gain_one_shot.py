@@ -9,7 +9,7 @@ import pytest
 import test_gain_lost_end
 import trio
 from gain_tools import MODES, Counts, Recorder, connected, echo, read_exactly, serving, until
-from marks import needs_ring
+from marks import ON_RING, needs_ring
 
 from uring_trio._trio_private import current_runner
 from uring_trio.gain import EndOfStream, _worker
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = needs_ring
-on_ring = [pytest.mark.differential, pytest.mark.ring_only]
 
 NOTHING = Capabilities(False, ("a test",))
 SMALLEST_BUFFER = 8192
@@ -105,7 +104,7 @@ def test_connections_are_counted_until_they_close() -> None:
 
 
 class TestOnTheRing:
-    pytestmark = on_ring
+    pytestmark = ON_RING
 
     async def test_nothing_is_multishot(self, monkeypatch: pytest.MonkeyPatch) -> None:
         armed = operations_of_this_ring(monkeypatch)

@@ -33,13 +33,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import harness
 import kernel_table
 import kernel_workers
 import pytest
 import sandbox
 import trio
 import trio.testing
+from marks import needs_ring
 
 import uring_trio
 from uring_trio import _beside
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = [
-    pytest.mark.skipif(harness.ring_denied() is not None, reason=str(harness.ring_denied())),
+    needs_ring,
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are x86-64's"),
 ]
 

@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import harness
 import pytest
 import trio
 import trio.testing
+from marks import needs_ring
 
 import uring_trio
 from uring_trio import gain
@@ -340,7 +340,7 @@ def found() -> dict[str, Any]:
 
 
 @pytest.mark.fast_ways
-@pytest.mark.skipif(harness.ring_denied() is not None, reason=str(harness.ring_denied()))
+@needs_ring
 @pytest.mark.parametrize("trip", ROOMS_MAX)
 def test_a_trip_is_no_long_way_round(found: dict[str, Any], trip: str) -> None:
     rooms = set(found[trip]["rooms"])
