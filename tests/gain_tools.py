@@ -43,6 +43,23 @@ LOOPBACK = "tcp://127.0.0.1:0"
 LOOPBACK_UDP = "udp://127.0.0.1:0"
 PAGE = 4096
 CLOGGING = bytes(8 << 20)  # more than the kernel's buffers of one connection hold
+MIB = 1 << 20
+
+# Long enough for what must not happen to happen, if it is going to.
+QUIET_S = 0.15
+
+# The errors of a connection that the peer reset, by what was being done.
+RESETS = (errno.ECONNRESET, errno.EPIPE)
+
+# Every arrangement of workers that a connection can live under.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "reactor-1": {"workers": 1},
+    "reactor-2": {"workers": 2},
+    "sharding-2": {"workers": 2, "architecture": "sharding"},
+}
+architectures = pytest.mark.parametrize(
+    "options", list(ARCHITECTURES.values()), ids=list(ARCHITECTURES)
+)
 
 MODES = ("def", "async def", "async_handler")
 Mode = str
@@ -185,6 +202,27 @@ class AsyncRecorder(Recorder):
 
     async def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
         await self._call("on_close", conn, err)
+
+
+class Sink(Recorder):
+    """Keeps all that comes, and answers nothing by itself."""
+
+    def __init__(self, **actions: Callable[..., Any]) -> None:
+        super().__init__(**actions)
+        self._received: dict[int, bytearray] = {}
+
+    def on_read(self, conn: gain.Conn, n: int) -> None:
+        with self.recorded("on_read", conn, n):
+            self._received.setdefault(id(conn), bytearray()).extend(conn.next(n))
+            self.act("on_read", conn, n)
+
+    def received_size(self, conn: gain.Conn | None = None) -> int:
+        """The bytes of a connection, or of all."""
+        found = self._received if conn is None else [id(conn)]
+        return sum(len(self._received.get(key, b"")) for key in found)
+
+    def received(self, conn: gain.Conn) -> bytes:
+        return bytes(self._received.get(id(conn), b""))
 
 
 class HalfCloser(Recorder):
@@ -464,49 +502,6 @@ def socket_option(conn: gain.Conn, level: int, option: int) -> int:
     """Of the very socket, whatever it is set up for."""
     with stdlib_socket.socket(fileno=os.dup(conn.fileno())) as sock:
         return sock.getsockopt(level, option)
-
-
-MIB = 1 << 20
-
-# Long enough for what must not happen to happen, if it is going to.
-QUIET_S = 0.15
-
-# The errors of a connection that the peer reset, by what was being done.
-RESETS = (errno.ECONNRESET, errno.EPIPE)
-
-# Every arrangement of workers that a connection can live under.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "reactor-1": {"workers": 1},
-    "reactor-2": {"workers": 2},
-    "sharding-2": {"workers": 2, "architecture": "sharding"},
-}
-architectures = pytest.mark.parametrize(
-    "options", list(ARCHITECTURES.values()), ids=list(ARCHITECTURES)
-)
-
-
-class Sink(Recorder):
-    """Keeps all that comes, and answers nothing by itself."""
-
-    def __init__(self, **actions: Callable[..., Any]) -> None:
-        super().__init__(**actions)
-        self._received: dict[int, bytearray] = {}
-
-    def on_read(self, conn: gain.Conn, n: int) -> None:
-        with self.recorded("on_read", conn, n):
-            self._received.setdefault(id(conn), bytearray()).extend(conn.next(n))
-            self.act("on_read", conn, n)
-
-    def received_size(self, conn: gain.Conn | None = None) -> int:
-        """The bytes of a connection, or of all."""
-        found = self._received if conn is None else [id(conn)]
-        return sum(len(self._received.get(key, b"")) for key in found)
-
-    def received(self, conn: gain.Conn) -> bytes:
-        return bytes(self._received.get(id(conn), b""))
-
-
-# Clients
 
 
 def receive_all(client: stdlib_socket.socket) -> bytes:
