@@ -492,7 +492,7 @@ DOOR = [
     Mutation(
         "A poll that nobody waits for is taken out of the kernel at once: it holds its file.",
         "src/uring_trio/_polls.py",
-        "            if self.drop():\n                slots.release_files()\n"
+        "            if not self.drop():\n                slots.release_files()\n"
         "        return Abort.SUCCEEDED",
         "            self.drop()\n        return Abort.SUCCEEDED",
         ("tests/test_close_after_wait.py::test_right_after_somebody_has_cancelled_it",),

@@ -277,7 +277,7 @@ class UringIOManager:
             if task is not None and poll.task is task:  # else it is over meanwhile
                 wake.append((task, trio.ClosedResourceError(CLOSED)))
                 poll.leave()
-                in_kernel |= poll.drop()
+                in_kernel |= not poll.drop()
         exception: Exception = trio.ClosedResourceError(CLOSED)
         if detach:
             exception = OSError(errno.EBADF, os.strerror(errno.EBADF))

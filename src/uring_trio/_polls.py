@@ -152,18 +152,17 @@ class Poll:
             if self.task is None:
                 return Abort.FAILED  # as in Operation.abort
             self.leave()
-            if self.drop():
+            if not self.drop():
                 slots.release_files()
         return Abort.SUCCEEDED
 
     def drop(self) -> bool:
-        """End the kernel's part; True if it is still in the kernel."""
-        if self.slot < 0:
-            return False
-        if not self.polls.slots.withdraw(self.slot):
-            return True
-        self.slot = -1
-        return False
+        """End it where the kernel has no part in it; False if the kernel has, and is asked."""
+        if self.slot >= 0:
+            if not self.polls.slots.withdraw(self.slot):
+                return False
+            self.slot = -1
+        return True
 
     def unwrap(self, value: Any) -> None:
         """In the task: raise what its wait has ended with, if it is an error."""
@@ -188,7 +187,7 @@ class Poll:
                 if res >= 0:
                     return
         task = self.leave()
-        if self.drop():
+        if not self.drop():
             slots.release_files()
         if res >= 0:
             slots.wake(task, None)
