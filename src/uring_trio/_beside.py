@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses, _kernel
-from uring_trio._kernel import EINTR
+from uring_trio._kernel import EINTR, INT_MAX
 from uring_trio._memory import Memory
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def wait_for(fd: int, events: int, timeout: float) -> int:
     end = monotonic() + timeout
     left = timeout
     while True:
-        left_ms = min(max(0, math.ceil(left * 1000)), 0x7FFFFFFF) if left < math.inf else -1
+        left_ms = min(max(0, math.ceil(left * 1000)), INT_MAX) if left < math.inf else -1
         found: int = _lib.ut_poll(fd, events, left_ms)
         if found != EINTR:
             return checked(found)

@@ -68,7 +68,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from uring_trio import _beside as beside
-from uring_trio._kernel import LOOK_NO_MEMORY, LOOK_NOTHING
+from uring_trio._kernel import LOOK_NO_MEMORY, LOOK_NOTHING, POLLIN
 
 if TYPE_CHECKING:
     from uring_trio._kernel import Ring
@@ -152,7 +152,7 @@ class Helper:
             timeout = min(timeout, RETRY_S)
         if self._eyes is not None:
             return bool(self._eyes.poll(max(0, timeout), SEEN_MAX)) or self._no_memory
-        return bool(beside.wait_for(self._event_fd, select.POLLIN, timeout)) or self._no_memory
+        return bool(beside.wait_for(self._event_fd, POLLIN, timeout)) or self._no_memory
 
     def wake(self) -> None:
         """Have the helper thread return."""

@@ -32,9 +32,11 @@ from uring_trio._fast_ways import FAST
 from uring_trio._kernel import (
     CQE_F_MORE,
     ECANCELED,
+    INT_MAX,
     POLLERR,
     POLLHUP,
     POLLIN,
+    POLLNVAL,
     POLLOUT,
     os_error,
 )
@@ -44,11 +46,8 @@ from uring_trio._trio_private import WaitTaskRescheduled, run_context
 if TYPE_CHECKING:
     from uring_trio._slots import Slots
 
-POLLNVAL = 0x20  # poll(2)
-# What a file without a poll function answers: POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM.
-ALL_READY = 0x1 | 0x4 | 0x40 | 0x100
-
-INT_MAX = 0x7FFFFFFF
+# What a file without a poll function answers: the last two are POLLRDNORM, POLLWRNORM.
+ALL_READY = POLLIN | POLLOUT | 0x40 | 0x100
 
 # What has no type of its own, and whose readiness stays, however often it is looked at.
 STEADY = (

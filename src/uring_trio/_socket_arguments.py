@@ -11,7 +11,7 @@ import struct
 from typing import Any
 
 from uring_trio import _addresses
-from uring_trio._kernel import TRANSFER_MAX
+from uring_trio._kernel import INT_MAX, TRANSFER_MAX
 from uring_trio._memory import Message, pin, unpin
 
 # More buffers in one call are EMSGSIZE, but EINVAL to io_uring on Linux 6.1 and 6.12.
@@ -32,7 +32,7 @@ def usable_size(size: object) -> bool:
 
 def usable_flags(flags: object) -> bool:
     """Whether they are flags (a C int) that the ring may take."""
-    return isinstance(flags, int) and 0 <= flags <= 0x7FFFFFFF and not flags & STOCK_FLAGS
+    return isinstance(flags, int) and 0 <= flags <= INT_MAX and not flags & STOCK_FLAGS
 
 
 def own_flags(flags: int) -> int:

@@ -40,7 +40,7 @@ from uring_trio._io_manager import (
     let_go_unless_on_ring,
     look_for_low_water,
 )
-from uring_trio._kernel import EAGAIN, TRANSFER_MAX
+from uring_trio._kernel import EAGAIN, INT_MAX, TRANSFER_MAX
 from uring_trio._memory import Message, pin_memory, unpin
 from uring_trio._operations import ReceiveInto
 from uring_trio._socket_arguments import (
@@ -84,7 +84,6 @@ TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 NO_FLAGS = 0
 
 LOW_WATER = (socket.SO_RCVLOWAT,)
-INT_MAX = 0x7FFFFFFF  # of C
 
 # What a connect can answer after it was under way; on stock these, and only these, come
 # from SO_ERROR, with an error text that has the address in it.
