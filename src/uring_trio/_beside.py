@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import socket
 import struct
 import threading
@@ -21,7 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses, _kernel
-from uring_trio._kernel import EINTR, INT_MAX
+from uring_trio._kernel import EINTR, INT_MAX, os_error
 from uring_trio._memory import Memory
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def checked(result: int) -> int:
       OSError: it was an error.
     """
     if result < 0:
-        raise OSError(-result, os.strerror(-result))
+        raise os_error(result)
     return result
 
 

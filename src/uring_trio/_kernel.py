@@ -1,9 +1,9 @@
 """The one Python door to the C engine: a ring, its operations, its memory.
 
-Nothing above this module and `_memory` sees cffi. Operations are small integers (slots),
-results are tuples of integers, data is ``bytes``, and the functions that prepare a stream's
-operation are `functools.partial` objects around the C function with the engine already in
-them: a Python method around each would cost as much again as the call.
+Nothing above this module, `_memory` and `_beside` sees cffi. Operations are small integers
+(slots), results are tuples of integers, data is ``bytes``, and the functions that prepare a
+stream's operation are `functools.partial` objects around the C function with the engine
+already in them: a Python method around each would cost as much again as the call.
 
 cffi releases the GIL around every call and protects no C data, so a `Ring` belongs to
 the thread that made it, without exception: waking a ring from another thread goes
@@ -90,7 +90,7 @@ unpack_records = _RECORD.iter_unpack
 
 
 def os_error(result: int) -> OSError:
-    """The exception for a cqe's negative result."""
+    """The exception for a negative result: a cqe's, or of a call beside the ring."""
     return OSError(-result, os.strerror(-result))
 
 

@@ -2,7 +2,7 @@
 
 Whoever makes one keeps it until the operation's last cqe, and frees it then. As in
 `_kernel`, cffi stays in here: the attribute ``c`` and what `pin` returns are handed to a
-`Ring` and looked at by nobody else.
+`Ring`, or to a call of `_beside`, and looked at by nobody else.
 """
 
 from __future__ import annotations
