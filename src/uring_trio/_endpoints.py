@@ -55,9 +55,7 @@ class Endpoint:
 
     def is_in_use(self) -> bool:
         """Whether its file is open, as far as its owner knows, or has operations."""
-        if self.receiver.fileno() == self.fd:
-            return True
-        return self.receiver.current is not None or self.sender.current is not None
+        return self.receiver.fileno() == self.fd or self.is_busy()
 
     def is_busy(self) -> bool:
         """Whether it has operations."""
