@@ -2,16 +2,14 @@
  * The kernel seam: every system call goes through this table, those of the ring
  * and those that are made beside it (beside.h).
  *
- * The real kernel stands behind `ut_kernel_real`. Test builds put a scripted
+ * The real kernel stands behind `ut_kernel_real`. Tests put a scripted
  * one in its place, so that orders which Linux rarely gives (a cancel that
  * comes too late, a short write, an overflowing CQ) can be had on demand.
  *
  * All functions return -errno on failure. None retries: what an error means
  * is decided by the caller, in one place.
  *
- * Not in it: what Python's `ssl`, its resolver and the constructor of its socket
- * objects do by themselves, and what is done once, to set up: sockets made, bound
- * and listening, /proc read, the pair that the probe tries the ring with.
+ * What is not in it, and why, is listed in tests/test_kernel_seam.py.
  */
 #ifndef UT_KERNEL_H
 #define UT_KERNEL_H
