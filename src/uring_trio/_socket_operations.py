@@ -193,7 +193,7 @@ class Accept(Operation):
             return int(line.slots.ring.poll(line.fileno(), POLLIN, 0))
         if self.message is None:
             self.message = Message()
-        return line.slots.ring.accept(line.fileno(), self.message, socket.SOCK_CLOEXEC, 1)
+        return line.slots.ring.accept(line.fileno(), self.message, CLOSED_AT_EXEC, 1)
 
     def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
         if res >= 0 and not self.on_ring:
