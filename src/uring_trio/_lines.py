@@ -265,7 +265,8 @@ class Receiver(Line):
     """The line of those who receive, and what a stream's next receive had better do.
 
     Attributes:
-      prep_receive: prepares a stream's receive; of sockets and other files in one form.
+      plain_receive: prepares a stream's receive; of sockets and other files in one form.
+      prep_receive: what is called for one: the same, or what looks for a mark, or heeds it.
       poll_first: wait for data before the first attempt.
       group: of the buffers that its messages fit into.
       small_in_a_row: receives that a smaller buffer would have held.
