@@ -23,6 +23,7 @@ from uring_trio.gain._connection import Connection
 from uring_trio.gain._engine import ENDS
 from uring_trio.gain._halves import Sizes
 from uring_trio.gain._turn import Turn
+from uring_trio.gain._worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -386,6 +387,8 @@ class ScriptedEngine:
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         fn(*args)
+
+    tell = Worker.tell
 
     # ---- callbacks that run elsewhere ----------------------------------------------------
 

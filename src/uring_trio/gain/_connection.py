@@ -1000,7 +1000,7 @@ class Calls:
     def _make(self, due: Due) -> None:
         """Call the callback that is due, or do what is due in its place."""
         connection, life, inbound = self._connection, self._life, self._connection.inbound
-        callbacks = connection.worker.callbacks
+        callbacks, tell, conn = connection.worker.callbacks, connection.worker.tell, connection.conn
         if due is Due.READ:
             n = inbound.announced()
             if callbacks.on_read is None:
@@ -1008,17 +1008,17 @@ class Calls:
                 return
             if connection.deadlines is not None:
                 connection.deadlines.told()
-            self._call("on_read", callbacks.on_read, n)
+            tell(self, "on_read", callbacks.on_read, conn, n)
         elif due is Due.WROTE:
-            self._call("on_write", callbacks.on_write, connection.outbound.tell())
+            tell(self, "on_write", callbacks.on_write, conn, connection.outbound.tell())
         elif due is Due.ACCEPT:
             life.tell(ToldEvent.ACCEPT)
-            self._call("on_accept", callbacks.on_accept)
+            tell(self, "on_accept", callbacks.on_accept, conn)
         elif due is Due.EOF:
             inbound.step(InputEvent.TELL)
             truncated = None if connection.secure is None else connection.secure.truncated
             if truncated is None and callbacks.on_eof is not None:
-                self._call("on_eof", callbacks.on_eof)
+                tell(self, "on_eof", callbacks.on_eof, conn)
             else:
                 life.blame(truncated or EndOfStream("the peer ended the connection"))
                 connection.begin_close()
@@ -1033,25 +1033,10 @@ class Calls:
             assert due is Due.CLOSED
             life.tell(ToldEvent.CLOSE)
             try:
-                self._call("on_close", callbacks.on_close, life.err)
+                tell(self, "on_close", callbacks.on_close, conn, life.err)
             finally:  # it may be a KeyboardInterrupt or SystemExit, which ends the server
                 if not life.is_busy:
                     connection.worker.forget(connection)
-
-    def _call(self, name: str, function: Callable[..., Any] | None, *args: Any) -> None:
-        """Call a callback, here or as a task."""
-        if function is None:
-            return
-        connection = self._connection
-        elsewhere = connection.worker.elsewhere
-        if name in elsewhere.names:
-            connection.inbound.stash()
-            elsewhere.run(self, name, function, (connection.conn, *args))
-            return
-        try:
-            function(connection.conn, *args)
-        except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
-            self.raised(name, exc)
 
     def raised(self, name: str, exc: BaseException) -> None:
         """A callback or a task of this connection raised."""
@@ -1069,6 +1054,7 @@ class Calls:
 
     def begin_elsewhere(self, *, in_thread: bool) -> None:
         """A callback begins that is no plain call."""
+        self._connection.inbound.stash()
         if in_thread:
             self._life.lend()
         else:

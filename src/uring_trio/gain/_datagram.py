@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from uring_trio._slots import Slots
+    from uring_trio.gain._callbacks import Host
     from uring_trio.gain._came_to import CameTo
     from uring_trio.gain._config import Config
     from uring_trio.gain._engine import Clock
@@ -100,9 +101,6 @@ class Workplace(Protocol):
     def clock(self) -> Clock: ...
 
     @property
-    def elsewhere(self) -> Any: ...
-
-    @property
     def logger(self) -> logging.Logger: ...
 
     @property
@@ -116,6 +114,10 @@ class Workplace(Protocol):
     def post(self, fn: Callable[..., Any], *args: Any) -> bool: ...
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
+
+    def tell(
+        self, host: Host, name: str, function: Callable[..., Any] | None, *args: Any
+    ) -> None: ...
 
 
 class Watch:
@@ -227,19 +229,6 @@ class Datagram:
 
     # ---- callbacks -----------------------------------------------------------------------
 
-    def tell(self, name: str, function: Callable[..., Any] | None, *args: Any) -> None:
-        """Call a callback, here or as a task."""
-        assert function is not None
-        elsewhere = self.worker.elsewhere
-        if name in elsewhere.names:
-            self.socket.callback_began()
-            elsewhere.run(self, name, function, (self.conn, *args))
-            return
-        try:
-            function(self.conn, *args)
-        except Exception as exc:  # noqa: BLE001  the user's own code
-            self.raised(name, exc)
-
     def raised(self, name: str, exc: BaseException) -> None:
         """A callback or a task of it raised."""
         self.worker.logger.error(
@@ -248,6 +237,7 @@ class Datagram:
 
     def begin_elsewhere(self, *, in_thread: bool) -> None:
         """A callback begins that is no plain call."""
+        self.socket.callback_began()
         event = HolderEvent.LEND if in_thread else HolderEvent.TASK
         self._holder = step(NEXT_HOLDER, self._holder, event)
 
@@ -322,7 +312,8 @@ class Datagram:
         # Not where it was aborted.
         if self._due_bytes >= 0 and self._holder is Holder.NOBODY and self.user:
             written, self._due_bytes = self._due_bytes, -1
-            self.tell("on_write", self.worker.callbacks.on_write, written)
+            worker = self.worker
+            worker.tell(self, "on_write", worker.callbacks.on_write, self.conn, written)
             self.socket.paid()
 
 
@@ -484,7 +475,8 @@ class DatagramSocket:
                 data = message.data(size)
                 peer, control, _ = message.result()
                 source = came_to(control, self._port)
-            Datagram(self, data, peer, source).tell("on_read", on_read, size)
+            datagram = Datagram(self, data, peer, source)
+            worker.tell(datagram, "on_read", on_read, datagram.conn, size)
         return RECEIVES_MAX
 
     def _watch_input(self) -> None:

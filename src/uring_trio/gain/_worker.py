@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from uring_trio._slots import Slots
     from uring_trio.gain._address import Address
-    from uring_trio.gain._callbacks import Callbacks
+    from uring_trio.gain._callbacks import Callbacks, Host
     from uring_trio.gain._config import Config
     from uring_trio.gain._listen import Listener
 
@@ -225,6 +225,21 @@ class Worker:
             fn(*args)
         except Exception:  # noqa: BLE001 - logged
             logger.exception("a call from another thread raised: %r", fn)
+
+    # ---- callbacks -----------------------------------------------------------------------
+
+    def tell(self, host: Host, name: str, function: Callable[..., Any] | None, *args: Any) -> None:
+        """Call a callback, here or elsewhere; what it raises here is its host's to tell of."""
+        if function is None:
+            return
+        elsewhere = self.elsewhere
+        if name in elsewhere.names:
+            elsewhere.run(host, name, function, args)
+            return
+        try:
+            function(*args)
+        except Exception as exc:  # noqa: BLE001 - its host logs it
+            host.raised(name, exc)
 
     # ---- connections ---------------------------------------------------------------------
 
