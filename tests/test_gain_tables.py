@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uring_trio.gain import _halves, _life, _patience, _tls
+from uring_trio.gain import _datagram, _halves, _life, _patience, _tls
 from uring_trio.gain._halves import (
     Flight,
     Inbound,
@@ -128,6 +128,13 @@ CLOSING         CLOSING_STALLED CLOSING CLOSING         SENT
 CLOSING_STALLED -               CLOSING CLOSING_STALLED -
 SENT            -               SENT    SENT            -
 """
+DATAGRAMS = """
+        STOP    CLOSE   RELEASE
+OPEN    STOPPED CLOSING -
+STOPPED STOPPED CLOSING -
+CLOSING CLOSING CLOSING CLOSED
+CLOSED  CLOSED  CLOSED  -
+"""
 TABLES: list[tuple[str, Any, Any, Any]] = [
     (INBOUND, _halves.NEXT_INPUT, Input, InputEvent),
     (FLIGHT, _halves.NEXT_FLIGHT, Flight, _halves.FlightEvent),
@@ -137,6 +144,7 @@ TABLES: list[tuple[str, Any, Any, Any]] = [
     (HOLDER, _life.NEXT_HOLDER, Holder, _life.HolderEvent),
     (TOLD, _life.NEXT_TOLD, Told, _life.ToldEvent),
     (STAGE, _patience.NEXT_STAGE, _patience.Stage, _patience.StageEvent),
+    (DATAGRAMS, _datagram.NEXT_SOCKET, _datagram.SocketState, _datagram.SocketEvent),
     (TLS_PEER, _tls.NEXT_PEER, _tls.Peer, _tls.PeerEvent),
     (TLS_OURS, _tls.NEXT_OURS, _tls.Ours, _tls.OurEvent),
 ]

@@ -19,11 +19,17 @@ queue. They are logged, and end nothing.
 A poll reports errors whether or not it was asked to, for as long as the queue holds any. So
 everything is taken out of it, also what is no error: times of what was sent, and completions
 of zero-copy sends, where somebody has asked the socket for them.
+
+    OPEN --stop--> STOPPED --close--> CLOSING --release--> CLOSED
+      +--------------close---------------^
+
+STOPPED receives nothing, sends what waits, and lets callbacks end; CLOSING drops what waits.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import socket
 import struct
@@ -46,7 +52,7 @@ from uring_trio._kernel import EAGAIN, ECANCELED, POLLERR, POLLIN, POLLOUT
 from uring_trio._memory import Memory, Message
 from uring_trio.gain._address import Address
 from uring_trio.gain._came_to import INFO_SIZE, came_to, is_every_address
-from uring_trio.gain._halves import step
+from uring_trio.gain._halves import Table, quick, step
 from uring_trio.gain._life import NEXT_HOLDER, NOBODY, Holder, HolderEvent, Way
 
 if TYPE_CHECKING:
@@ -84,6 +90,35 @@ IPV6_RECVERR = 25
 _EXTENDED_ERROR = struct.Struct("=IBBBBII")
 ANCILLARY_SIZE = 512
 ERROR_ORIGINS = (1, 2, 3)  # SO_EE_ORIGIN_LOCAL, _ICMP, _ICMP6
+
+
+@quick
+class SocketState(enum.IntEnum):
+    """Where a socket stands."""
+
+    OPEN = 0
+    STOPPED = 1
+    CLOSING = 2  # the kernel may have polls of it
+    CLOSED = 3
+
+
+@quick
+class SocketEvent(enum.IntEnum):
+    """What moves it on."""
+
+    STOP = 0  # a shutdown
+    CLOSE = 1  # nothing is left to be done, or is to be done any more
+    RELEASE = 2  # the kernel has no poll of it
+
+
+_S = SocketState
+NEXT_SOCKET: Table[SocketState] = {
+    #            STOP        CLOSE       RELEASE
+    _S.OPEN: (_S.STOPPED, _S.CLOSING, None),
+    _S.STOPPED: (_S.STOPPED, _S.CLOSING, None),
+    _S.CLOSING: (_S.CLOSING, _S.CLOSING, _S.CLOSED),
+    _S.CLOSED: (_S.CLOSED, _S.CLOSED, None),
+}
 
 
 class Workplace(Protocol):
@@ -322,8 +357,7 @@ class DatagramSocket:
 
     Attributes:
       home: the worker's thread.
-      thread: who may use its datagrams; 0 once it is closed.
-      closed: the kernel has let go of it, and so have we.
+      thread: who may use its datagrams; 0 once it closes.
       dropped: datagrams that were to be sent, and were not.
       queued: bytes that wait to be sent.
     """
@@ -334,7 +368,6 @@ class DatagramSocket:
         self.listener = listener
         self.thread = worker.thread
         self.home = worker.thread
-        self.closed = False
         self.dropped = 0
         self.queued = 0
         self._fd = listener.sock.fileno()
@@ -347,7 +380,7 @@ class DatagramSocket:
             self._message = Message(control_size=INFO_SIZE, data_size=BUFFER_SIZE)
         self._error = Message(control_size=ANCILLARY_SIZE)  # the last one of the queue of errors
         self._queue: deque[tuple[Datagram, bytes, bytes, CameTo | None]] = deque()
-        self._stopped = False  # nothing is received any more
+        self._state = SocketState.OPEN
         self._receiving = False  # in the loop that receives
         self._callbacks = 0  # that run elsewhere
         self._owing = 0  # datagrams that were sent and whose on_write is due
@@ -359,6 +392,11 @@ class DatagramSocket:
 
     def __repr__(self) -> str:
         return f"<DatagramSocket {self.listener.address!s}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the kernel has let go of it, and so have we."""
+        return self._state is SocketState.CLOSED
 
     @property
     def operations_in_flight(self) -> int:
@@ -379,14 +417,14 @@ class DatagramSocket:
 
     def begin_shutdown(self) -> None:
         """Stop receiving, let callbacks end, send what waits, and then close."""
-        self._stopped = True
+        self._step(SocketEvent.STOP)
         self.worker.clock.cancel((self, "retry"))
         self._input.disarm()
         self._close_when_idle()
 
     def close(self) -> None:
         """Close at once: what waits to be sent is dropped."""
-        self._stopped = True
+        self._step(SocketEvent.CLOSE)
         self.thread = 0
         self.dropped += len(self._queue)
         for datagram, data, _, _ in self._queue:
@@ -400,18 +438,21 @@ class DatagramSocket:
 
     def _close_when_idle(self) -> None:
         busy = self._queue or self._callbacks or self._owing
-        if self._stopped and self.thread and not busy:
+        if self._state is SocketState.STOPPED and not busy:
             self.close()
 
     def _close_when_released(self) -> None:
-        if not self.closed and not self.thread and not self.operations_in_flight:
-            self.closed = True
+        if self._state is SocketState.CLOSING and not self.operations_in_flight:
+            self._step(SocketEvent.RELEASE)
             self.listener.close()
             self._memory.free()
             self._error.free()
             if self._message is not None:
                 self._message.free()
             self.worker.wake()
+
+    def _step(self, event: SocketEvent) -> None:
+        self._state = step(NEXT_SOCKET, self._state, event)
 
     # ---- receiving -----------------------------------------------------------------------
 
@@ -420,7 +461,7 @@ class DatagramSocket:
         if self._is_over(res):
             return
         received = self._take_errors() if res & POLLERR else 0
-        if not self._stopped:
+        if self._state is SocketState.OPEN:
             self._receiving = True
             try:
                 received += self._receive()
@@ -437,7 +478,7 @@ class DatagramSocket:
 
     def _is_over(self, res: int) -> bool:
         """Whether a poll has ended without telling what to do."""
-        if not self.thread:
+        if self._state >= SocketState.CLOSING:
             self._close_when_released()
         elif res < 0 and res != ECANCELED:
             # Somebody has closed the descriptor: nothing can be received or sent any more.
@@ -445,7 +486,7 @@ class DatagramSocket:
                 "%s cannot be watched and is closed: %s", self, os.strerror(-res)
             )
             self.close()
-        return not self.thread
+        return self._state >= SocketState.CLOSING
 
     def _receive(self) -> int:
         """Take what is there, up to a bound; how often something was."""
@@ -454,7 +495,7 @@ class DatagramSocket:
         worker = self.worker
         on_read = worker.callbacks.on_read
         for count in range(RECEIVES_MAX):
-            if self._callbacks >= CALLBACKS_MAX or self._stopped:
+            if self._callbacks >= CALLBACKS_MAX or self._state is not SocketState.OPEN:
                 return count
             if message is None:
                 size = try_recv_from(fd, memory, BUFFER_SIZE, name)
@@ -480,7 +521,7 @@ class DatagramSocket:
         return RECEIVES_MAX
 
     def _watch_input(self) -> None:
-        if not self._stopped and self._callbacks < CALLBACKS_MAX:
+        if self._state is SocketState.OPEN and self._callbacks < CALLBACKS_MAX:
             self._input.arm()
 
     # ---- sending -------------------------------------------------------------------------
@@ -509,7 +550,7 @@ class DatagramSocket:
     # What follows is for the worker's thread alone, also where another one has the datagram.
 
     def _reply(self, datagram: Datagram, data: bytes, peer: bytes, source: CameTo | None) -> None:
-        if not self.thread:  # closed since it was posted
+        if self._state >= SocketState.CLOSING:  # since it was posted
             self.dropped += 1
             return
         try:
