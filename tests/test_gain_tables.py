@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uring_trio.gain import _datagram, _halves, _life, _patience, _tls
+from uring_trio.gain._errors import EndOfStream
 from uring_trio.gain._halves import (
     Flight,
     Inbound,
@@ -324,6 +325,22 @@ def test_a_thread_is_told_of_what_came_before_the_peer_went() -> None:
     life.lend()
     assert life.borrow(THREAD)
     assert life.user == THREAD
+
+
+def test_the_first_error_is_told_and_counts_for_more_than_an_end() -> None:
+    end, first, second = EndOfStream(), OSError(1), OSError(2)
+    life = Life(HOME)
+    assert life.blame(end)
+    assert life.blame(first)
+    assert not life.blame(second)
+    assert not life.blame(end)
+    assert life.err is first
+
+
+def test_no_error_counts_once_all_was_sent() -> None:
+    for state in WAY:
+        life = life_of(state, Holder.NOBODY)
+        assert life.blame(OSError(1)) is (state is not _life.State.DISCARDING)
 
 
 # What is due and what is wanted, over all there is

@@ -416,8 +416,7 @@ class Connection:
             return
         if life.in_handshake:
             self.worker.logger.info("TLS handshake with %s failed: %s", self.name(), exc)
-        if life.state is not State.DISCARDING:  # all was sent: what comes now is no error
-            life.blame(exc)
+        life.blame(exc)
         self.end(event)
 
     def lose(self, exc: BaseException) -> None:

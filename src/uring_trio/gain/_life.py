@@ -239,6 +239,8 @@ class Life:
 
     def blame(self, exc: BaseException) -> bool:
         """What it ends with; the first is told, but an error counts for more than an end."""
+        if self.state is State.DISCARDING:
+            return False  # all was sent: what comes now is no error
         if self.err is not None and not isinstance(self.err, EndOfStream):
             return False
         self.err = exc
