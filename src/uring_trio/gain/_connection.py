@@ -846,7 +846,7 @@ class Outlet:
             self._sent(sent)
         else:
             self._send_part()
-        if outbound.is_over_high_water() and outbound.state <= Output.ENDING_FULL:
+        if outbound.is_over_high_water():
             outbound.step(OutputEvent.FILL)
         self._connection.attend()
 
