@@ -318,8 +318,6 @@ class Connection:
         """All that the file takes and gives goes through *secure* from here on."""
         self.secure = secure
         self.when_mine(self._begin_handshake)
-        if secure.pending() and self.outbound.sending is None:
-            self.outlet.soon()  # it is not in the queue any more, where it would be seen
 
     def _begin_handshake(self) -> None:
         if self.life.state > State.LOST:
@@ -363,8 +361,6 @@ class Connection:
             self.deadlines.forget()
         if secure is not None:
             secure.close(outbound.pieces, unsent=outbound.size > 0)
-            if outbound.sending is None:
-                self.outlet.soon()
         if outbound.size or secure is not None:
             self.start_timer("close", self.worker.config.close_timeout)
         self.attend()
@@ -652,8 +648,6 @@ class Intake:
         if secure.error is not None:
             connection.outlet.try_last(secure.last_words())
             connection.spoil(secure.error)
-        elif connection.outbound.sending is None and secure.pending():
-            connection.outlet.soon()
 
     def failed(self, res: int) -> None:
         """No data: the end of the stream, or an error."""
