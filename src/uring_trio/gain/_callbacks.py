@@ -69,7 +69,6 @@ class Callbacks:
         datagram: Callable[[Any, bytes], Any],
         base: type,
     ) -> None:
-        self.handler = handler
         self.stream = stream
         self.datagram = datagram
         self._async: set[str] = set()

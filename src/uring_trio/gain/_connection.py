@@ -290,7 +290,7 @@ class Connection:
                 self.intake.patience.step(StageEvent.DEADLINE)
 
     def _timer_expired(self, kind: str) -> None:
-        self.timers().expired(kind)
+        self.timers().expired()
         if self.life.is_over:
             return  # one that expired with it, and before it, has ended all
         if kind == "discard":

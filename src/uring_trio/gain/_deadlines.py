@@ -227,8 +227,8 @@ class Deadlines:
         if kind == "idle":
             self.idle_s = None
 
-    def expired(self, kind: str) -> None:
-        """It has expired."""
+    def expired(self) -> None:
+        """One has."""
         self.count -= 1
 
     def restart_idle(self) -> None:

@@ -25,7 +25,6 @@ from uring_trio._kernel import POLLERR, POLLHUP, POLLRDHUP
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
     from uring_trio.gain._halves import Sizes
 
@@ -144,10 +143,3 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Seconds."""
-
-
-class Posts(Protocol):
-    """How other threads reach a worker."""
-
-    def post(self, fn: Callable[..., Any], *args: Any) -> bool:
-        """Have it called in the worker's turn; False if the worker has ended."""
