@@ -321,11 +321,6 @@ class Inbound:
 
     def next(self, n: int) -> bytes:
         """Consume exactly *n* bytes, all if it is negative."""
-        size = self.lease_size
-        if self.buffer is None and (n == size or n < 0):
-            self.lease_size = 0
-            at = self.lease_at
-            return self.pool[at : at + size]  # type: ignore[no-any-return]
         buffered = self.buffered()
         if n > buffered:
             raise ShortBuffer(f"{n} bytes were asked for, and {buffered} are buffered")
