@@ -1063,9 +1063,7 @@ class Calls:
 
     def may_take_rest(self) -> bool:
         """Whether the peer has gone while a callback runs as a task, and left input."""
-        life = self._life
-        lost = life.state is State.LOST and not life.is_lent
-        return lost and self._connection.inbound.buffered() > 0
+        return self._life.is_lost_beside_task and self._connection.inbound.buffered() > 0
 
     def ended_elsewhere(self, name: str, exc: Exception | None) -> None:
         """It is over."""

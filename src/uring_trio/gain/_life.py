@@ -179,7 +179,7 @@ class Life:
 
     def _choose_user(self) -> None:
         state, holder = self.state, self.holder
-        if state > State.LOST or (state is State.LOST and holder is Holder.TASK):
+        if state > State.LOST or self.is_lost_beside_task:
             self.user = 0
         elif holder <= Holder.TASK:  # else `lend` has chosen, and then the thread does
             self.user = self.home
@@ -225,6 +225,11 @@ class Life:
     def is_lent(self) -> bool:
         """Whether a thread has it, or is to."""
         return self.holder >= Holder.POOL
+
+    @property
+    def is_lost_beside_task(self) -> bool:
+        """Whether the peer has gone, and a callback that runs as a task may take what it left."""
+        return self.state is State.LOST and self.holder is Holder.TASK
 
     @property
     def whose(self) -> int:
@@ -287,7 +292,7 @@ def callback_due(inbound: Inbound, outbound: Outbound, life: Life) -> Due:
     state = life.state
     if life.holder:  # it is busy
         # The task may take what is there, but more of it never comes.
-        lost = state is State.LOST and life.holder is Holder.TASK
+        lost = life.is_lost_beside_task
         return (
             Due.GIVE_UP if lost and not inbound.buffered() and _is_spent(inbound) else Due.NOTHING
         )
