@@ -574,8 +574,8 @@ class DatagramConn(Handle):
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Reply with one datagram, from the address that this one came to. Never blocks.
 
-        It may be empty. Where the kernel takes nothing now it is queued. It is dropped, and counted, if
-        ``write_high_water`` bytes wait already, or if the kernel refuses it later on.
+        It may be empty. Where the kernel takes nothing now it is queued. It is dropped, and
+        counted, if ``write_high_water`` bytes wait already, or if the kernel refuses it later on.
 
         Returns:
           The number of bytes.

@@ -100,7 +100,7 @@ class Timers(Generic[K]):
         return True
 
     def next_deadline(self) -> float:
-        """When `expired` should be called next: not later than the first deadline, or `math.inf`."""
+        """When `expired` should be called next, or `math.inf`: not after the first deadline."""
         heap = self._heap
         while heap and not heap[0].keys:
             heapq.heappop(heap)

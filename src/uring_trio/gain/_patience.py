@@ -6,15 +6,14 @@ more comes, so its ``on_read`` is not called again. Nor is the peer's end of fil
 lies behind what is not read; the connection, its descriptor and its memory would stay.
 
 Whether a connection is stuck is asked after each of its callbacks, and is no state of its
-own: `is_stuck` computes it. It is stuck while the limit alone has stopped its
-reading, its handler has been told of every byte, and nothing of its own runs or is due that
-could take one. What may still free it is somebody else: another connection's callback, a
-task of the program. So there is a time, which begins anew when anybody takes or writes
-something, or says by a pause that input is kept on purpose; who sets a deadline has chosen
-an end of his own. Time in which the process did not run (it was stopped, or the machine is
-busy) is nobody's to use: a timer that late begins once more. When the peer has ended its
-stream nothing more can come, and only those who were woken together with the handler are
-waited for.
+own: `is_stuck` computes it. It is stuck while the limit alone has stopped its reading, its
+handler has been told of every byte, and nothing of its own runs or is due that could take
+one. What may still free it is somebody else: another connection's callback, a task of the
+program. So there is a time, which begins anew when anybody takes or writes something, or says
+by a pause that input is kept on purpose; who sets a deadline has chosen an end of his own.
+Time in which the process did not run (it was stopped, or the machine is busy) is nobody's to
+use: a timer that late begins once more. When the peer has ended its stream nothing more can
+come, and only those who were woken together with the handler are waited for.
 
     FREE --begin--> WAITING --over--> OVER
                        +--late--> AGAIN --over--^

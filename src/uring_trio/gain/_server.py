@@ -1,6 +1,7 @@
 """What a user has of a callback server: a handler's callbacks, and the server that calls them.
 
-It is started here, and may be asked from anywhere. What a start is, from its addresses to its end, is `_serving`; a server has at most one.
+It is started here, and may be asked from anywhere. What a start is, from its addresses to its
+end, is `_serving`; a server has at most one.
 """
 
 from __future__ import annotations

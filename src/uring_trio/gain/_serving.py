@@ -9,9 +9,9 @@ waits for its end. So a nursery is all the supervision there is, and one cancel 
 it all that ends it early.
 
 Orders go to a worker through ``worker.post``, news comes back through the caller's trio
-token, both directly where it is the same run; so all that is known here is read and changed in the caller's run alone. What other
-threads have to do with is behind `Serving._lock`: whether somebody has stopped the server,
-and who has which listener.
+token, both directly where it is the same run; so all that is known here is read and changed
+in the caller's run alone. What other threads have to do with is behind `Serving._lock`:
+whether somebody has stopped the server, and who has which listener.
 
 How it ends
 -----------
