@@ -13,11 +13,14 @@ import socket as stdlib_socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 from gain_tools import (
     BOUND_S,
+    LOOPBACK,
     Recorder,
     architectures,
     connect,
@@ -29,6 +32,8 @@ from gain_tools import (
     wait_until,
 )
 from marks import needs_ring
+
+from uring_trio import _beside, gain
 
 pytestmark = needs_ring
 
@@ -143,3 +148,24 @@ def test_max_connections_holds_the_rest_back(options: dict[str, Any], most: int)
         for client in served:
             client.close()
         wait_until(lambda: len(handler.errors()) == most + 2)
+
+
+async def test_what_cannot_be_owned_is_closed_and_ends_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Unavailable(stdlib_socket.socket):
+        def __init__(self, *args: Any, fileno: int | None = None) -> None:
+            if fileno is not None:
+                raise MemoryError("no room for an object")
+            super().__init__(*args)
+
+    handler = Recorder()
+    server = gain.Server(handler, gain.Config(workers=1, max_connections=1))
+    with pytest.RaisesGroup(pytest.RaisesExc(MemoryError, match="no room for an object")):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, LOOPBACK)
+            monkeypatch.setattr(_beside, "socket", SimpleNamespace(socket=Unavailable))
+            with connect(server) as client:
+                assert await trio.to_thread.run_sync(client.recv, 1) == b""
+    assert handler.counts().accept == 0
+    assert server.active_connections() == 0

@@ -224,6 +224,18 @@ def close_fd(fd: int) -> None:
         checked(result)
 
 
+Kind = tuple[int, int, int]  # family, type and protocol of what a listener accepts
+
+
+def own(fd: int, kind: Kind) -> socket.socket:
+    """The object that owns an accepted descriptor from now on; without one it is closed."""
+    try:
+        return socket.socket(*kind, fileno=fd)
+    except BaseException:
+        close_fd(fd)
+        raise
+
+
 def close_socket(sock: socket.socket) -> None:
     """Close a socket of the standard library's, as its own method does.
 

@@ -18,6 +18,7 @@ from uring_trio._beside import (
     close_fd,
     connect,
     network_of,
+    own,
     scratch,
     try_accept,
 )
@@ -28,6 +29,7 @@ from uring_trio._operations import Operation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uring_trio._beside import Kind
     from uring_trio._lines import Line, Receiver
 
 CLOSED_AT_EXEC = int(socket.SOCK_CLOEXEC)  # an enum is dearer to hand over
@@ -137,9 +139,6 @@ class SendMessage(MessageOperation):
         return line.slots.ring.sendmsg(line.fileno(), self.message, self.flags)
 
 
-Kind = tuple[int, int, int]  # family, type and protocol of what a listener accepts
-
-
 def accept_now(fd: int) -> tuple[int, Any]:
     """accept4(2) of what is there: the new descriptor, and the peer's address.
 
@@ -152,15 +151,6 @@ def accept_now(fd: int) -> tuple[int, Any]:
     peer = scratch.name
     accepted: int = try_accept(fd, CLOSED_AT_EXEC, peer.c)
     return accepted, peer.address if accepted >= 0 else None
-
-
-def own(fd: int, kind: Kind) -> socket.socket:
-    """The object that owns an accepted descriptor from now on."""
-    try:
-        return socket.socket(*kind, fileno=fd)
-    except BaseException:
-        close_fd(fd)
-        raise
 
 
 class Accept(Operation):

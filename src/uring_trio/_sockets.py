@@ -31,6 +31,7 @@ from uring_trio._beside import (
     connect,
     getsockopt,
     option_setters,
+    own,
     shutdown,
 )
 from uring_trio._fast_ways import FAST
@@ -62,7 +63,6 @@ from uring_trio._socket_operations import (
     ReceiveMessage,
     SendMessage,
     accept_now,
-    own,
 )
 from uring_trio._trio_private import (
     manager_of,

@@ -63,6 +63,7 @@ from uring_trio._beside import (
     MIGHT_BLOCK,
     close_fd,
     close_socket,
+    own,
     peer_address,
     scratch,
     try_accept,
@@ -399,7 +400,11 @@ class Acceptor:
           peer: its peer's address; None: nobody was told of it yet.
         """
         worker = self.worker
-        sock = socket.socket(*self._kind, fileno=fd)
+        try:
+            sock = own(fd, self._kind)
+        except BaseException:
+            self.admission.unclaim()
+            raise
         network = self.listener.network
         try:
             peer = peer_address(fd) if peer is None else peer
