@@ -34,6 +34,8 @@ addr add fe80::98:2/64 dev pair0 nodad
 link set pair0 up
 link set pair1 up
 """
+# Of IPv6, that have to be there: those of the machine's own addresses, and of groups.
+ROUTES = (b"local fd98::2 ", b"local fe80::98:2 ", b"multicast ff00::/8 ")
 
 
 def make_namespace() -> None:
@@ -46,12 +48,24 @@ def make_namespace() -> None:
             subprocess.run(["ip", *command.split()], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as exc:
             skip(f"ip {command}: {exc}")
-    # The kernel tells of the carrier later, and has no route before.
+    # The kernel tells of the carrier later, and makes the routes by it later still.
     deadline = time.monotonic() + BOUND_S
-    while b"state UP" not in subprocess.check_output(["ip", "link", "show", INTERFACE]):
+    while not is_up():
         if time.monotonic() > deadline:
             skip(f"{INTERFACE} does not come up")
         time.sleep(0.01)
+
+
+def is_up() -> bool:
+    routes = subprocess.check_output(
+        ["ip", "-6", "route", "show", "table", "all", "dev", INTERFACE]
+    )
+    link = subprocess.check_output(["ip", "link", "show", INTERFACE])
+    return (
+        b"state UP" in link
+        and b"linkdown" not in routes
+        and all(route in routes for route in ROUTES)
+    )
 
 
 def skip(why: str) -> None:
