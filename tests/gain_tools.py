@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from uring_trio.gain._address import Spec
 
-# Everything waited for here comes within milliseconds; the bound makes a hang a failure, and is
-# so long because a machine may have ten other things to do.
-BOUND_S = 20.0
+# Everything waited for here comes within milliseconds; the bound makes a hang a failure. On an
+# idle machine it is less than what would end a hang in the end: a stuck input's 10 s.
+BOUND_S = 5.0 * harness.SLOWNESS
 WORKERS = 4
 LOOPBACK = "tcp://127.0.0.1:0"
 LOOPBACK_UDP = "udp://127.0.0.1:0"
