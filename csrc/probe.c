@@ -16,6 +16,9 @@
 
 #include "prep.h"
 
+/* Waits of `end_operations`: one may tell of an error that was kept, and one may submit. */
+#define END_ROUNDS 4
+
 static const struct ut_config small_config = {
     .sq_entries = 8,
     .cq_entries = 32,
@@ -110,6 +113,17 @@ static int try_cancel(struct ut_engine *engine, const int pair[2], int64_t timeo
     return record.res == -ECANCELED ? 0 : -EOPNOTSUPP;
 }
 
+/* Ends what a step that failed has left in flight: memory that the kernel may still write to
+ * is given up, and a run that tries again, because the kernel had none to spare, would give up
+ * more each time. What waits is cancelled within one enter or two; nobody sleeps for it. */
+static void end_operations(struct ut_engine *engine)
+{
+    for (uint32_t slot = 0; slot < UT_OP_CHUNK; slot++)
+        (void)ut_engine_cancel(engine, slot);
+    for (int round = 0; round < END_ROUNDS && engine->in_flight > 0; round++)
+        (void)ut_engine_wait(engine, 0);
+}
+
 void ut_probe_run(const struct ut_kernel *kernel, struct ut_config *config,
                   int64_t timeout_ns, struct ut_probe *out)
 {
@@ -142,6 +156,7 @@ void ut_probe_run(const struct ut_kernel *kernel, struct ut_config *config,
         close(pair[0]);
         close(pair[1]);
     }
+    end_operations(engine);
     ut_engine_close(engine, 0);
 }
 

@@ -89,9 +89,31 @@ static void each_denied_call_is_named(void)
 static void a_denied_enter_is_named(void)
 {
     set_up();
-    fake_enter_next((struct fake_enter){.error = -EPERM});
+    for (int i = 0; i < FAKE_ENTERS_MAX; i++)
+        fake_enter_next((struct fake_enter){.error = -EPERM});
     run_leaking();
     check_outcome(-EPERM, "receive into a provided buffer");
+}
+
+/* Nothing is given up where the kernel can be asked to let go. */
+static void an_enter_that_fails_once_costs_no_memory(void)
+{
+    static const int errors[] = {-EPERM, -ENOMEM};
+    for (unsigned e = 0; e < sizeof errors / sizeof *errors; e++) {
+        int failed = 0;
+        for (int good = 0; good < 8; good++) {
+            set_up();
+            for (int i = 0; i < good; i++)
+                fake_enter_next((struct fake_enter){.error = 0});
+            fake_enter_next((struct fake_enter){.error = errors[e]});
+            run();
+            CHECK_EQ(fake.mappings, 0);
+            CHECK_EQ(fake.fds, 0);
+            CHECK(probe.error == 0 || probe.error == errors[e]);
+            failed += probe.error != 0;
+        }
+        CHECK(failed > 0);
+    }
 }
 
 static void a_missing_flag_or_feature(void)
@@ -127,10 +149,8 @@ static void receive_follows(struct fake_plan plan, int error)
     fake_reset();
     fake_plan_next(plan);
     fake_plan_next((struct fake_plan){.res = 5});
-    if (plan.delay_ns == FAKE_NEVER)
-        run_leaking();
-    else
-        run();
+    run();
+    CHECK_EQ(fake.mappings, 0);
     check_outcome(error, "receive into a provided buffer");
 }
 
@@ -276,6 +296,7 @@ int main(void)
     RUN(a_kernel_that_has_all);
     RUN(each_denied_call_is_named);
     RUN(a_denied_enter_is_named);
+    RUN(an_enter_that_fails_once_costs_no_memory);
     RUN(a_missing_flag_or_feature);
     RUN(each_missing_opcode);
     RUN(a_receive_that_does_not_work);
