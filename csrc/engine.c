@@ -967,6 +967,13 @@ int ut_engine_look(struct ut_engine *engine)
     return engine->queue_length > 0 ? UT_LOOK_SOMETHING : UT_LOOK_NOTHING;
 }
 
+size_t ut_engine_unsubmitted(const struct ut_engine *engine)
+{
+    if (ut_engine_is_foreign(engine))
+        return 0;
+    return engine->queue_length + ut_ring_unsubmitted(&engine->ring);
+}
+
 /* ---- counts, and the end --------------------------------------------------- */
 
 void ut_engine_statistics(const struct ut_engine *engine, struct ut_statistics *out)

@@ -66,6 +66,7 @@ int ut_engine_cancel(struct ut_engine *, uint32_t slot);
 int ut_engine_register_eventfd(struct ut_engine *, int event_fd);
 enum { UT_LOOK_NOTHING, UT_LOOK_SOMETHING, UT_LOOK_NO_MEMORY };
 int ut_engine_look(struct ut_engine *);
+size_t ut_engine_unsubmitted(const struct ut_engine *);
 void ut_engine_statistics(const struct ut_engine *, struct ut_statistics *out);
 
 struct ut_message { socklen_t name_length; struct sockaddr_storage name; char *control, *data;

@@ -130,6 +130,10 @@ enum {
 };
 int ut_engine_look(struct ut_engine *engine);
 
+/* Entries that wait to be submitted, cancels included. Behind a wait: 0, but where the kernel
+ * had no memory for them. */
+size_t ut_engine_unsubmitted(const struct ut_engine *engine);
+
 void ut_engine_statistics(const struct ut_engine *engine, struct ut_statistics *out);
 
 /* The engine belongs to the process that this one was forked from. */

@@ -21,6 +21,10 @@ class FakeRing:
 
     def __init__(self) -> None:
         self.prepared = 0
+        self.left = 0  # that the kernel had no memory for
+
+    def unsubmitted(self) -> int:
+        return self.left
 
     def recv(self, *_: Any) -> int:
         self.prepared += 1
@@ -69,6 +73,20 @@ def test_who_stands_behind_is_busy_once_the_first_was_submitted_and_waits(desk: 
     assert first.is_waited_for()
     with pytest.raises(trio.BusyResourceError):
         desk.line.receive(10)
+
+
+def test_nobody_is_busy_while_the_kernel_has_no_memory_for_the_first(desk: Desk) -> None:
+    desk.ring.left = 1
+    desk.line.receive(10)
+    desk.line.receive(10)
+    desk.end_tick()
+    desk.line.receive(10)
+    desk.end_tick()
+    assert desk.woken == []
+    desk.ring.left = 0
+    desk.end_tick()
+    assert len(desk.woken) == 2
+    assert all(map(is_busy, desk.woken))
 
 
 def test_who_stands_behind_has_his_turn_if_the_first_was_done_at_once(desk: Desk) -> None:

@@ -345,6 +345,24 @@ static void the_longest_time_is_no_overflow(void)
     tear_down();
 }
 
+static void what_found_no_memory_is_not_submitted(void)
+{
+    set_up();
+    poll_with((struct fake_plan){.delay_ns = FAKE_NEVER});
+    CHECK_EQ(ut_engine_unsubmitted(engine), 1);
+    fake_enter_next((struct fake_enter){.error = -EAGAIN});
+    tools_wait(engine, 0);
+    CHECK_EQ(ut_engine_unsubmitted(engine), 1);
+    CHECK_EQ(fake_in_flight(), 0);
+    tools_wait(engine, 0);
+    CHECK_EQ(ut_engine_unsubmitted(engine), 0);
+    CHECK_EQ(fake_in_flight(), 1);
+    ut_engine_cancel(engine, 0);
+    CHECK_EQ(ut_engine_unsubmitted(engine), 1);
+    tools_await(engine, 0);
+    tools_close(engine);
+}
+
 int main(void)
 {
     check_after_each = fake_check_books;
@@ -374,5 +392,6 @@ int main(void)
     RUN(other_errors_come_back);
     RUN(a_lost_cqe_is_told_though_others_came_with_it);
     RUN(the_longest_time_is_no_overflow);
+    RUN(what_found_no_memory_is_not_submitted);
     return CHECK_SUMMARY();
 }

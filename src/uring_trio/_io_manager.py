@@ -70,6 +70,8 @@ Parts = tuple[list[tuple[Poll, Any]], list[Endpoint]]
 
 # The answer of get_events in a helper thread: the host must enter.
 HOST_MUST_ENTER = -1
+# The engine's own pause before it tries operations again that found no memory.
+RETRY_NS = 1_000_000
 # How often what came before a helper's sleep may be the engine's own business before trio
 # has a tick in vain: an operation takes two steps, and many may be about to take one.
 LOOKS_MAX = 8
@@ -126,8 +128,10 @@ class UringIOManager:
         if self._runner is not None and self._runner.is_guest and slots.helper is None:
             slots.open_helper()
         backlog = self.backlog
-        if timeout <= 0 or backlog.contended or backlog.held or slots.error is not None:
+        if timeout <= 0 or backlog.held or slots.error is not None:
             timeout_ns = 0
+        elif backlog.contended:
+            timeout_ns = 0 if backlog.contended[0][1].tick == slots.tick else RETRY_NS
         else:
             timeout_ns = math.ceil(timeout * 1e9)
         answer = slots.wait(timeout_ns)

@@ -253,6 +253,7 @@ class Ring:
         self.wait = partial(lib.ut_engine_wait, engine)
         self.flush = partial(lib.ut_engine_flush, engine)
         self.look = partial(lib.ut_engine_look, engine)
+        self.unsubmitted = partial(lib.ut_engine_unsubmitted, engine)
         self.cancel = partial(lib.ut_engine_cancel, engine)
         self.recv = partial(lib.ut_prep_recv, engine)
         self.send = partial(lib.ut_prep_send, engine)

@@ -151,7 +151,7 @@ class Line:
         """Stand behind the current operation, or find it busy."""
         current = self.current
         assert current is not None
-        if current.tick != self.slots.tick and current.is_waited_for():
+        if current.is_waited_for() and self.slots.was_submitted(current.tick):
             operation.take_task()
             operation.retire()
             raise trio.BusyResourceError(BUSY)
@@ -200,12 +200,15 @@ class Line:
         return True
 
     def find_busy(self, operation: Operation) -> None:
-        """After the enter that submitted *operation*: if it waits, those behind are busy."""
+        """After the enter for *operation*: if it was submitted and waits, those behind are busy."""
         if (
             self.current is operation
             and operation.tick != self.slots.tick
             and operation.is_waited_for()
         ):
+            if not self.slots.was_submitted(operation.tick):
+                self.backlog.contended.append((self, operation))  # no memory; after the next
+                return
             tasks = self._clear_waiting()
             for task in tasks:  # only now: a wake may call abort functions
                 self.slots.wake(task, Error(trio.BusyResourceError(BUSY)))
