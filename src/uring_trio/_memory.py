@@ -123,3 +123,37 @@ class Memory:
         """Give the memory back; after the last cqe."""
         _lib.ut_memory_free(self.c)
         self.c = None
+
+
+class CallMemory:
+    """Memory of one owner's for calls beside the ring, which have ended when they return.
+
+    So it can be freed at any time, and is, at the latest, when it is dropped: with the owner of a
+    run that was lost, or with one that found no memory for all that it needs.
+    """
+
+    __slots__ = ("_all",)
+
+    def __init__(self) -> None:
+        self._all: list[Memory | Message] = []
+
+    def memory(self, size: int) -> Memory:
+        """More of it."""
+        memory = Memory(size)
+        self._all.append(memory)
+        return memory
+
+    def message(self, *, control_size: int = 0, data_size: int = 0) -> Message:
+        """More of it, for a message."""
+        message = Message(control_size=control_size, data_size=data_size)
+        self._all.append(message)
+        return message
+
+    def free(self) -> None:
+        """Give it all back."""
+        while self._all:
+            self._all.pop().free()
+
+    def __del__(self) -> None:
+        if _lib is not None:  # else the interpreter has let go of this module already
+            self.free()

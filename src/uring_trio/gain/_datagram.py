@@ -49,7 +49,7 @@ from uring_trio._beside import (
     try_send_with,
 )
 from uring_trio._kernel import EAGAIN, ECANCELED, POLLERR, POLLIN, POLLOUT
-from uring_trio._memory import Memory, Message
+from uring_trio._memory import CallMemory
 from uring_trio.gain._address import Address
 from uring_trio.gain._came_to import INFO_SIZE, came_to, is_every_address
 from uring_trio.gain._halves import Table, quick, step
@@ -373,12 +373,15 @@ class DatagramSocket:
         self._fd = listener.sock.fileno()
         self._family = listener.sock.family
         self._port = listener.address[1]
-        self._memory = Memory(BUFFER_SIZE)
+        self._room = CallMemory()
+        self._memory = self._room.memory(BUFFER_SIZE)
         self._peer = Name()  # of the datagram in it
-        self._message: Message | None = None  # in place of these, with where it came to
+        self._message: Any = None  # in place of these, with where it came to
         if is_every_address(listener.address):
-            self._message = Message(control_size=INFO_SIZE, data_size=BUFFER_SIZE)
-        self._error = Message(control_size=ANCILLARY_SIZE)  # the last one of the queue of errors
+            self._message = self._room.message(control_size=INFO_SIZE, data_size=BUFFER_SIZE)
+        self._error = self._room.message(
+            control_size=ANCILLARY_SIZE
+        )  # the last one of the queue of errors
         self._queue: deque[tuple[Datagram, bytes, bytes, CameTo | None]] = deque()
         self._state = SocketState.OPEN
         self._receiving = False  # in the loop that receives
@@ -445,10 +448,7 @@ class DatagramSocket:
         if self._state is SocketState.CLOSING and not self.operations_in_flight:
             self._step(SocketEvent.RELEASE)
             self.listener.close()
-            self._memory.free()
-            self._error.free()
-            if self._message is not None:
-                self._message.free()
+            self._room.free()
             self.worker.wake()
 
     def _step(self, event: SocketEvent) -> None:

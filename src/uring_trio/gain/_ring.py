@@ -70,7 +70,7 @@ from uring_trio._kernel import (
     GROUP_SIZES,
     POLLIN,
 )
-from uring_trio._memory import Memory
+from uring_trio._memory import CallMemory
 from uring_trio.gain._engine import ENDS
 from uring_trio.gain._halves import Sizes
 from uring_trio.gain._life import Way
@@ -112,7 +112,8 @@ class RingEngine:
         self.pool: Any = slots.pool
         self.sizes = Sizes(SMALLEST_BUFFER, SMALL_IN_A_ROW)
         self.misses_errors = multishot
-        self.block = Memory(LARGE_SIZE)
+        self._memory = CallMemory()
+        self.block = self._memory.memory(LARGE_SIZE)
 
     def serving(self) -> contextlib.AbstractContextManager[None]:
         """Take the connections' records out of each batch, as long as it is entered."""
@@ -128,7 +129,7 @@ class RingEngine:
 
     def close(self) -> None:
         """Let go of the block."""
-        self.block.free()
+        self._memory.free()
 
 
 class RingLink:
