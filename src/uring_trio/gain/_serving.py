@@ -173,15 +173,14 @@ class Serving:
                         return
                     if self._callbacks.on_start is not None:
                         first = self.workers[0]
-                        self._order(first, first.nursery.start_soon, self._call_on_start)
+                        self._order(first, first.start_soon, self._call_on_start)
                         await self._on_start_over.wait()
 
                     if not self.stopped:
                         many = len(self.workers) > 1
                         assign = make_assign(self.workers, self._config) if many else None
                         for worker in self.workers:
-                            start_soon = worker.nursery.start_soon
-                            self._order(worker, start_soon, self._listen, worker, assign)
+                            self._order(worker, worker.start_soon, self._listen, worker, assign)
                         for listening in self._listening.values():
                             await listening.wait()
                     told = True

@@ -36,7 +36,7 @@ from uring_trio.gain._turn import Turn
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from uring_trio._slots import Slots
     from uring_trio.gain._address import Address
@@ -193,6 +193,11 @@ class Worker:
             self._make_calls()
         turn.sweep()
 
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Run a task among its own, unless it is ending; on the worker's thread."""
+        if not self._ending:
+            self.nursery.start_soon(async_fn, *args)
+
     def wake(self) -> None:
         """Have a turn in this tick, or in the next; on the worker's thread."""
         self.turn.wake()
@@ -250,6 +255,9 @@ class Worker:
           listener: bound and listening; for UDP, bound.
           assign: chooses a connection's worker by the peer's address; None: this one.
         """
+        if self._ending:  # aborted while it was started: nobody would end what begins now
+            listener.close()
+            return
         if self._ticks is None and self.index == 0 and self.callbacks.on_tick is not None:
             self._ticks = self.config.tick
             if self._ticks is not None:
