@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import os
 import signal
 import socket as stdlib_socket
 import subprocess
@@ -15,10 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
+import kernel_table
 import pytest
 import trio
 from marks import needs_ring
 from trio.testing import wait_all_tasks_blocked
+
+import uring_trio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -431,3 +436,35 @@ def test_closing_waits_for_no_cqe_that_a_handler_lost(monkeypatch: pytest.Monkey
     assert managers[0].closed
     assert time.monotonic() - start < 10
     assert not managers[0].leaked
+
+
+@needs_ring
+def test_a_signal_while_a_file_is_looked_at_is_nobodys_error() -> None:
+    """poll(2) answers EINTR also where it must not wait, for a file that is not ready."""
+    looks: list[int] = []
+
+    def poll(real: kernel_table.Call, files: Any, count: int, timeout_ms: int) -> int:
+        looks.append(timeout_ms)
+        if len(looks) % 2:
+            return -errno.EINTR
+        return int(real(files, count, timeout_ms))
+
+    async def main() -> None:
+        event = os.eventfd(0, os.EFD_NONBLOCK)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.lowlevel.wait_readable, event)
+                await wait_all_tasks_blocked()
+                # It is told of something that is gone when it is looked at: so it waits on.
+                os.eventfd_write(event, 1)
+                os.eventfd_read(event)
+                await wait_all_tasks_blocked()
+                assert nursery.child_tasks
+                os.eventfd_write(event, 1)
+        finally:
+            os.close(event)
+
+    with kernel_table.calls(poll=poll):
+        uring_trio.run(main, backend="io_uring")
+    assert len(looks) >= 4
+    assert set(looks) == {0}

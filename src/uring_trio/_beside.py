@@ -197,6 +197,17 @@ def write_some(fd: int, data: Any) -> int:
     return checked(count)
 
 
+def look(fd: int, events: int) -> int:
+    """poll(2) without waiting: what of *events* there is now.
+
+    Raises:
+      OSError: as poll(2), but for EINTR, which it has for a file that is not ready.
+    """
+    while (found := try_poll(fd, events)) == EINTR:
+        pass  # Python has run its signal handlers
+    return checked(found)
+
+
 def wait_for(fd: int, events: int, timeout: float) -> int:
     """poll(2) for at most *timeout* seconds: what of *events* there is, 0 in the end.
 

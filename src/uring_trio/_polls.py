@@ -32,6 +32,7 @@ from uring_trio._fast_ways import FAST
 from uring_trio._kernel import (
     CQE_F_MORE,
     ECANCELED,
+    EINTR,
     INT_MAX,
     POLLERR,
     POLLHUP,
@@ -77,7 +78,7 @@ def require_pollable(fd: Any) -> int:
             return fd
     select.poll().register(fd, ALL_READY)  # has words for what is no file, and asks nobody
     number = fd if isinstance(fd, int) else int(fd.fileno())
-    found = checked(beside.try_poll(number, ALL_READY))
+    found = beside.look(number, ALL_READY)
     if found & POLLNVAL:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if found == ALL_READY:
@@ -197,7 +198,9 @@ class Poll:
 
     def _was_too_early(self) -> bool:
         """Whether what it was told of is over, and will be told again."""
-        return not beside.try_poll(self.fd, self.events) and stays_ready(self.fd)
+        while (found := beside.try_poll(self.fd, self.events)) == EINTR:
+            pass
+        return not found and stays_ready(self.fd)
 
     def _go_on(self, *, multishot: bool) -> int:
         """Wait on, after it was told in vain: its slot, or the errno of why it cannot."""
