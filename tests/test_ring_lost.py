@@ -13,7 +13,7 @@ import trio
 from marks import needs_ring
 
 import uring_trio
-from uring_trio._kernel import EINTR
+from uring_trio._kernel import EINTR, RING_CLOSED, Ring
 
 pytestmark = needs_ring
 
@@ -193,3 +193,65 @@ def test_steps_of_operations_are_no_refusals() -> None:
         return left
 
     assert uring_trio.run(main, backend="io_uring") == 0
+
+
+SERVER = """
+import errno, gc, kernel_table, trio, uring_trio
+from uring_trio import gain
+from uring_trio._slots import Slots
+
+failures = []
+withdraw = Slots.withdraw
+
+def watched(slots, slot):
+    if not slots.pool:
+        print("a ring that is closed is asked")
+    return withdraw(slots, slot)
+
+Slots.withdraw = watched
+
+def enter(real, *arguments):
+    return failures.pop() if failures else real(*arguments)
+
+class Handler(gain.EventHandler):
+    async def on_accept(self, conn):
+        try:
+            await trio.sleep_forever()
+        finally:
+            conn.write(b"x")
+            conn.close()
+
+    def on_read(self, conn, n):
+        conn.write(conn.next(n))
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(gain.serve, ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"], Handler())
+        client = await trio.open_tcp_stream(*server.addresses()[0])
+        await trio.sleep(0.01)
+        failures.append(-errno.ENOMEM)
+        await trio.sleep_forever()
+
+try:
+    with kernel_table.calls(enter=enter):
+        uring_trio.run(main, backend="io_uring")
+except trio.TrioInternalError as exc:
+    print(exc.__cause__.errno)
+gc.collect()
+print("collected")
+"""
+
+
+def test_a_server_of_a_run_that_was_lost_is_collected_and_touches_nothing() -> None:
+
+    done = sandbox.run_python("NONE", SERVER)
+    assert (done.stdout, done.returncode) == (f"{errno.ENOMEM}\ncollected\n", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["wait", "flush", "look", "unsubmitted", "cancel", "recv", "send", "poll", "timeout"]
+)
+def test_a_ring_that_is_closed_refuses(name: str) -> None:
+    ring = Ring()
+    ring.close(leak=False)
+    assert getattr(ring, name)(0, 0, 0, 0) == RING_CLOSED

@@ -42,6 +42,9 @@ ETIME = -62
 ENOBUFS = -105
 ECANCELED = -125
 
+# Of a call on a ring that is closed.
+RING_CLOSED = -errno.EBADF
+
 # poll(2)
 POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL, POLLRDHUP = 0x1, 0x4, 0x8, 0x10, 0x20, 0x2000
 
@@ -218,6 +221,11 @@ def _raise_trim_threshold() -> None:
         bytes(LARGE_BLOCK)
 
 
+def _refuse(*_: Any) -> int:
+    """What a ring answers that is closed."""
+    return RING_CLOSED
+
+
 class Ring:
     """One io_uring instance, for the thread that makes it.
 
@@ -250,6 +258,7 @@ class Ring:
         self.record_area = memoryview(_ffi.buffer(engine.records, size))
         #: All receive buffers; ``pool[a:b]`` copies out ``bytes``. Gone with `close`.
         self.pool: Any = _ffi.buffer(engine.pool, engine.pool_size)
+        # Each of these is gone with `close`, too: see there.
         self.wait = partial(lib.ut_engine_wait, engine)
         self.flush = partial(lib.ut_engine_flush, engine)
         self.look = partial(lib.ut_engine_look, engine)
@@ -321,7 +330,10 @@ class Ring:
         _lib.ut_close(self.fd)
 
     def close(self, *, leak: bool) -> bool:
-        """Close the ring and free its memory; afterwards nothing here may be called.
+        """Close the ring and free its memory; whoever calls it afterwards is refused.
+
+        Nobody does but coroutines of a run that was lost, when they are collected: what their
+        frames unwind is not all ours.
 
         Args:
           leak: leave alone the memory that the kernel may still write to.
@@ -331,6 +343,9 @@ class Ring:
         """
         self.record_area.release()
         self._box[0] = _ffi.NULL
+        for name, function in list(vars(self).items()):
+            if type(function) is partial:
+                setattr(self, name, _refuse)
         leaked = bool(_lib.ut_engine_close(self._engine, leak))
         self._engine = None
         return leaked

@@ -145,6 +145,8 @@ class Worker:
                     await self.turn.sleep()
                 self._take_turn()
         except BaseException as exc:
+            if self.slots.closed:
+                raise  # the run was lost, and this is its coroutine's end: nobody is left to tell
             self.abort()
             with trio.CancelScope(shield=True):
                 raised = await self._close_all()
