@@ -63,6 +63,10 @@ class ScriptedWorker:
         if self.fails is not None:
             raise self.fails
 
+    def start_soon(self, async_fn: Any, *args: Any) -> None:
+        assert threading.get_ident() == self.thread
+        self.nursery.start_soon(async_fn, *args)
+
     def meet(self, workers: Any) -> None:
         assert self in workers
 

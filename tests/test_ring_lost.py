@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from functools import partial
 
 import harness
 import pytest
@@ -248,10 +249,53 @@ def test_a_server_of_a_run_that_was_lost_is_collected_and_touches_nothing() -> N
     assert (done.stdout, done.returncode) == (f"{errno.ENOMEM}\ncollected\n", 0), done.stderr
 
 
-@pytest.mark.parametrize(
-    "name", ["wait", "flush", "look", "unsubmitted", "cancel", "recv", "send", "poll", "timeout"]
-)
-def test_a_ring_that_is_closed_refuses(name: str) -> None:
+WORKERS = """
+import errno, kernel_table, threading, time, trio, uring_trio, harness
+from uring_trio import gain
+
+failing = set()
+
+def enter(real, fd, *arguments):
+    if fd in failing:
+        failing.remove(fd)
+        return -errno.ENOMEM
+    return real(fd, *arguments)
+
+class Handler(gain.EventHandler):
+    def on_read(self, conn, n):
+        conn.write(conn.next(n))
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gain.Server(Handler(), gain.Config(workers=2)).serve, "tcp://127.0.0.1:0")
+        failing.add(harness.io_manager().ring.fd)
+        await trio.sleep_forever()
+
+def workers():
+    return [thread.name for thread in threading.enumerate() if "worker" in thread.name]
+
+with kernel_table.calls(enter=enter):
+    try:
+        uring_trio.run(main, backend="io_uring")
+    except trio.TrioInternalError as exc:
+        print(exc.__cause__.errno)
+    deadline = time.monotonic() + 5 * harness.SLOWNESS
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    print(workers())
+"""
+
+
+def test_workers_in_threads_end_with_the_run_that_was_lost() -> None:
+    """Nobody else could stop them."""
+    done = sandbox.run_python("NONE", WORKERS)
+    assert done.stdout == f"{errno.ENOMEM}\n[]\n", done.stderr
+
+
+def test_a_ring_that_is_closed_refuses() -> None:
     ring = Ring()
+    names = [name for name, function in vars(ring).items() if isinstance(function, partial)]
     ring.close(leak=False)
-    assert getattr(ring, name)(0, 0, 0, 0) == RING_CLOSED
+    assert {"wait", "cancel", "recv", "poll"} <= set(names)
+    for name in names:
+        assert getattr(ring, name)(0, 0, 0, 0) == RING_CLOSED, name

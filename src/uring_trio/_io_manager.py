@@ -59,7 +59,7 @@ from uring_trio._statistics import IOStatistics, take_statistics
 from uring_trio._trio_private import make_waker, manager_of, park, run_context, runner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from uring_trio._guest import Helper
     from uring_trio._kernel import RingSizes
@@ -326,6 +326,16 @@ class UringIOManager:
     def when_closed(self, call: Callable[[], None]) -> None:
         """Have *call* called once the run is over; the last one that was given first."""
         self._when_closed.append(call)
+
+    @contextlib.contextmanager
+    def at_end(self, call: Callable[[], None]) -> Iterator[None]:
+        """The same, for who has nothing to do with the run behind this: only if it is lost."""
+        self.when_closed(call)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ValueError):  # it was called
+                self._when_closed.remove(call)
 
     def _end_run(self) -> None:
         self._runner = None

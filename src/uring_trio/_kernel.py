@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ EAGAIN = -11
 ETIME = -62
 ENOBUFS = -105
 ECANCELED = -125
+
+Call = Callable[..., int]
 
 # Of a call on a ring that is closed.
 RING_CLOSED = -errno.EBADF
@@ -259,21 +262,21 @@ class Ring:
         #: All receive buffers; ``pool[a:b]`` copies out ``bytes``. Gone with `close`.
         self.pool: Any = _ffi.buffer(engine.pool, engine.pool_size)
         # Each of these is gone with `close`, too: see there.
-        self.wait = partial(lib.ut_engine_wait, engine)
-        self.flush = partial(lib.ut_engine_flush, engine)
-        self.look = partial(lib.ut_engine_look, engine)
-        self.unsubmitted = partial(lib.ut_engine_unsubmitted, engine)
-        self.cancel = partial(lib.ut_engine_cancel, engine)
-        self.recv = partial(lib.ut_prep_recv, engine)
-        self.send = partial(lib.ut_prep_send, engine)
-        self.recv_into = partial(lib.ut_prep_recv_into, engine)  # a pin, or a Memory's `c`
-        self.read = partial(lib.ut_prep_read, engine)
-        self.write = partial(lib.ut_prep_write, engine)
-        self.poll = partial(lib.ut_prep_poll, engine)
-        self.timeout = partial(lib.ut_prep_timeout, engine)
-        self.recv_multishot = partial(lib.ut_prep_recv_multishot, engine)
-        self.send_from = partial(lib.ut_prep_send_from, engine)
-        self.accept_fd = partial(lib.ut_prep_accept_fd, engine)
+        self.wait: Call = partial(lib.ut_engine_wait, engine)
+        self.flush: Call = partial(lib.ut_engine_flush, engine)
+        self.look: Call = partial(lib.ut_engine_look, engine)
+        self.unsubmitted: Call = partial(lib.ut_engine_unsubmitted, engine)
+        self.cancel: Call = partial(lib.ut_engine_cancel, engine)
+        self.recv: Call = partial(lib.ut_prep_recv, engine)
+        self.send: Call = partial(lib.ut_prep_send, engine)
+        self.recv_into: Call = partial(lib.ut_prep_recv_into, engine)  # a pin, or a Memory's `c`
+        self.read: Call = partial(lib.ut_prep_read, engine)
+        self.write: Call = partial(lib.ut_prep_write, engine)
+        self.poll: Call = partial(lib.ut_prep_poll, engine)
+        self.timeout: Call = partial(lib.ut_prep_timeout, engine)
+        self.recv_multishot: Call = partial(lib.ut_prep_recv_multishot, engine)
+        self.send_from: Call = partial(lib.ut_prep_send_from, engine)
+        self.accept_fd: Call = partial(lib.ut_prep_accept_fd, engine)
 
     def recvmsg(self, fd: int, message: Message, flags: int, poll_first: int) -> int:
         """Receive into a message."""
@@ -343,9 +346,9 @@ class Ring:
         """
         self.record_area.release()
         self._box[0] = _ffi.NULL
-        for name, function in list(vars(self).items()):
-            if type(function) is partial:
-                setattr(self, name, _refuse)
+        self.wait = self.flush = self.look = self.unsubmitted = self.cancel = _refuse
+        self.recv = self.send = self.recv_into = self.read = self.write = _refuse
+        self.poll = self.timeout = self.recv_multishot = self.send_from = self.accept_fd = _refuse
         leaked = bool(_lib.ut_engine_close(self._engine, leak))
         self._engine = None
         return leaked

@@ -130,7 +130,8 @@ class Serving:
             are several.
         """
         # What raises here does so before anything is bound.
-        ring: Any = getattr(current_runner().io_manager, "ring", None)  # of the caller's run
+        manager: Any = current_runner().io_manager
+        ring: Any = getattr(manager, "ring", None)  # of the caller's run
         self._inline = ring is not None and len(self.workers) == 1
         if not self._inline:
             _probe.choose("io_uring")
@@ -142,15 +143,19 @@ class Serving:
         self._on_start_over = trio.Event()
         self._listening = {worker: trio.Event() for worker in self.workers}
         self._aborted: set[Worker] = set()
+        self._begun: set[Worker] = set()  # can be told to abort
         self._cpus = usable_cpus()
         with self._lock:
             self._token = trio.lowlevel.current_trio_token()
             if self.stopped:  # before there was anybody to tell
                 return
         told = False
+        loses: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if ring is not None and not self._inline:
+            loses = manager.at_end(self._lose_caller)
         try:
             run_worker = self._run_here if self._inline else self._run_in_thread
-            with self._logging(), self._scope:
+            with self._logging(), loses, self._scope:
                 slow = [spec for spec in self._specs if spec.may_block]
                 if slow:
                     # A look-up may take minutes, and cannot be interrupted. The lock of a path
@@ -209,6 +214,21 @@ class Serving:
         else:
             self._scope.cancel()
         self._stop_wanted.set()
+
+    def _lose_caller(self) -> None:
+        """The caller's run was lost, and is not unwound: nobody could stop the workers any more."""
+        for worker in self.workers:
+            self._order_abort(worker)
+
+    def _order_abort(self, worker: Worker) -> None:
+        """Have it aborted once: now, or by itself, as soon as it can be."""
+        with self._lock:
+            if worker in self._aborted:
+                return
+            self._aborted.add(worker)
+            begun = worker in self._begun
+        if begun:
+            worker.post(worker.abort)
 
     def _fail(self, error: BaseException) -> None:
         """In the caller's run: abort all, and raise the first error at the end."""
@@ -312,9 +332,7 @@ class Serving:
 
     async def _abort(self, worker: Worker, ended: trio.Event) -> None:
         """Abort it, at once or as soon as it is ready; wait, but not for ever."""
-        self._aborted.add(worker)
-        if self._ready[worker].is_set():
-            worker.post(worker.abort)
+        self._order_abort(worker)
         while not ended.is_set():
             before = self._progress()
             with trio.move_on_after(LEAVE_BEHIND_S):
@@ -334,11 +352,6 @@ class Serving:
         """What changes while workers close connections, and end."""
         return sum(worker.active for worker in self.workers), sum(w.ended for w in self.workers)
 
-    def _note_ready(self, worker: Worker) -> None:
-        self._ready[worker].set()
-        if worker in self._aborted:
-            worker.post(worker.abort)
-
     def _note_end(self, worker: Worker, result: outcome.Outcome[None]) -> None:
         error = error_of(result)
         if error is not None:
@@ -355,18 +368,24 @@ class Serving:
 
     # --- In a worker's run ---
 
-    def _report(self, news: Callable[..., None], *args: Any) -> None:
-        """Have *news* called in the caller's run."""
+    def _report(self, worker: Worker, news: Callable[..., None], *args: Any) -> None:
+        """Have *news* called in the caller's run; if that is over, so is the worker."""
         if self._inline:
             news(*args)
-        else:
-            self._tell(news, *args)
+        elif not self._tell(news, *args):
+            self._order_abort(worker)
 
     async def _run_worker(self, worker: Worker) -> None:
         _runs_in.set(self)
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.run)
-            self._report(self._note_ready, worker)
+            self._report(worker, self._ready[worker].set)
+            # What a run that is lost is told does not arrive, so this is known on both sides.
+            with self._lock:
+                self._begun.add(worker)
+                aborted = worker in self._aborted
+            if aborted:
+                worker.abort()
 
     async def _call_on_start(self) -> None:
         """To raise ends the worker, and so the start."""
@@ -374,12 +393,12 @@ class Serving:
         result = self._callbacks.on_start(self._server)
         if self._callbacks.is_async("on_start"):
             await result
-        self._report(self._on_start_over.set)
+        self._report(self.workers[0], self._on_start_over.set)
 
     async def _listen(self, worker: Worker, assign: Callable[[Address], Worker] | None) -> None:
         for listener in self._take(worker):
             worker.listen(listener, assign)
-        self._report(self._listening[worker].set)
+        self._report(worker, self._listening[worker].set)
 
     # --- From any thread, signal handlers included ---
 
@@ -388,7 +407,7 @@ class Serving:
         assert self._token is not None
         try:
             self._token.run_sync_soon(news, *args)
-        except trio.RunFinishedError:
+        except (trio.RunFinishedError, OSError):  # a run that was lost has no wakeup any more
             return False
         return True
 
