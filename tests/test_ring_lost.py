@@ -299,3 +299,35 @@ def test_a_ring_that_is_closed_refuses() -> None:
     assert {"wait", "cancel", "recv", "poll"} <= set(names)
     for name in names:
         assert getattr(ring, name)(0, 0, 0, 0) == RING_CLOSED, name
+
+
+MANY = """
+import errno, kernel_table, trio, uring_trio
+from uring_trio import _io_manager
+
+failures = []
+
+def enter(real, *arguments):
+    return failures.pop() if failures else real(*arguments)
+
+async def main():
+    a, b = trio.socket.socketpair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.recv, 10)
+        await trio.sleep(0.01)
+        failures.extend([-errno.ENOMEM] * 5)
+        await trio.sleep_forever()
+
+try:
+    with kernel_table.calls(enter=enter):
+        uring_trio.run(main, backend="io_uring")
+except trio.TrioInternalError as exc:
+    print(exc.__cause__.errno)
+print(len(failures), len(_io_manager._leaked))
+"""
+
+
+def test_a_kernel_without_memory_for_a_moment_costs_none_of_ours() -> None:
+    """The ring is lost, and what it works on is not given up: it is asked again to let go."""
+    done = sandbox.run_python("NONE", MANY)
+    assert done.stdout == f"{errno.ENOMEM}\n0 0\n", done.stderr

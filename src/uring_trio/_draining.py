@@ -8,10 +8,11 @@ Whoever stands at a slot is told so as `_slots.Occupant` has it, and nobody is w
 from __future__ import annotations
 
 import math
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from uring_trio._kernel import CQE_F_MORE, EINTR, RECORDS_MASK
+from uring_trio._remedies import DENIALS
 
 if TYPE_CHECKING:
     from uring_trio._slots import Slots
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 # How long closing waits for operations that were cancelled. They take microseconds; one
 # that does not end (a broken driver) must not hang the interpreter's exit.
 CLOSE_TIMEOUT_S = 1.0
+# As the engine's own pause, before it tries again what has found no memory.
+RETRY_S = 0.001
 
 
 def drain(slots: Slots, answer: int) -> bool:
@@ -56,7 +59,9 @@ def drain(slots: Slots, answer: int) -> bool:
             return False
         answer = ring.wait(left_ns)
         if answer < 0 and answer != EINTR:
-            return False
+            if -answer in DENIALS:
+                return False
+            sleep(RETRY_S)  # the kernel has no memory, or a cqe is lost: others have an end
     for each in slots.occupants():
         each.release()
     return True
