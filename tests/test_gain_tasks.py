@@ -241,3 +241,73 @@ async def test_a_task_that_is_started_while_another_s_error_ends_all_does_not_ru
     assert isinstance(err, Boom)
     assert log.notes == []
     assert [r.exc_info[0] for r in caplog.records if r.exc_info] == [Boom]
+
+
+# What raises while it is cancelled: an error of the user's beside a cancellation
+
+
+async def raise_when_cancelled(*args: object) -> None:
+    """A task whose cleanup fails, beside others that are cancelled."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise Boom
+
+
+async def serve_and_cancel(handler: gain.EventHandler, **options: Any) -> None:
+    """A client sends something, and then what serves is cancelled."""
+    async with trio.open_nursery() as nursery:
+        server = gain.Server(handler, gain.Config(workers=1, **options))
+        await nursery.start(server.serve, gain_tools.LOOPBACK)
+        async with await open_client(server) as client:
+            await client.send_all(b"x")
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            nursery.cancel_scope.cancel()
+
+
+def errors_logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("how", ["start_soon", "on_accept", "on_read", "on_tick"])
+async def test_what_raises_while_it_is_cancelled_does_not_fail_the_server(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged like any other, and on_close comes."""
+    closed: list[object] = []
+
+    class Handler(gain.EventHandler):
+        def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+            closed.append(err)
+
+    handler: Any = Handler()
+    if how == "start_soon":
+        handler.on_accept = lambda conn: conn.start_soon(raise_when_cancelled)
+    else:
+        setattr(handler, how, raise_when_cancelled)
+    await serve_and_cancel(handler, tick=0.001)
+    assert len(closed) == 1
+    assert len(errors_logged(caplog)) == 1, errors_logged(caplog)
+
+
+async def test_what_raises_of_a_datagram_while_it_is_cancelled_does_not_fail_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reached = trio.Event()
+
+    def read(conn: gain.Conn, n: int) -> None:
+        conn.start_soon(raise_when_cancelled)
+        reached.set()
+
+    async with trio.open_nursery() as nursery:
+        server = gain.Server(Recorder(on_read=read), gain.Config(workers=1))
+        await nursery.start(server.serve, gain_tools.LOOPBACK_UDP)
+        with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+            await sock.connect(server.addresses()[0])
+            await sock.send(b"x")
+            await reached.wait()
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            nursery.cancel_scope.cancel()
+    assert len(errors_logged(caplog)) == 1, errors_logged(caplog)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from uring_trio.gain._errors import alone
+from uring_trio.gain._errors import BaseExceptionGroup, alone, parted
 
 if TYPE_CHECKING:
     import logging
@@ -175,6 +175,9 @@ class Elsewhere:
                     self._scopes.discard(scope)
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             raised = exc
+        except BaseExceptionGroup as group:
+            raised, rest = parted(group)
+            raise rest from None
         finally:
             host.ended_elsewhere(name, raised)
 
@@ -200,6 +203,9 @@ class Elsewhere:
                 )
         except Exception as exc:  # noqa: BLE001 - logged
             raised = exc
+        except BaseExceptionGroup as group:
+            raised, rest = parted(group)
+            raise rest from None
         finally:
             host.ended_elsewhere("on_close", raised)
 
@@ -285,6 +291,11 @@ class Tasks:
                         self._scope.cancel()  # nor can it be opened again
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             self._failed("a task", alone(exc) or exc)
+        except BaseExceptionGroup as group:
+            raised, rest = parted(group)
+            if raised is not None:
+                self._failed("a task", alone(raised) or raised)
+            raise rest from None
 
     async def _run(self, async_fn: Any, args: tuple[Any, ...]) -> None:
         try:

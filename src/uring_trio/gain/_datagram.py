@@ -52,6 +52,7 @@ from uring_trio._kernel import EAGAIN, ECANCELED, POLLERR, POLLIN, POLLOUT
 from uring_trio._memory import CallMemory
 from uring_trio.gain._address import Address
 from uring_trio.gain._came_to import INFO_SIZE, came_to, is_every_address
+from uring_trio.gain._errors import BaseExceptionGroup, parted
 from uring_trio.gain._halves import Table, quick, step
 from uring_trio.gain._life import NEXT_HOLDER, NOBODY, Holder, HolderEvent, Way
 
@@ -316,6 +317,11 @@ class Datagram:
             await async_fn(*args)
         except Exception as exc:  # noqa: BLE001  the user's own code
             self.raised("a task", exc)
+        except BaseExceptionGroup as group:
+            raised, rest = parted(group)
+            if raised is not None:
+                self.raised("a task", raised)
+            raise rest from None
 
     # ---- what the socket has done --------------------------------------------------------
 

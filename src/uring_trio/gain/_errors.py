@@ -11,9 +11,13 @@ from typing import Any
 
 import trio
 
-if sys.version_info < (3, 11):
+if sys.version_info >= (3, 11):
+    from builtins import BaseExceptionGroup as BaseExceptionGroup  # noqa: PLC0414 - for others
+else:
     # What trio itself needs there; not for the type checker, which runs on later ones too.
-    from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
+    from exceptiongroup import (  # type: ignore[import-not-found,unused-ignore]
+        BaseExceptionGroup as BaseExceptionGroup,  # noqa: PLC0414
+    )
 
 
 class GainError(Exception):
@@ -150,3 +154,14 @@ def alone(error: BaseException) -> BaseException | None:
     while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
         found = found.exceptions[0]
     return None if isinstance(found, trio.Cancelled) else found
+
+
+def parted(group: BaseExceptionGroup) -> tuple[Exception | None, BaseException]:
+    """What a user's code has raised, and what came with it and is none of its errors.
+
+    A task that fails while it is cancelled raises both in one group. The rest, a cancellation or
+    an interrupt, is there: a group without it would be an Exception.
+    """
+    raised, rest = group.split(Exception)
+    assert rest is not None
+    return raised, rest

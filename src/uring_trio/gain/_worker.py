@@ -29,6 +29,7 @@ from uring_trio.gain._callbacks import Elsewhere
 from uring_trio.gain._capabilities import capabilities
 from uring_trio.gain._connection import Connection
 from uring_trio.gain._deadlines import WorkerClock
+from uring_trio.gain._errors import BaseExceptionGroup, parted
 from uring_trio.gain._ring import RingEngine
 from uring_trio.gain._surroundings import logger
 from uring_trio.gain._tls import Secure
@@ -288,6 +289,11 @@ class Worker:
                     await result
             except Exception:  # noqa: BLE001 - logged
                 logger.exception("on_tick raised")
+            except BaseExceptionGroup as group:
+                raised, rest = parted(group)
+                if raised is not None:
+                    logger.error("on_tick raised", exc_info=raised)
+                raise rest from None
 
     @property
     def active(self) -> int:
