@@ -29,7 +29,7 @@ from marks import ON_RING, needs_ring
 from uring_trio import gain
 from uring_trio._beside import Name, try_accept
 from uring_trio._kernel import EAGAIN
-from uring_trio.gain import _listen
+from uring_trio.gain import _accept, _listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -332,6 +332,39 @@ def test_a_blocking_listener_whose_connections_others_take(shared: socket.socket
         assert len(server.statistics().workers) == 4  # each of them answers
         assert time.monotonic() - started < 0.5
     assert sum(handler.counts.values()) == 50
+
+
+def test_a_blocking_listener_keeps_no_place_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told of a connection that somebody else has: there is none to keep a place for."""
+    bound: list[Any] = []
+    bind = _listen.bind
+
+    def note(*args: Any) -> Any:
+        bound.extend(bind(*args))
+        return bound
+
+    stolen = threading.Event()
+
+    def try_accept_too_late(fd: int, *args: Any) -> int:
+        [[listener, _]] = bound
+        if fd == listener.sock.fileno() and not stolen.is_set():
+            set_blocking(listener.sock)
+            listener.sock.accept()[0].close()
+            stolen.set()
+        return int(try_accept(fd, *args))
+
+    monkeypatch.setattr(_listen, "bind", note)
+    monkeypatch.setattr(_accept, "try_accept", try_accept_too_late)
+    handler = Recorder()
+    addresses = [gain_tools.LOOPBACK] * 2
+    with server_in_thread(handler, addresses, workers=1, max_connections=1) as server:
+        with connect(server.addresses()[0]):
+            assert stolen.wait(BOUND_S)
+        with connect(server.addresses()[1]):
+            wait_until(lambda: handler.counts().accept == 1, "the other listener accepts")
+        wait_until(lambda: handler.counts().close == 1)
+        with connect(server.addresses()[0]):
+            wait_until(lambda: handler.counts().accept == 2, "and this one, as before")
 
 
 def test_try_accept_takes_what_is_there_and_never_blocks() -> None:

@@ -19,7 +19,8 @@ the number grows again.) The poll is armed again afterwards, and tells at once o
 
 accept4(2) has no flag that says "do not wait". The file has one, which others who share the
 listener may switch off; then the ring accepts, one at a time, by the engine's own way of
-waiting, which is not exclusive either.
+waiting, which is not exclusive either. It keeps a place under ``max_connections``, so it does
+not wait long: what it was told of may be somebody else's by then, and others want the place.
 
 How many
 ========
@@ -307,7 +308,8 @@ class Acceptor:
         if self._closed:
             return
         self._closed = True
-        self.worker.clock.cancel((self, "retry"))
+        for kind in ("retry", "place"):
+            self.worker.clock.cancel((self, kind))
         if self.slot >= 0 and self.worker.slots.withdraw(self.slot):
             self.slot = -1
             self._give_place_back()
@@ -377,6 +379,7 @@ class Acceptor:
             if res == MIGHT_BLOCK:
                 slot = self.worker.slots.ring.accept_fd(self._fd, ACCEPT_FLAGS)
                 self._start(slot, on_ring=True)
+                self.worker.clock.set_in((self, "place"), REST_S)
                 break
             if res < 0:
                 self.admission.unclaim()
@@ -438,8 +441,15 @@ class Acceptor:
     def _rest(self, seconds: float) -> None:
         self.worker.clock.set_in((self, "retry"), seconds)
 
-    def _timer_expired(self, _kind: Any) -> None:
-        self.arm()
+    def _timer_expired(self, kind: str) -> None:
+        if kind == "retry":
+            self.arm()
+        elif self._on_ring and self.slot >= 0 and self.worker.slots.withdraw(self.slot):
+            # Nobody has come, whose place it keeps.
+            self.slot = -1
+            self._give_place_back()
+            self.arm()
+        # Else it has come; or its end is on the way, after which it is armed.
 
 
 # ---- by which worker they are served ---------------------------------------------------
