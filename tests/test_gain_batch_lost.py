@@ -7,7 +7,7 @@ import socket as stdlib_socket
 from typing import Any
 
 import trio
-from gain_tools import LOOPBACK, Recorder, connect, until
+from gain_tools import LOOPBACK, Recorder, connect, echo, receive_exactly, until
 from harness import Sitter
 from marks import ON_RING
 
@@ -54,3 +54,43 @@ async def test_a_cancelled_worker_cancels_nobody_elses_operation() -> None:
         theirs.send(b"x")
         await until(lambda: len(standing.told) == len(used))
     assert {res for _, res, _, _ in standing.told} == {select.POLLIN}
+
+
+class LeasesAtWaits(trio.abc.Instrument):
+    """What a connection has leased of the ring's buffers whenever a batch is about to end."""
+
+    def __init__(self, conn: gain.Conn) -> None:
+        self.inbound: Any = conn._connection.inbound
+        self.sizes: list[int] = []
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.sizes.append(self.inbound.lease_size)
+
+
+async def test_a_cancelled_worker_leases_nothing_beyond_a_batch() -> None:
+    """It is late for one, and by then the batch's buffers have gone home."""
+    handler = Recorder(on_read=echo)
+    async with trio.open_nursery() as nursery:
+        server = gain.Server(handler)
+        await nursery.start(server.serve, LOOPBACK)
+        client = connect(server)
+        with client:
+            for answers in (1, 2):  # from then on it goes the short way
+                client.send(b"question")
+                await until(lambda n=answers: handler.counts().read == n)  # type: ignore[misc]
+                receive_exactly(client, 8)
+            conn = handler.conn
+            leases = LeasesAtWaits(conn)
+            trio.lowlevel.add_instrument(leases)
+
+            def cancel_a_worker_that_is_busy() -> None:
+                conn.worker.post(lambda: None)  # so it does not sleep
+                nursery.cancel_scope.cancel()
+                client.send(b"too late")
+
+            conn.worker.post(cancel_a_worker_that_is_busy)
+            with trio.CancelScope(shield=True):
+                await until(lambda: handler.counts().close == 1)
+            trio.lowlevel.remove_instrument(leases)
+    assert len(leases.sizes) >= 3
+    assert not any(leases.sizes)
