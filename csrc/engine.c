@@ -656,7 +656,10 @@ static void take_watch(struct ut_engine *engine, struct ut_op *op, const struct 
 {
     bool last = !(cqe->flags & IORING_CQE_F_MORE);
     if (op == NULL || op->watch != UT_REQUEST_SENT) { /* its operation is over */
-        engine->lingering -= last;
+        if (last && engine->lingering == 0)
+            engine->stale_cqes++;
+        else
+            engine->lingering -= last;
         return;
     }
     engine->woken = true;

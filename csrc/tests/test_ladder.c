@@ -795,6 +795,20 @@ static void late_words_of_a_watch_are_nobodys(void)
     tools_close(engine);
 }
 
+static void a_watchs_last_word_twice_is_counted_once(void)
+{
+    set_up(8, 32);
+    int slot = end_beside_a_watch();
+    uint64_t watch = op_of(slot)->sqe.user_data | UT_TOKEN_WATCH;
+    CHECK_EQ(run_for(10 * MS), 0);
+    CHECK_EQ(tools_statistics(engine).in_flight, 0);
+    fake_stray_cqe(watch, -ECANCELED, 0);
+    CHECK_EQ(run_for(MS), 0);
+    CHECK_EQ(tools_statistics(engine).in_flight, 0);
+    CHECK_EQ(tools_statistics(engine).stale_cqes, 1);
+    tools_close(engine);
+}
+
 /* ---- small rings, full rings, a kernel without memory --------------------- */
 
 static const struct fake_plan mixed[] = {
@@ -1242,6 +1256,7 @@ int main(void)
     RUN(a_watch_is_cancelled_at_once_though_buffers_are_short);
     RUN(a_slot_is_used_again_while_a_watch_lingers);
     RUN(late_words_of_a_watch_are_nobodys);
+    RUN(a_watchs_last_word_twice_is_counted_once);
     RUN(rings_of_all_sizes);
     RUN(a_CQ_that_overflows);
     RUN(enters_that_go_wrong);
