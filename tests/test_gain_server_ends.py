@@ -41,6 +41,40 @@ pytestmark = ON_RING
 # --- Shutdown ---
 
 
+@pytest.mark.parametrize("network", ["tcp", "udp"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_is_aborted_before_it_listens_does_not_listen(
+    workers: int, network: str
+) -> None:
+    """Both are asked of it while it is busy: to listen, and to end."""
+    held, go_on = threading.Event(), threading.Event()
+
+    async def hold() -> None:
+        held.set()
+        assert go_on.wait(BOUND_S)
+
+    handler = Recorder(on_start=lambda server: server.start_soon(hold))
+    server = gain.Server(handler, gain.Config(workers=workers))
+    ends: list[outcome.Outcome[None]] = []
+    address = gain_tools.address_for(network)
+
+    def serve() -> None:
+        # Not in a run on the ring, so that its one worker is a thread, too.
+        ends.append(outcome.capture(lambda: trio.run(server.serve, address)))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert held.wait(BOUND_S)
+    time.sleep(gain_tools.QUIET_S)  # for the order to listen
+    server.async_shutdown(0)
+    time.sleep(gain_tools.QUIET_S)  # and that to end
+    go_on.set()
+    thread.join(BOUND_S)
+    [end] = ends
+    end.unwrap()
+    gain_tools.assert_ended(server, handler)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("mode", gain_tools.MODES)
 def test_shutdown_in_a_callback_does_not_block(workers: int, mode: str) -> None:
