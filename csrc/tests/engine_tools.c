@@ -112,7 +112,7 @@ void tools_close(struct ut_engine *engine)
     CHECK_EQ(engine->ops.live, 0);
     CHECK_EQ(fake_in_flight(), 0);
     for (unsigned group = 0; group < UT_GROUPS; group++)
-        CHECK_EQ(fake_buffers_home(group), engine->groups[group].entries);
+        CHECK_EQ(kring_buffers_home(&fake_ring, group), engine->groups[group].entries);
     CHECK_EQ(ut_engine_close(engine, 0), 0);
 }
 

@@ -1,8 +1,8 @@
 /*
  * A scripted kernel behind struct ut_kernel.
  *
- * It has a real SQ and CQ, laid out and checked as Linux does, but nothing is
- * sent or received: each operation follows a plan. Time is its own, and moves
+ * It has a real SQ and CQ, laid out and checked as Linux does (kring.c), but nothing
+ * is sent or received: each operation follows a plan. Time is its own, and moves
  * only while an enter sleeps, when a test calls fake_sleep() and, a little, when
  * the engine looks at the clock. So every order of events is had on demand, at
  * once, and again.
@@ -20,13 +20,13 @@
 #include <stdbool.h>
 
 #include "../engine.h"
+#include "kring.h"
 
 #define FAKE_NEVER UINT64_MAX
 #define FAKE_ALWAYS UINT_MAX
 #define FAKE_WORK_MAX 20 /* pieces of deferred work an enter runs, as on 6.18 */
 #define FAKE_CLOCK_NS 40 /* what a look at the clock takes */
 #define FAKE_REQUESTS_MAX 8192
-#define FAKE_OVERFLOW_MAX 65536
 #define FAKE_PLANS_MAX 8192
 #define FAKE_ENTERS_MAX 64
 #define FAKE_MADE_MAX 8
@@ -75,14 +75,6 @@ struct fake_enter {
     int error;
     unsigned submit_max; /* sqes taken; 0: all */
     bool with_cqes;      /* from a wait that has found what it waited for, too */
-};
-
-struct fake_group {
-    struct io_uring_buf *ring;
-    unsigned entries;
-    uint16_t head, tail;  /* the kernel's; tail as far as it has looked */
-    bool known[32768];    /* has been in the ring */
-    bool out[32768];      /* taken by the kernel, not yet put back */
 };
 
 /* The calls beside the ring. */
@@ -145,15 +137,15 @@ struct fake {
     /* For tests to read. */
     unsigned calls, enters, faults, mappings, fds, late_writes;
     unsigned submitted[UT_OPCODES];
-    unsigned stale_injected, overflows;
+    unsigned stale_injected;
     unsigned attempts, refused, watches; /* attempts that do not wait; multishot polls */
-    int event_fd;
     unsigned made_count;
     struct fake_made made[FAKE_MADE_MAX]; /* the first calls beside the ring */
-
-    struct fake_group groups[UT_GROUPS];
 };
 extern struct fake fake;
+
+/* The one ring. */
+extern struct kring fake_ring;
 
 /* Forgets everything; what the last test left mapped is given back. */
 void fake_reset(void);
@@ -181,10 +173,9 @@ int32_t fake_result_of(uint64_t token);
 /* Byte i of what a receive on `fd` brings. */
 uint8_t fake_byte(int fd, unsigned index);
 
-/* Operations in flight, and buffers that lie in the ring of a group. */
+/* Operations in flight. */
 unsigned fake_in_flight(void);
 unsigned fake_in_flight_of(uint8_t opcode);
-unsigned fake_buffers_home(unsigned group);
 
 /* Writes, as a kernel does that has not cancelled everything yet, into the memory
  * of all that was in flight when the ring was closed. */
@@ -198,17 +189,6 @@ void fake_check_books(void);
 
 /* ---- between the fake's own files ---- */
 
-struct fake_ring {
-    bool open;
-    unsigned sq_entries, cq_entries, setup_flags;
-    struct io_uring_params params;
-    char *rings;
-    size_t rings_size;
-    struct io_uring_sqe *sqes;
-};
-extern struct fake_ring fake_ring;
-
-unsigned *fake_at(uint32_t offset); /* a word of the ring's shared memory */
 int fake_enter_ring(int ring_fd, unsigned to_submit, unsigned min_complete, unsigned flags,
                     const void *arg, size_t arg_size);
 int fake_close_file(int fd); /* one that is not the ring */
@@ -233,13 +213,6 @@ int fake_queued(int fd);
 int fake_mode(int fd);
 void fake_requests_reset(void);
 void fake_requests_close(void); /* the ring's fd is gone */
-void fake_cq_reset(void);
-unsigned fake_cq_ready(void);
-bool fake_cq_has_overflow(void);
-bool fake_cq_has_room(void);
-void fake_cq_flush(void); /* what overflowed goes into the CQ, as far as there is room */
-void fake_cq_post(uint64_t user_data, int32_t res, uint32_t flags);
-const struct io_uring_buf *fake_take_buffer(unsigned group); /* NULL: there is none */
 void fake_fill(uint64_t address, int fd, const char *data, uint32_t size);
 void fake_fault(const char *what);
 unsigned fake_draw(unsigned below); /* a random number in 0..below-1 */

@@ -63,7 +63,6 @@ void fake_requests_reset(void)
 {
     request_count = late_count = 0;
     life++;
-    fake_cq_reset();
     plan_first = plan_count = enter_first = enter_count = 0;
 }
 
@@ -101,15 +100,29 @@ unsigned fake_in_flight_of(uint8_t opcode)
     return count;
 }
 
+/* ---- bytes ------------------------------------------------------------------ */
+
+uint8_t fake_byte(int fd, unsigned index)
+{
+    return (uint8_t)((unsigned)fd * 7 + index);
+}
+
+void fake_fill(uint64_t address, int fd, const char *data, uint32_t size)
+{
+    uint8_t *memory = (uint8_t *)(uintptr_t)address;
+    for (uint32_t i = 0; i < size; i++)
+        memory[i] = data != NULL ? (uint8_t)data[i] : fake_byte(fd, i);
+}
+
 /* ---- requests ------------------------------------------------------------- */
 
 static void set_sq_flags(void)
 {
-    unsigned flags = fake_cq_has_overflow() ? IORING_SQ_CQ_OVERFLOW : 0;
+    unsigned flags = kring_cq_has_overflow(&fake_ring) ? IORING_SQ_CQ_OVERFLOW : 0;
     for (unsigned i = 0; i < request_count; i++)
         if (requests[i].due_ns <= fake.now_ns)
             flags |= IORING_SQ_TASKRUN;
-    __atomic_store_n(fake_at(fake_ring.params.sq_off.flags), flags, __ATOMIC_RELAXED);
+    kring_set_sq_flags(&fake_ring, flags);
 }
 
 void fake_sleep(uint64_t ns)
@@ -128,20 +141,6 @@ static bool moves_bytes(uint8_t opcode)
 static bool receives(uint8_t opcode)
 {
     return opcode == IORING_OP_RECV || opcode == IORING_OP_READ;
-}
-
-static bool is_multishot(const struct io_uring_sqe *sqe)
-{
-    switch (sqe->opcode) {
-    case IORING_OP_RECV:
-        return sqe->ioprio & IORING_RECV_MULTISHOT;
-    case IORING_OP_ACCEPT:
-        return sqe->ioprio & IORING_ACCEPT_MULTISHOT;
-    case IORING_OP_POLL_ADD:
-        return sqe->len & IORING_POLL_ADD_MULTI;
-    default:
-        return false;
-    }
 }
 
 static struct operation *known_operation(uint64_t token)
@@ -165,12 +164,12 @@ static bool complete(const struct request *request, int32_t res, bool more)
     uint64_t address = sqe->addr;
     struct operation *operation = request->stray ? NULL : known_operation(sqe->user_data);
     if (moves_bytes(sqe->opcode) && res > 0) {
-        if ((uint32_t)res > sqe->len && !is_multishot(sqe))
+        if ((uint32_t)res > sqe->len && !kring_is_multishot(sqe))
             res = (int32_t)sqe->len;
         if (sqe->flags & IOSQE_BUFFER_SELECT && !request->plan.no_buffer) {
-            const struct io_uring_buf *buffer = fake_take_buffer(sqe->buf_group);
+            const struct io_uring_buf *buffer = kring_take_buffer(&fake_ring, sqe->buf_group);
             if (buffer == NULL) {
-                fake_cq_post(sqe->user_data, -ENOBUFS, flags);
+                kring_cq_post(&fake_ring, sqe->user_data, -ENOBUFS, flags);
                 if (operation != NULL)
                     operation->result = -ENOBUFS;
                 return true;
@@ -183,14 +182,14 @@ static bool complete(const struct request *request, int32_t res, bool more)
         if (receives(sqe->opcode) && address != 0)
             fake_fill(address, sqe->fd, request->plan.data, (uint32_t)res);
     }
-    more = more && is_multishot(sqe) && fake_cq_has_room() &&
+    more = more && kring_is_multishot(sqe) && kring_cq_has_room(&fake_ring) &&
            (receives(sqe->opcode) ? res > 0 : res >= 0);
-    fake_cq_post(sqe->user_data, res, more ? flags | IORING_CQE_F_MORE : flags);
+    kring_cq_post(&fake_ring, sqe->user_data, res, more ? flags | IORING_CQE_F_MORE : flags);
     if (operation != NULL && sqe->opcode != IORING_OP_POLL_ADD &&
         sqe->opcode != IORING_OP_TIMEOUT)
         operation->result = res;
     for (unsigned copy = 0; !more && copy < request->plan.copies; copy++) {
-        fake_cq_post(sqe->user_data, res, request->plan.flags);
+        kring_cq_post(&fake_ring, sqe->user_data, res, request->plan.flags);
         fake.stale_injected++;
     }
     return !more;
@@ -232,7 +231,7 @@ static bool complete_poll(struct request *request)
     int32_t res = error != 0 ? error : (int32_t)bits;
     /* A poll that a test asked for tells what was planned. (That of an operation which
      * polls first does so too; no bit of it matters there.) */
-    bool is_planned = error == 0 && !is_multishot(sqe) && !request->attempted &&
+    bool is_planned = error == 0 && !kring_is_multishot(sqe) && !request->attempted &&
                       plan->sticky == 0 && (plan->res > 0 || sqe->op_flags == 0);
     if (is_planned)
         res = plan->res;
@@ -241,8 +240,8 @@ static bool complete_poll(struct request *request)
     if (res == 0 && !is_planned)
         return false;
     bool ends = fake.watches_end && (fake.random == 0 || fake_draw(3) == 0);
-    bool more = is_multishot(sqe) && res > 0 && fake_cq_has_room() && !ends;
-    fake_cq_post(sqe->user_data, res, more ? IORING_CQE_F_MORE : 0);
+    bool more = kring_is_multishot(sqe) && res > 0 && kring_cq_has_room(&fake_ring) && !ends;
+    kring_cq_post(&fake_ring, sqe->user_data, res, more ? IORING_CQE_F_MORE : 0);
     return !more;
 }
 
@@ -338,12 +337,12 @@ static struct fake_plan random_plan(const struct io_uring_sqe *sqe)
     static const uint32_t bits[] = {POLLERR, POLLRDHUP, POLLHUP, POLLPRI};
     struct fake_plan plan = {0};
     bool is_poll = sqe->opcode == IORING_OP_POLL_ADD; /* it may be a receive's first request */
-    uint32_t length = is_multishot(sqe) || is_poll ? 5000 : sqe->len > 0 ? sqe->len : 1;
+    uint32_t length = kring_is_multishot(sqe) || is_poll ? 5000 : sqe->len > 0 ? sqe->len : 1;
     plan.res = fake_draw(4) > 0 ? 1 + (int32_t)fake_draw(length) : errors[fake_draw(6)];
     plan.delay_ns = fake_draw(3) == 0 ? 0 : fake_draw(2) ? fake_draw(5000) : FAKE_NEVER;
     plan.at_once = fake_draw(6) == 0;
     plan.flags = fake_draw(2) ? IORING_CQE_F_SOCK_NONEMPTY : 0;
-    if (is_multishot(sqe))
+    if (kring_is_multishot(sqe))
         plan.more = fake_draw(4);
     plan.copies = fake_draw(20) == 0;
     plan.cancel_answer = (int32_t[]){0, -ENOENT, -EALREADY}[fake_draw(3)];
@@ -391,41 +390,6 @@ static struct operation *operation_of(const struct io_uring_sqe *sqe)
 
 /* ---- submission ----------------------------------------------------------- */
 
-/* The checks of Linux's prep functions for what we use. */
-static bool is_acceptable(const struct io_uring_sqe *sqe)
-{
-    bool ok = sqe->personality == 0 && sqe->file_index == 0 && sqe->addr3 == 0 && sqe->pad == 0;
-    switch (sqe->opcode) {
-    case IORING_OP_ASYNC_CANCEL:
-        return ok && sqe->flags == 0 && sqe->off == 0 && sqe->len == 0 && sqe->op_flags == 0;
-    case IORING_OP_POLL_ADD:
-        return ok && sqe->addr == 0 && sqe->off == 0 && (sqe->len & ~IORING_POLL_ADD_MULTI) == 0;
-    case IORING_OP_ACCEPT:
-        return ok && sqe->len == 0 && sqe->buf_group == 0 &&
-               (sqe->ioprio & ~(IORING_ACCEPT_MULTISHOT | IORING_ACCEPT_DONTWAIT)) == 0 &&
-               (sqe->op_flags & ~(uint32_t)(SOCK_CLOEXEC | SOCK_NONBLOCK)) == 0;
-    case IORING_OP_TIMEOUT:
-        return ok && sqe->addr != 0 && sqe->off == 0 && sqe->len == 1 && sqe->op_flags == 0;
-    case IORING_OP_CONNECT:
-        return ok && sqe->len == 0 && sqe->op_flags == 0 && sqe->buf_group == 0;
-    case IORING_OP_RECV:
-        if (is_multishot(sqe) && (!(sqe->flags & IOSQE_BUFFER_SELECT) || sqe->len != 0 ||
-                                  sqe->op_flags & MSG_WAITALL))
-            return false;
-        return ok && sqe->off == 0 &&
-               (sqe->ioprio & ~(IORING_RECVSEND_POLL_FIRST | IORING_RECV_MULTISHOT)) == 0;
-    case IORING_OP_SEND:
-    case IORING_OP_RECVMSG:
-    case IORING_OP_SENDMSG:
-        return ok && sqe->off == 0 && (sqe->ioprio & ~IORING_RECVSEND_POLL_FIRST) == 0;
-    case IORING_OP_READ:
-    case IORING_OP_WRITE:
-        return ok && sqe->ioprio == 0;
-    default:
-        return false;
-    }
-}
-
 static void cancel_request(uint64_t target, uint64_t user_data)
 {
     unsigned index = 0;
@@ -433,7 +397,7 @@ static void cancel_request(uint64_t target, uint64_t user_data)
            (requests[index].stray || requests[index].sqe.user_data != target))
         index++;
     if (index == request_count) {
-        fake_cq_post(user_data, -ENOENT, 0);
+        kring_cq_post(&fake_ring, user_data, -ENOENT, 0);
         return;
     }
     struct request request = requests[index];
@@ -441,7 +405,7 @@ static void cancel_request(uint64_t target, uint64_t user_data)
     /* A watch waits for nothing that could be too late. */
     bool goes_on = plan->cancel_too_late && !(request.sqe.user_data & UT_TOKEN_WATCH);
     if (request.canceled || goes_on) {
-        fake_cq_post(user_data, plan->cancel_answer, 0);
+        kring_cq_post(&fake_ring, user_data, plan->cancel_answer, 0);
         return;
     }
     int32_t res = plan->cancel_res != 0 ? plan->cancel_res : -ECANCELED;
@@ -450,7 +414,7 @@ static void cancel_request(uint64_t target, uint64_t user_data)
         complete(&request, res, false);
         post_later(user_data, plan->cancel_answer, 0, plan->cancel_gap_ns);
     } else {
-        fake_cq_post(user_data, plan->cancel_answer, 0);
+        kring_cq_post(&fake_ring, user_data, plan->cancel_answer, 0);
         requests[index].plan.res = res;
         requests[index].plan.more = 0;
         requests[index].canceled = true;
@@ -483,11 +447,11 @@ static void refuse(const struct io_uring_sqe *sqe, struct operation *operation)
     uint32_t flags = 0;
     fake.refused++;
     if (operation->plan.refused_buffer && sqe->flags & IOSQE_BUFFER_SELECT) {
-        const struct io_uring_buf *buffer = fake_take_buffer(sqe->buf_group);
+        const struct io_uring_buf *buffer = kring_take_buffer(&fake_ring, sqe->buf_group);
         if (buffer != NULL)
             flags = IORING_CQE_F_BUFFER | (uint32_t)buffer->bid << IORING_CQE_BUFFER_SHIFT;
     }
-    fake_cq_post(sqe->user_data, -EAGAIN, flags);
+    kring_cq_post(&fake_ring, sqe->user_data, -EAGAIN, flags);
     for (unsigned i = 0; i < request_count && operation->plan.echo != 0; i++) {
         struct request *request = &requests[i];
         if (request->sqe.user_data != (operation->token | UT_TOKEN_WATCH) || request->canceled)
@@ -523,7 +487,7 @@ static void attempt(const struct io_uring_sqe *sqe, struct operation *operation)
 static void start_poll(const struct io_uring_sqe *sqe, const struct operation *operation)
 {
     struct fake_plan plan = operation->plan;
-    if (operation->attempted || is_multishot(sqe))
+    if (operation->attempted || kring_is_multishot(sqe))
         plan.cancel_res = 0;
     plan.copies = 0;
     struct request *request = add_request(sqe, plan);
@@ -531,7 +495,7 @@ static void start_poll(const struct io_uring_sqe *sqe, const struct operation *o
     request->attempted = operation->attempted;
     request->ready_ns = operation->ready_ns;
     bool tells = plan.sticky != 0 || plan.poll_error != 0 || plan.watch_error != 0 ||
-                 (is_multishot(sqe) && fake.watch_error != 0) || fake.now_ns >= request->ready_ns;
+                 (kring_is_multishot(sqe) && fake.watch_error != 0) || fake.now_ns >= request->ready_ns;
     request->due_ns = tells ? fake.now_ns : request->ready_ns;
     if (tells && plan.at_once)
         run_piece(request_count - 1);
@@ -539,41 +503,21 @@ static void start_poll(const struct io_uring_sqe *sqe, const struct operation *o
 
 static void start_timeout(const struct io_uring_sqe *sqe, const struct operation *operation)
 {
-    const struct ut_timespec *ts = (const struct ut_timespec *)(uintptr_t)sqe->addr;
-    if (ts->tv_sec < 0 || ts->tv_nsec < 0 || ts->tv_nsec > 999999999)
-        fake_fault("a timeout that Linux refuses");
     struct fake_plan plan = operation->plan; /* of its cancel */
     plan.res = -ETIME; /* it keeps its time, whatever is planned */
-    plan.delay_ns = (uint64_t)ts->tv_sec * 1000000000u + (uint64_t)ts->tv_nsec;
+    plan.delay_ns = kring_timespec(&fake_ring, sqe->addr);
     plan.cancel_res = 0;
     plan.more = plan.copies = 0;
     plan.flags = 0;
     add_request(sqe, plan);
 }
 
-static bool is_one_shot_attempt(const struct io_uring_sqe *sqe)
-{
-    switch (sqe->opcode) {
-    case IORING_OP_RECV:
-    case IORING_OP_ACCEPT:
-        return !is_multishot(sqe);
-    case IORING_OP_SEND:
-    case IORING_OP_RECVMSG:
-    case IORING_OP_SENDMSG:
-    case IORING_OP_READ:
-    case IORING_OP_WRITE:
-        return true;
-    default:
-        return false;
-    }
-}
-
 static void start_request(const struct io_uring_sqe *sqe)
 {
     fake.submitted[sqe->opcode % UT_OPCODES]++;
-    if (!is_acceptable(sqe)) {
+    if (!kring_is_acceptable(sqe)) {
         fake_fault("an sqe that Linux refuses");
-        fake_cq_post(sqe->user_data, -EINVAL, 0);
+        kring_cq_post(&fake_ring, sqe->user_data, -EINVAL, 0);
         return;
     }
     if (sqe->opcode == IORING_OP_ASYNC_CANCEL) {
@@ -584,9 +528,9 @@ static void start_request(const struct io_uring_sqe *sqe)
         if (!requests[i].stray && requests[i].sqe.user_data == sqe->user_data)
             fake_fault("two operations with one token");
     int32_t error = 0;
-    enum patience patience = is_one_shot_attempt(sqe) ? patience_of(sqe, &error) : WAITS;
+    enum patience patience = kring_is_attempt(sqe) ? patience_of(sqe, &error) : WAITS;
     if (patience == IS_REFUSED) {
-        fake_cq_post(sqe->user_data, error, 0);
+        kring_cq_post(&fake_ring, sqe->user_data, error, 0);
         return;
     }
     struct operation *operation = operation_of(sqe);
@@ -594,7 +538,7 @@ static void start_request(const struct io_uring_sqe *sqe)
     fake.watches += is_watch;
     if (patience == DOES_NOT_WAIT) {
         attempt(sqe, operation);
-    } else if (sqe->opcode == IORING_OP_POLL_ADD && (is_watch || !is_multishot(sqe))) {
+    } else if (sqe->opcode == IORING_OP_POLL_ADD && (is_watch || !kring_is_multishot(sqe))) {
         start_poll(sqe, operation);
     } else if (sqe->opcode == IORING_OP_TIMEOUT) {
         start_timeout(sqe, operation);
@@ -602,10 +546,10 @@ static void start_request(const struct io_uring_sqe *sqe)
         /* (-EINVAL may have meant the flag.) */
         bool may_wait = sqe->opcode == IORING_OP_ACCEPT &&
                         (fake.accept_waits || operation->result == -EINVAL);
-        if (is_one_shot_attempt(sqe) && !may_wait)
+        if (kring_is_attempt(sqe) && !may_wait)
             fake_fault("an attempt that waits");
         struct request *request = add_request(sqe, operation->plan);
-        if (is_one_shot_attempt(sqe)) { /* an accept of an old kernel */
+        if (kring_is_attempt(sqe)) { /* an accept of an old kernel */
             bool found = operation->plan.refusals == 0;
             operation->plan.refusals -= !found && operation->plan.refusals != FAKE_ALWAYS;
             operation->attempted = true;
@@ -622,21 +566,10 @@ static void start_request(const struct io_uring_sqe *sqe)
 
 static unsigned take_sqes(unsigned wanted)
 {
-    const struct io_sqring_offsets *at = &fake_ring.params.sq_off;
     unsigned taken = 0;
-    unsigned tail = __atomic_load_n(fake_at(at->tail), __ATOMIC_ACQUIRE);
-    if (tail - *fake_at(at->head) > fake_ring.sq_entries)
-        fake_fault("more sqes than the SQ has");
-    while (taken < wanted && *fake_at(at->head) != tail) {
-        if (fake.requests_max > 0 && request_count >= fake.requests_max)
-            break;
-        unsigned head = *fake_at(at->head);
-        unsigned index = fake_at(at->array)[head & (fake_ring.sq_entries - 1)];
-        if (index != (head & (fake_ring.sq_entries - 1)))
-            fake_fault("the SQ's array is not the identity");
-        struct io_uring_sqe sqe = fake_ring.sqes[index];
-        memset(&fake_ring.sqes[index], 0xee, sizeof sqe); /* FEAT_SUBMIT_STABLE: read once */
-        __atomic_store_n(fake_at(at->head), head + 1, __ATOMIC_RELEASE);
+    struct io_uring_sqe sqe;
+    while (taken < wanted && (fake.requests_max == 0 || request_count < fake.requests_max) &&
+           kring_next_sqe(&fake_ring, &sqe)) {
         start_request(&sqe);
         taken++;
     }
@@ -665,7 +598,7 @@ static void run_work(void)
             break;
         run_piece(index);
     }
-    fake_cq_flush();
+    kring_cq_flush(&fake_ring);
 }
 
 /* Runs work and sleeps until there are `min_complete` cqes or `until_ns` is past. */
@@ -673,9 +606,9 @@ static int wait_events(unsigned min_complete, uint64_t until_ns, int error, bool
 {
     for (;;) {
         run_work();
-        if (with_cqes && fake_cq_ready() > 0)
+        if (with_cqes && kring_cq_ready(&fake_ring) > 0)
             return error;
-        if (fake_cq_ready() >= min_complete)
+        if (kring_cq_ready(&fake_ring) >= min_complete)
             return 0;
         if (error != 0)
             return error; /* as if a signal had come just now */
@@ -697,12 +630,9 @@ static int wait_events(unsigned min_complete, uint64_t until_ns, int error, bool
 
 static uint64_t end_of_wait(const struct io_uring_getevents_arg *arg)
 {
-    const struct ut_timespec *ts = (const struct ut_timespec *)(uintptr_t)arg->ts;
-    if (ts == NULL)
+    if (arg->ts == 0)
         return FAKE_NEVER;
-    if (ts->tv_sec < 0 || ts->tv_nsec < 0 || ts->tv_nsec > 999999999)
-        fake_fault("a timespec that Linux refuses");
-    uint64_t ns = (uint64_t)ts->tv_sec * 1000000000u + (uint64_t)ts->tv_nsec;
+    uint64_t ns = kring_timespec(&fake_ring, arg->ts);
     return ns > FAKE_NEVER - 1 - fake.now_ns ? FAKE_NEVER - 1 : fake.now_ns + ns;
 }
 
@@ -750,7 +680,7 @@ void fake_write_late(void)
     for (unsigned i = 0; i < late_count; i++) {
         const struct io_uring_sqe *sqe = &late[i].sqe;
         const struct io_uring_buf *buffer =
-            sqe->flags & IOSQE_BUFFER_SELECT ? fake_take_buffer(sqe->buf_group) : NULL;
+            sqe->flags & IOSQE_BUFFER_SELECT ? kring_take_buffer(&fake_ring, sqe->buf_group) : NULL;
         uint64_t address = buffer != NULL ? buffer->addr : sqe->addr;
         if (receives(sqe->opcode) && address != 0) {
             fake_fill(address, sqe->fd, NULL, sqe->len);

@@ -34,7 +34,7 @@ static void tear_down(void)
 /* The kernel takes the next buffer, and we hear of it. */
 static uint32_t take_and_lease(void)
 {
-    const struct io_uring_buf *buffer = fake_take_buffer(1);
+    const struct io_uring_buf *buffer = kring_take_buffer(&fake_ring, 1);
     CHECK(buffer != NULL);
     CHECK(buffer->addr == (uintptr_t)pool + 4096 + buffer->bid * SIZE);
     CHECK_EQ(buffer->len, SIZE);
@@ -46,12 +46,12 @@ static uint32_t take_and_lease(void)
 static void a_new_ring_is_full_and_page_aligned(void)
 {
     set_up();
-    CHECK_EQ(fake_buffers_home(1), ENTRIES);
+    CHECK_EQ(kring_buffers_home(&fake_ring, 1), ENTRIES);
     for (unsigned i = 0; i < ENTRIES; i++) {
-        CHECK_EQ(fake.groups[1].ring[i].bid, i);
-        CHECK_EQ(fake.groups[1].ring[i].addr % 4096, 0);
+        CHECK_EQ(fake_ring.groups[1]->ring[i].bid, i);
+        CHECK_EQ(fake_ring.groups[1]->ring[i].addr % 4096, 0);
     }
-    CHECK(fake_take_buffer(0) == NULL); /* another group has none of them */
+    CHECK(kring_take_buffer(&fake_ring, 0) == NULL); /* another group has none of them */
     tear_down();
 }
 
@@ -62,9 +62,9 @@ static void a_returned_buffer_is_home_after_the_commit_only(void)
     CHECK_EQ(bufring.leased, 1);
     ut_bufring_return(&bufring, offset);
     CHECK_EQ(bufring.leased, 0);
-    CHECK_EQ(fake_buffers_home(1), ENTRIES - 1);
+    CHECK_EQ(kring_buffers_home(&fake_ring, 1), ENTRIES - 1);
     ut_bufring_commit(&bufring);
-    CHECK_EQ(fake_buffers_home(1), ENTRIES);
+    CHECK_EQ(kring_buffers_home(&fake_ring, 1), ENTRIES);
     tear_down();
 }
 
@@ -74,7 +74,7 @@ static void a_ring_runs_dry_and_fills_in_another_order(void)
     uint32_t offsets[ENTRIES];
     for (unsigned i = 0; i < ENTRIES; i++)
         offsets[i] = take_and_lease();
-    CHECK(fake_take_buffer(1) == NULL);
+    CHECK(kring_take_buffer(&fake_ring, 1) == NULL);
     CHECK_EQ(bufring.leased, ENTRIES);
     for (unsigned i = ENTRIES; i-- > 0;)
         ut_bufring_return(&bufring, offsets[i]);
@@ -84,7 +84,7 @@ static void a_ring_runs_dry_and_fills_in_another_order(void)
     for (unsigned i = 0; i < ENTRIES; i++)
         ut_bufring_return(&bufring, offsets[i]);
     ut_bufring_commit(&bufring);
-    CHECK_EQ(fake_buffers_home(1), ENTRIES);
+    CHECK_EQ(kring_buffers_home(&fake_ring, 1), ENTRIES);
     tear_down();
 }
 
@@ -97,7 +97,7 @@ static void the_tail_wraps_at_16_bits(void)
         ut_bufring_commit(&bufring);
     }
     CHECK(bufring.tail < 10000);
-    CHECK_EQ(fake_buffers_home(1), ENTRIES);
+    CHECK_EQ(kring_buffers_home(&fake_ring, 1), ENTRIES);
     tear_down();
 }
 
@@ -107,9 +107,9 @@ static void a_group_may_have_one_buffer(void)
     struct ut_bufring single;
     CHECK_EQ(ut_bufring_open(&single, &ring, 2, 1, 4096, pool, 0), 0);
     for (unsigned i = 0; i < 5; i++) {
-        const struct io_uring_buf *buffer = fake_take_buffer(2);
+        const struct io_uring_buf *buffer = kring_take_buffer(&fake_ring, 2);
         CHECK(buffer != NULL && buffer->addr == (uintptr_t)pool);
-        CHECK(fake_take_buffer(2) == NULL);
+        CHECK(kring_take_buffer(&fake_ring, 2) == NULL);
         ut_bufring_return(&single, ut_bufring_lease(&single, 0));
         ut_bufring_commit(&single);
     }

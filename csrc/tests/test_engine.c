@@ -86,11 +86,11 @@ static void no_buffer_is_an_answer_and_the_batchs_end_brings_them_back(void)
     for (unsigned i = 0; i < 5; i++)
         CHECK_EQ(engine->records[i].res, i < 4 ? 10 : -ENOBUFS);
     CHECK_EQ(tools_statistics(engine).leases_out, 4);
-    CHECK_EQ(fake_buffers_home(0), 0);
+    CHECK_EQ(kring_buffers_home(&fake_ring, 0), 0);
     /* Armed again at once: the next wait returns the buffers before it submits. */
     int slot = recv_with((struct fake_plan){.res = 10, .at_once = true}, 24, 100);
     CHECK_EQ(tools_await(engine, slot).res, 10);
-    CHECK_EQ(fake_buffers_home(0), 3);
+    CHECK_EQ(kring_buffers_home(&fake_ring, 0), 3);
     tools_close(engine);
 }
 
@@ -161,7 +161,7 @@ static void an_overflowing_CQ_loses_nothing(void)
     fake_sleep(MS);
     for (int i = 0; i < 3; i++)
         CHECK_EQ(ut_engine_flush(engine), 0); /* nobody drains: the CQ overflows */
-    CHECK(fake.overflows > 0);
+    CHECK(fake_ring.overflows > 0);
     CHECK(*engine->ring.sq_flags & IORING_SQ_CQ_OVERFLOW);
     unsigned ended = 0;
     while (ended < 200) {
@@ -326,7 +326,7 @@ static void an_eventfd_is_registered_with_the_ring(void)
 {
     set_up(8, 32);
     CHECK_EQ(ut_engine_register_eventfd(engine, 42), 0);
-    CHECK_EQ(fake.event_fd, 42);
+    CHECK_EQ(fake_ring.event_fd, 42);
     tools_close(engine);
 }
 

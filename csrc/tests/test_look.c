@@ -86,7 +86,7 @@ static void an_eventfd_can_be_registered_anew(void)
     struct ut_engine *engine = tools_open(8, 32);
     CHECK_EQ(ut_engine_register_eventfd(engine, 42), 0);
     CHECK_EQ(ut_engine_register_eventfd(engine, 43), 0);
-    CHECK_EQ(fake.event_fd, 43);
+    CHECK_EQ(fake_ring.event_fd, 43);
     tools_close(engine);
 }
 

@@ -60,7 +60,7 @@ static void pieces_of_one_batch_have_a_buffer_each(void)
     }
     CHECK_EQ(tools_statistics(engine).leases_out, 4);
     slot_is_free(slot);
-    CHECK_EQ(fake_buffers_home(0), 4);
+    CHECK_EQ(kring_buffers_home(&fake_ring, 0), 4);
     tools_close(engine);
 }
 
@@ -138,7 +138,7 @@ static void a_full_CQ_ends_it_and_loses_nothing(void)
     int slot = recv_with((struct fake_plan){.res = 10, .more = 3}, 5);
     for (unsigned i = 0; i < 3; i++)
         CHECK_EQ(ut_engine_flush(engine), 0); /* nobody drains */
-    CHECK_EQ(fake.overflows, 1);
+    CHECK_EQ(fake_ring.overflows, 1);
     CHECK_EQ(fake_in_flight(), 0);
     CHECK_EQ(tools_wait(engine, 0).records, 2);
     CHECK(is_piece(0, slot, 10, 5, true));

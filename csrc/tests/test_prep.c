@@ -97,7 +97,7 @@ static void rounds_stop_while_there_are_buffers_for_one_more(void)
     prep_many(150, 0, 0, 1);
     CHECK_EQ(tools_wait(engine, -1).records, 60); /* 20 and 20 and 20; 4 are left */
     CHECK_EQ(fake.enters, 3);
-    CHECK_EQ(fake_buffers_home(0), 4);
+    CHECK_EQ(kring_buffers_home(&fake_ring, 0), 4);
     CHECK_EQ(fake_in_flight(), 90);
     CHECK(ut_ring_wants_enter(&engine->ring)); /* the work waits in the kernel */
     uint64_t start = fake.now_ns;
