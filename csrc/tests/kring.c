@@ -89,6 +89,7 @@ void kring_free_memory(struct kring *ring)
     ring->rings = NULL;
     ring->sqes = NULL;
     ring->overflow = NULL;
+    ring->overflow_capacity = 0;
 }
 
 void kring_free(struct kring *ring)
@@ -276,6 +277,19 @@ static void write_cqe(struct kring *ring, const struct io_uring_cqe *cqe)
     __atomic_store_n(kring_at(ring, at->tail), tail + 1, __ATOMIC_RELEASE);
 }
 
+static void grow_overflow(struct kring *ring)
+{
+    unsigned capacity = ring->overflow_capacity > 0 ? 2 * ring->overflow_capacity : 256;
+    if (capacity > KRING_OVERFLOW_MAX)
+        abort();
+    struct io_uring_cqe *larger = kring_pages(capacity * sizeof *larger);
+    if (ring->overflow != NULL)
+        memcpy(larger, ring->overflow, ring->overflow_count * sizeof *larger);
+    free(ring->overflow);
+    ring->overflow = larger;
+    ring->overflow_capacity = capacity;
+}
+
 void kring_cq_post(struct kring *ring, uint64_t user_data, int32_t res, uint32_t flags)
 {
     struct io_uring_cqe cqe = {user_data, res, flags};
@@ -283,10 +297,8 @@ void kring_cq_post(struct kring *ring, uint64_t user_data, int32_t res, uint32_t
         write_cqe(ring, &cqe);
         return;
     }
-    if (ring->overflow_count == KRING_OVERFLOW_MAX)
-        abort();
-    if (ring->overflow == NULL)
-        ring->overflow = kring_pages(KRING_OVERFLOW_MAX * sizeof *ring->overflow);
+    if (ring->overflow_count == ring->overflow_capacity)
+        grow_overflow(ring);
     ring->overflow[ring->overflow_count++] = cqe;
     ring->overflows++;
 }

@@ -36,7 +36,7 @@ struct kring {
     size_t sqes_size;
     int event_fd; /* registered; -1: none */
     struct io_uring_cqe *overflow;
-    unsigned overflow_first, overflow_count;
+    unsigned overflow_first, overflow_count, overflow_capacity;
     unsigned overflows; /* cqes that have ever not fitted */
     struct kring_group *groups[UT_GROUPS];
     void (*fault)(const char *what);
