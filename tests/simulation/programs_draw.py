@@ -1,0 +1,432 @@
+"""How programs are drawn: which channels, which scenes, which choices of the kernel.
+
+A program is some *scenes*, one after the other: what a few tasks do to a channel at the same
+time, so that they get in each other's way. Each begins at its own moment of the program's clock,
+with all its tasks in one batch of the scheduler; between them are steps that fit to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import simulation
+from simulation import programs, programs_gain
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from by_seed import Plan
+
+    Steps = list[list[Any]]
+
+SCENES_MAX = 5
+STRAY_MAX = 8  # steps of no scene, after each
+CHANNELS_MAX = 3
+KERNEL_LENGTHS = (30, 100, 300, 1000)
+KERNEL_BELOW = 256
+
+# Of steps of no scene, how likely each verb is; those of a direction share what theirs has.
+STRAY = {
+    "receives": 30,
+    "sends": 30,
+    "peek": 8,
+    "readable": 4,
+    "writable": 2,
+    "low_water": 1,
+    "send_eof": 2,
+    "close": 1,
+    "aclose": 1,
+    "leave": 1,
+    "abort": 1,
+    "sleep": 4,
+    "checkpoints": 3,
+    "settle": 2,
+    "cancel": 10,
+    "both": 6,
+    "dial": 6,
+    "answer": 6,
+}
+KINDS = (*simulation.HARMLESS, "stale")
+# A stranger takes what the model knows of.
+NETWORK = tuple(kind for kind in simulation.NETWORK if kind != "strangers")
+CLOSES = ("close", "aclose", "leave", "abort")
+
+
+WRITING = ("s_write", "s_writev", "s_read_from", "s_task")
+
+
+def size(random: random.Random) -> int:
+    """Of a transfer: mostly small, and around what the buffers hold."""
+    kind = random.random()
+    if kind < 0.5:
+        return random.randint(1, 64)
+    if kind < 0.85:
+        return random.choice([100, 1000, 4096, 8191, 8192, 8193])
+    if kind < 0.97:
+        return random.choice([20_000, 32_768, 70_000])
+    return random.choice([131_072, 200_000])
+
+
+def large(random: random.Random) -> int:
+    """More than a socket's buffer takes at once, with small buffers at least."""
+    return random.choice([8193, 20_000, 70_000, 131_072, 200_000])
+
+
+def limit(random: random.Random) -> int:
+    if random.random() < 0.6:
+        return 0
+    return random.choice([1, 1, 2, 3, 5, 10, 50, 500])
+
+
+def wait(random: random.Random) -> int:
+    """Checkpoints, or milliseconds."""
+    return random.choice([0, 0, 1, 1, 2, 3, 4, 6, 9])
+
+
+class Scenes:
+    """Draws the steps of a program with so many ends and listeners."""
+
+    def __init__(self, random: random.Random, ends: int, listeners: int, *, closes: bool) -> None:
+        self.random = random
+        self.ends = ends
+        self.listeners = listeners
+        self.steps: Steps = []
+        self.number = 0
+        self.has_servers = False
+        weights = dict(STRAY)
+        if not listeners:
+            weights["dial"] = weights["answer"] = 0
+        if not ends:
+            weights["receives"] = weights["sends"] = 0
+        if not closes:
+            weights |= dict.fromkeys(CLOSES, 0)
+        self.closes = closes
+        self.verbs, self.weights = list(weights), list(weights.values())
+
+    def of_servers(self) -> None:
+        """Half of the steps that fit to nothing are a server's."""
+        self.has_servers = True
+        more = len(programs_gain.OF_SERVER)
+        self.verbs += [*programs_gain.OF_SERVER, "stop"]
+        weight = sum(self.weights) // more
+        self.weights += [
+            weight if verb in WRITING else weight // 2 for verb in self.verbs[-more - 1 :]
+        ]
+        self.weights[-1] = 1
+
+    # ---- one step ------------------------------------------------------------------------
+
+    def add(self, task: int, verb: str, place: int, size: int, limit: int = 0) -> None:
+        self.steps.append([task, verb, place, size, limit])
+
+    def receive(self) -> str:
+        return self.random.choice(programs.RECEIVES)
+
+    def send(self) -> str:
+        return self.random.choice(programs.SENDS)
+
+    def stray_verb(self) -> str:
+        found = self.random.choices(self.verbs, self.weights)[0]
+        return {"receives": self.receive, "sends": self.send}.get(found, lambda: found)()
+
+    def place_and_size(self, verb: str) -> tuple[int, int]:
+        random = self.random
+        if verb in ("sleep", "checkpoints", "settle"):
+            return 0, random.randint(0, 12)
+        if verb == "cancel":
+            return random.randrange(programs.TASKS_MAX), wait(random)
+        if verb in programs_gain.OF_SERVER:
+            return 2 * random.randrange(max(1, self.ends // 2)) + 1, size(random)
+        if verb in programs.OF_LISTENERS:
+            return random.randrange(max(1, self.listeners)), size(random)
+        return random.randrange(max(1, self.ends)), size(random)
+
+    def stray(self) -> None:
+        random = self.random
+        verb = self.stray_verb()
+        step = [random.randrange(programs.TASKS_MAX), verb, *self.place_and_size(verb)]
+        step.append(limit(random))
+        if verb == "both":
+            for _ in range(2):
+                other = self.stray_verb()
+                step.append([other, *self.place_and_size(other)])
+        self.steps.append(step)
+
+    # ---- scenes --------------------------------------------------------------------------
+
+    def begin(self) -> list[int]:
+        """Its tasks, in some order, all at the same moment."""
+        tasks = list(range(programs.TASKS_MAX))
+        self.random.shuffle(tasks)
+        self.number += 1
+        for task in tasks:
+            self.add(task, "at", 0, self.number)
+        return tasks
+
+    def cancel_at_work(self) -> None:
+        """Somebody receives, the peer sends, and the receive is cancelled about then."""
+        random = self.random
+        one, two, three, _ = self.begin()
+        end = random.randrange(self.ends)
+        for _ in range(random.randint(1, 3)):
+            self.add(one, self.receive(), end, size(random), limit(random))
+        for _ in range(random.randint(1, 4)):
+            self.add(two, "checkpoints", 0, wait(random))
+            self.add(two, self.send(), end ^ 1, size(random), limit(random))
+            # In the same step of the scheduler, if the sender is none that waits.
+            if random.random() < 0.5:
+                self.add(two, "cancel", one, random.choice([0, 0, 1]))
+        for _ in range(random.randint(0, 3)):
+            self.add(three, "checkpoints", 0, wait(random))
+            self.add(three, "cancel", random.choice([one, two]), 0)
+
+    def at_its_deadline(self) -> None:
+        """The peer sends at the moment that is the receive's deadline."""
+        random = self.random
+        one, two, _, _ = self.begin()
+        end = random.randrange(self.ends)
+        moment = random.randint(1, 20)
+        self.add(one, self.receive(), end, size(random), moment)
+        self.add(one, self.receive(), end, size(random))
+        self.add(two, "sleep", 0, moment)
+        self.add(two, self.send(), end ^ 1, size(random))
+
+    def flood(self) -> None:
+        """More than there is room for; the send is cancelled, and the peer takes it all."""
+        random = self.random
+        one, two, three, _ = self.begin()
+        end = random.randrange(self.ends)
+        for _ in range(random.randint(1, 3)):
+            self.add(one, self.send(), end, large(random), limit(random))
+        self.add(two, random.choice(["checkpoints", "sleep"]), 0, wait(random))
+        for _ in range(random.randint(1, 6)):
+            self.add(two, self.receive(), end ^ 1, large(random), limit(random))
+        for _ in range(random.randint(0, 2)):
+            self.add(three, "cancel", random.choice([one, two]), wait(random))
+
+    def in_line(self) -> None:
+        """Two in one direction, and work for both."""
+        random = self.random
+        one, two, three, four = self.begin()
+        end = random.randrange(self.ends)
+        way = random.choice([self.receive, self.receive, self.send])
+        for task in (one, two):
+            for _ in range(random.randint(1, 3)):
+                self.add(task, "checkpoints", 0, random.choice([0, 0, 0, 1]))
+                self.add(task, way(), end, size(random), limit(random))
+        for _ in range(random.randint(1, 4)):
+            other = self.send if way == self.receive else self.receive
+            self.add(three, other(), end ^ 1, size(random))
+        if self.closes and random.random() < 0.4:
+            self.add(four, random.choice(CLOSES), end, 0)
+        else:
+            self.add(four, "cancel", random.choice([one, two]), wait(random))
+
+    def closed_under(self) -> None:
+        """One half or the other, or all of it, is closed while somebody waits there."""
+        random = self.random
+        one, two, three, _ = self.begin()
+        end = random.randrange(self.ends)
+        verb = random.choice([self.receive(), self.receive(), self.send(), "readable"])
+        if random.random() < 0.2:
+            verb = "recvmsg"
+        self.add(one, verb, end, random.choice([size, large])(random), limit(random))
+        if random.random() < 0.5:
+            self.add(two, "checkpoints", 0, wait(random))
+            self.add(two, "send_fd" if verb == "recvmsg" else self.send(), end ^ 1, size(random))
+        self.add(two, "checkpoints", 0, wait(random))
+        how = random.choice([*CLOSES, "send_eof"]) if self.closes else "send_eof"
+        self.add(two, how, random.choice([end, end ^ 1]), 0)
+        self.add(three, "cancel", one, wait(random))
+
+    def readiness(self) -> None:
+        """Somebody waits until there is something to receive, and receives it."""
+        random = self.random
+        one, two, three, _ = self.begin()
+        end = random.randrange(self.ends)
+        for _ in range(random.randint(1, 3)):
+            self.add(one, random.choice(["readable", "writable"]), end, 0, limit(random))
+            self.add(one, self.receive(), end, size(random), 1)
+        for _ in range(random.randint(1, 3)):
+            self.add(two, "checkpoints", 0, wait(random))
+            self.add(two, self.send(), end ^ 1, size(random))
+        self.add(three, "cancel", one, wait(random))
+
+    def dialling(self) -> None:
+        """More dial than the listener's queue takes, some give up, and some are answered."""
+        random = self.random
+        one, two, three, four = self.begin()
+        place = random.randrange(self.listeners)
+        for task in (one, two, three):
+            for _ in range(random.randint(0, 2)):
+                self.add(task, "dial", place, size(random), random.choice([0, 0, 20, 100, 1000]))
+        self.add(four, random.choice(["checkpoints", "sleep"]), 0, wait(random))
+        for _ in range(random.randint(0, 5)):
+            self.add(four, "answer", place, 0, random.choice([0, 0, 1, 50]))
+            if random.random() < 0.4:
+                self.add(four, "cancel", random.choice([one, two, three]), wait(random))
+
+    # ---- scenes of callback servers ------------------------------------------------------
+
+    def served_and_closed(self) -> None:
+        """A server writes and closes, in one step; the client sends, receives, or does not."""
+        random = self.random
+        one, two, three, _ = self.begin()
+        end = 2 * random.randrange(self.ends // 2)
+        if random.random() < 0.5:
+            self.add(one, self.send(), end, size(random))
+            self.add(two, "checkpoints", 0, wait(random))
+        for _ in range(random.randint(1, 3)):
+            self.add(two, random.choice(WRITING), end + 1, random.choice([size, large])(random))
+        if random.random() < 0.3:
+            self.add(two, "s_drain", end + 1, 0)
+        if random.random() < 0.8:
+            how = random.choice(["s_close", "s_close", "s_send_eof", "s_abort"])
+            self.add(two, how, end + 1, 0)
+        if random.random() < 0.5:
+            self.add(two, random.choice(["s_close", "s_abort"]), end + 1, 0)
+        self.add(three, random.choice(["checkpoints", "sleep"]), 0, wait(random))
+        for _ in range(random.randint(0, 6)):
+            self.add(three, self.receive(), end, large(random), random.choice([0, 5, 50]))
+
+    def paused(self) -> None:
+        """Reading stops and goes on while the client sends, and sends its end."""
+        random = self.random
+        one, two, three, _ = self.begin()
+        end = 2 * random.randrange(self.ends // 2)
+        for _ in range(random.randint(1, 4)):
+            self.add(one, self.send(), end, random.choice([size, large])(random), limit(random))
+            self.add(one, "checkpoints", 0, wait(random))
+        if random.random() < 0.4:
+            self.add(one, "send_eof", end, 0)
+        for _ in range(random.randint(1, 4)):
+            self.add(two, "s_pause", end + 1, 0)
+            self.add(two, random.choice(["checkpoints", "sleep"]), 0, wait(random))
+            self.add(two, "s_resume", end + 1, 0)
+            self.add(two, "checkpoints", 0, wait(random))
+        self.add(three, random.choice(WRITING), end + 1, large(random))
+        self.add(three, "s_drain", end + 1, 0, random.choice([0, 100]))
+        for _ in range(random.randint(0, 3)):
+            self.add(three, self.receive(), end, large(random), random.choice([0, 5, 50]))
+
+    def deadlines(self) -> None:
+        """They are set, moved, met and not met."""
+        random = self.random
+        one, two, _, _ = self.begin()
+        end = 2 * random.randrange(self.ends // 2)
+        for _ in range(random.randint(1, 4)):
+            verb = random.choice(["s_deadline", "s_idle"])
+            self.add(two, verb, end + 1, random.choice([1, 5, 20, 50]))
+            self.add(two, "sleep", 0, random.choice([0, 1, 4, 10, 30]))
+        for _ in range(random.randint(0, 4)):
+            self.add(one, random.choice([self.send(), self.receive()]), end, size(random), 10)
+            self.add(one, "sleep", 0, random.choice([0, 1, 4, 10, 30]))
+
+    def draw(self) -> Steps:
+        of_channels: list[Callable[[], None]] = [
+            *(self.cancel_at_work, self.at_its_deadline, self.flood, self.in_line),
+            *(self.closed_under, self.readiness),
+        ]
+        scenes: list[Callable[[], None]] = []
+        if self.ends:
+            scenes += of_channels
+        if self.has_servers:
+            scenes += [*(self.served_and_closed, self.paused) * 3, self.deadlines]
+        if self.listeners:
+            scenes += [self.dialling] * (3 if self.ends else 1)
+        for _ in range(self.random.randint(1, SCENES_MAX)):
+            self.random.choice(scenes)()
+            for _ in range(self.random.randint(0, STRAY_MAX)):
+                self.stray()
+        return self.steps
+
+
+# ---- the kernel --------------------------------------------------------------------------
+
+
+def kernel(random: random.Random) -> list[int]:
+    """The kernel's choices: none, a few, or at every turn."""
+    odd = random.choice([0.0, 0.02, 0.05, 0.2, 0.5, 1.0])
+    if not odd:
+        return []
+    return [
+        random.randrange(1, KERNEL_BELOW) if random.random() < odd else 0
+        for _ in range(random.choice(KERNEL_LENGTHS))
+    ]
+
+
+def kinds(random: random.Random) -> list[str]:
+    """Which of them: where all goes wrong at once less is found than where one thing does."""
+    if random.random() < 0.5:
+        return random.sample(KINDS, random.randint(1, 3))
+    return [kind for kind in KINDS if random.random() < (0.3 if kind == "stale" else 0.7)]
+
+
+def draw(random: random.Random) -> Plan:
+    """A program.
+
+    The machine's own sockets carry the bytes, or the network without a kernel. Of the machine's
+    TCP and UDP a segment comes when a soft interrupt runs, which does not replay: no such here.
+    """
+    network = random.random() < 0.7
+    channels_of = [
+        kind for kind in programs.KINDS if network or not kind.startswith(("tcp", "udp"))
+    ]
+    listeners_of = programs.LISTENERS if network else ("unix",)
+    channels = [random.choice(channels_of) for _ in range(random.randint(0, CHANNELS_MAX))]
+    listeners = [random.choice(listeners_of)] if random.random() < 0.25 or not channels else []
+    scenes = Scenes(random, 2 * len(channels), len(listeners), closes=random.random() < 0.6)
+    options = {
+        "order": random.randrange(1000),
+        "channels": channels,
+        "rooms": [random.randrange(len(programs.ROOMS)) for _ in channels],
+        "listeners": listeners,
+        "backlog": random.choice([0, 0, 1, 3, 100]),
+        "kinds": kinds(random),
+        "switches": switches(random),
+        "network": network,
+        "network_kinds": [kind for kind in NETWORK if random.random() < 0.5],
+    }
+    return {"options": options, "steps": scenes.draw(), "kernel": kernel(random)}
+
+
+SWITCHES = (
+    *("accept_waits", "pipes_without_nowait", "no_inq_of_unix", "refusal_takes_buffer"),
+    *("small_cq", "no_multishot_receive"),
+)
+
+
+def switches(random: random.Random) -> dict[str, bool]:
+    """Of older kernels: mostly none."""
+    if random.random() < 0.7:
+        return {}
+    return {random.choice(SWITCHES): True}
+
+
+# ---- callback servers --------------------------------------------------------------------
+
+
+def draw_served(random: random.Random) -> Plan:
+    """A program whose channels are connections to callback servers."""
+    network = random.random() < 0.7
+    kinds = [kind for kind in programs_gain.KINDS if network or not kind.endswith(("tcp", "udp"))]
+    kinds = [kind for kind in kinds if network or "unix" in kind]
+    channels = [random.choice(kinds) for _ in range(random.randint(1, 4))]
+    plan = draw(random)
+    scenes = Scenes(random, 2 * len(channels), 0, closes=random.random() < 0.6)
+    scenes.of_servers()
+    plan["steps"] = scenes.draw()
+    plan["options"] |= {
+        "channels": channels,
+        "rooms": [random.randrange(len(programs.ROOMS)) for _ in channels],
+        "listeners": [],
+        "network": network,
+        "handler": random.randrange(len(programs_gain.HANDLERS)),
+        "takes": [random.randrange(programs_gain.TAKES) for _ in channels],
+        "answers": [random.randrange(programs_gain.ANSWERS) for _ in channels],
+        "read_buffer_limit": random.choice([0, 0, 1000, 20_000]),
+        "write_high_water": random.choice([0, 0, 1000, 20_000]),
+        "max_connections": 0,
+    }
+    return plan

@@ -1,0 +1,227 @@
+"""Random programs on the simulated kernel: what they show, and that they show it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import subprocess
+import sys
+from typing import Any
+
+import by_seed
+import pytest
+from simulation import programs, programs_draw
+from simulation.programs_model import ByteQueue, MessageQueue
+
+from uring_trio import _io_manager, _lines, _operations, _streams
+from uring_trio.gain import _connection
+
+GENERATORS = ["sim-trio", "sim-anyio", "sim-gain"]
+SEEDS = 150
+GAIN_SEEDS = 60
+REPLAYED = 4
+PLANTED_SEEDS = 150  # in which a planted fault is found; most are in the first ten
+
+
+# ---- what is drawn -----------------------------------------------------------------------
+
+
+def seen_by(name: str, seeds: int) -> tuple[set[str], set[str]]:
+    """Which steps came to which ends, and which kinds of choices were made."""
+    seen: set[str] = set()
+    chosen: set[str] = set()
+    door = name.partition("-")[2]
+    which = by_seed.entry(name)
+    for seed in range(seeds):
+        world = programs.SimulatedWorld()
+        seen |= programs.run(which.draw(seed), world, door).seen
+        chosen |= world.chosen
+    return seen, chosen
+
+
+def ends_of(verb: str, seen: set[str]) -> set[str]:
+    return {each.partition(": ")[2] for each in seen if each.startswith(f"{verb}: ")}
+
+
+def test_every_step_is_made_and_every_choice() -> None:
+    """Or the other tests show less than they say."""
+    seen, chosen = seen_by("sim-trio", SEEDS)
+    for verb in programs.RECEIVES:
+        assert ends_of(verb, seen) >= {"some", "cancelled", "end", "EBADF"}, verb
+    assert ends_of("peek", seen) >= {"some", "cancelled", "end"}
+    for verb in programs.SENDS:
+        assert ends_of(verb, seen) >= {"some", "cancelled", "EPIPE"}, verb
+    for verb in ("readable", "writable", "dial", "answer"):
+        good = {"dial": "answered", "answer": "answered"}.get(verb, verb)
+        assert ends_of(verb, seen) >= {good, "cancelled"}, verb
+    for verb in programs.CLOSES:
+        assert "closed" in ends_of(verb, seen), verb
+    assert "sent" in ends_of("send_eof", seen)
+    received = set().union(*(ends_of(verb, seen) for verb in programs.RECEIVES))
+    assert received >= {"BusyResourceError", "ClosedResourceError", "ECONNRESET"}
+    assert chosen == set(programs_draw.KINDS)
+
+
+def test_every_callback_is_called_and_every_end_is_told() -> None:
+    seen, chosen = seen_by("sim-gain", GAIN_SEEDS)
+    assert ends_of("on_close", seen) >= {
+        *("NoneType", "EndOfStream", "DeadlineExceeded", "ConnectionResetError", "StuckInput"),
+    }
+    for verb in ("s_write", "s_writev", "s_read_from"):
+        assert ends_of(verb, seen) >= {"some"}, verb
+    for verb in ("s_close", "s_abort", "s_send_eof", "s_pause", "s_resume", "s_deadline", "s_task"):
+        assert "done" in ends_of(verb, seen), verb
+    assert ends_of("s_drain", seen) >= {"drained", "ConnectionClosed", "cancelled"}
+    assert chosen >= {*programs_draw.KINDS} - {"stale"}
+
+
+# ---- the same again ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_plan_runs_the_same_each_time(name: str) -> None:
+    which = by_seed.entry(name)
+    for seed in range(REPLAYED):
+        plan = which.draw(seed)
+        one, other = by_seed.run_apart(which, plan), by_seed.run_apart(which, plan)
+        assert one.kind == by_seed.PASSED
+        assert one.notes == other.notes
+        assert len(one.notes) > 1
+
+
+def test_no_hash_and_no_address_matters() -> None:
+    """Two interpreters, whose strings hash otherwise and whose objects lie elsewhere."""
+    command = [sys.executable, by_seed.__file__, "sim-trio", "3", "--same"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.stdout.startswith("the same twice")
+
+
+# ---- the same elsewhere ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("door", ["trio", "anyio"])
+def test_the_same_programs_on_the_machines_own_kernel(backend: str, door: str) -> None:
+    """The rules of the model are those of Linux, and of stock trio."""
+    for seed in range(40):
+        plan = programs_draw.draw(random.Random(seed))
+        try:
+            programs.run(plan, programs.World(backend), door)
+        except BaseException as exc:
+            raise AssertionError(f"seed {seed}") from exc
+
+
+# ---- what it finds -----------------------------------------------------------------------
+
+
+def nothing(*_: Any) -> None:
+    """In the place of what a product would do that forgets it."""
+
+
+def tell_nobody(line: Any, operation: Any) -> None:
+    if line.current is operation and operation.is_waited_for():
+        line._clear_waiting()
+
+
+async def send_less(sender: Any, data: Any, sent: int) -> None:
+    await SEND_REST(sender, data, min(sent + 1, len(data)))
+
+
+def count_more(outlet: Any, res: int) -> None:
+    COMPLETED(outlet, res + 1 if res > 1 else res)
+
+
+SEND_REST = _streams._send_rest
+COMPLETED = _connection.Outlet.completed
+
+PLANTED: dict[str, tuple[str, Any, str, Any]] = {
+    "no buffer, and never again": ("sim-trio", _lines.Line, "hold_current", nothing),
+    "memory that stays pinned": ("sim-trio", _operations, "unpin", nothing),
+    "nobody is told that he is busy": ("sim-trio", _lines.Line, "find_busy", tell_nobody),
+    "the next in line does not begin": ("sim-trio", _lines.Line, "advance", nothing),
+    "a byte that is left out": ("sim-trio", _streams, "_send_rest", send_less),
+    "a run that ends too early": ("sim-trio", _io_manager, "drain", lambda *_: True),
+    "a byte that is counted twice": ("sim-gain", _connection.Outlet, "completed", count_more),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_found(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    name, owner, attribute, instead = PLANTED[fault]
+    which = dataclasses.replace(by_seed.entry(name), limit_s=5.0)
+    monkeypatch.setattr(owner, attribute, instead)
+    outcomes = (by_seed.run_apart(which, seed) for seed in range(PLANTED_SEEDS))
+    assert any(outcome.kind != by_seed.PASSED for outcome in outcomes)
+
+
+def test_a_lost_byte_is_found() -> None:
+    queue = ByteQueue(0)
+    piece = queue.begin(10)
+    piece.sent(10)
+    with pytest.raises(AssertionError, match="comes"):
+        queue.receive(piece.data[:4] + piece.data[5:])
+
+
+def test_a_doubled_byte_is_found() -> None:
+    queue = ByteQueue(0)
+    piece = queue.begin(10)
+    piece.sent(10)
+    with pytest.raises(AssertionError, match="comes"):
+        queue.receive(piece.data[:4] + piece.data[3:])
+
+
+def receive_the_end(queue: ByteQueue, data: bytes) -> None:
+    queue.receive(data)
+    queue.end()
+
+
+@pytest.mark.parametrize("size", [240, 57_600, 4096])
+def test_a_hole_of_any_size_is_found(size: int) -> None:
+    queue = ByteQueue(0)
+    piece = queue.begin(100_000)
+    piece.sent(100_000)
+    queue.receive(piece.data[:100])
+    with pytest.raises(AssertionError):
+        receive_the_end(queue, piece.data[100 + size :])
+
+
+def test_a_cancelled_send_that_was_sent_is_found() -> None:
+    queue = ByteQueue(0)
+    piece = queue.begin(10)
+    queue.receive(piece.data)
+    with pytest.raises(AssertionError, match="received of 0"):
+        piece.sent(0)
+
+
+def test_a_beginning_of_what_was_cut_off_may_be_received() -> None:
+    queue = ByteQueue(0)
+    first, second = queue.begin(10), queue.begin(10)
+    first.cut_off()
+    second.sent(10)
+    queue.receive(first.data[:3] + second.data)
+    queue.end()
+
+
+def test_what_two_have_received_is_put_in_order() -> None:
+    queue = ByteQueue(0)
+    piece = queue.begin(10)
+    piece.sent(10)
+    queue.loose += [piece.data[6:], piece.data[:2], piece.data[2:6]]
+    queue.settle()
+    queue.end()
+
+
+def test_a_lost_message_is_found() -> None:
+    queue = MessageQueue(0)
+    first, second = queue.begin(10), queue.begin(10)
+    first.sent(len(first.data))
+    with pytest.raises(AssertionError, match="in front of"):
+        queue.receive(second.data, 100)
+
+
+def test_a_message_that_comes_twice_is_found() -> None:
+    queue = MessageQueue(0)
+    message = queue.begin(10)
+    message.sent(len(message.data))
+    queue.receive(message.data, 100)
+    with pytest.raises(AssertionError, match="never sent"):
+        queue.receive(message.data, 100)
