@@ -1,0 +1,13 @@
+"""All kinds of places by their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peers.listeners import Connects, Listener
+from peers.messages import Messages
+from peers.streams import Stream
+
+KINDS: dict[str, Any] = {
+    kind: place for place in (Stream, Messages, Listener, Connects) for kind in place.KINDS
+}
