@@ -1,0 +1,16 @@
+"""One authority and its contexts, made before anything is forked."""
+
+from __future__ import annotations
+
+import ssl
+
+import trustme
+
+NAME = "gain.example.org"
+
+_authority = trustme.CA()
+
+SERVER = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+_authority.issue_cert(NAME).configure_cert(SERVER)
+CLIENT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+_authority.configure_trust(CLIENT)
