@@ -18,6 +18,7 @@ import resource
 import signal
 from typing import TYPE_CHECKING, Any
 
+import builds
 import harness
 import kernel_workers
 import pytest
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 BOOK = pytest.StashKey[kernel_workers.Book]()
+REPORTS = pytest.StashKey["builds.Reports | None"]()
 
 
 # Descriptors; more than the longest batch of any test.
@@ -34,6 +36,7 @@ OPEN_FILES = 8192
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[BOOK] = kernel_workers.Book()
+    config.stash[REPORTS] = builds.inherited_reports()
     if harness.IMPORT_ERROR is None:
         from uring_trio._io_manager import UringIOManager
 
@@ -116,11 +119,17 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """No run of a test, in whatever thread or process, has its work done by the kernel's threads.
 
+    And a guard or a sanitizer, if these tests run on one (`builds`), has nothing to report.
     Looked at when all fixtures are down. A hook, and no fixture, since an expected failure would
     hide what a fixture finds.
     """
     report = yield
-    if call.when == "teardown" and (found := item.config.stash[BOOK].news()):
+    if call.when != "teardown":
+        return report
+    found = item.config.stash[BOOK].news()
+    if (reports := item.config.stash[REPORTS]) is not None:
+        found += reports.news()
+    if found:
         report.outcome = "failed"
         report.__dict__.pop("wasxfail", None)
         report.longrepr = "\n".join([*found, *([report.longreprtext] if report.longrepr else [])])

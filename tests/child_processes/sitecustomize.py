@@ -1,11 +1,13 @@
-"""Has the runs of a child process in the tests' books: Python imports this as it starts.
+"""What tests want of a child process: Python imports this as it starts.
 
-Python finds it through PYTHONPATH, which `kernel_workers.Book` sets. Nothing else is imported
-until the child imports the package itself, and then its manager is watched from the first run.
+Python finds it through PYTHONPATH, which `kernel_workers.Book` and `builds.environment` set.
+Nothing else is imported until the child imports the package itself. Then its manager is watched
+from the first run, if there is a book for that, and it has another engine, if one is named.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
+BOOK = "URING_TRIO_TESTS_KERNEL_WORKERS"  # as in `kernel_workers`
 MANAGER = "uring_trio._io_manager"
+ENGINE = "URING_TRIO_TESTS_ENGINE"  # as in `builds`
+HOOK = "URING_TRIO_TESTS_ENGINE_HOOK"
 
 
 class Finder:
@@ -33,23 +38,46 @@ class Finder:
 
             def exec_module(module: Any) -> None:
                 execute(module)
-                load_book().watch_runs(module.UringIOManager)
+                load("kernel_workers.py").watch_runs(module.UringIOManager)
 
             spec.loader.exec_module = exec_module
         return spec  # type: ignore[no-any-return]
 
 
-def load_book() -> Any:
-    """`kernel_workers`, which stands in the folder above."""
+class OtherEngine:
+    """Finds the extension where the environment says that it is."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """As above."""
+        if name != "uring_trio._engine":
+            return None
+        from importlib.util import spec_from_file_location
+
+        spec: Any = spec_from_file_location(name, os.environ[ENGINE])
+        if HOOK in os.environ:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                load(os.environ[HOOK]).wrap(module)
+
+            spec.loader.exec_module = exec_module
+        return spec  # type: ignore[no-any-return]
+
+
+def load(file: str) -> Any:
+    """A module that stands in the folder above."""
     from importlib.util import module_from_spec, spec_from_file_location
     from pathlib import Path
 
-    spec: Any = spec_from_file_location(
-        "kernel_workers", Path(__file__).parents[1] / "kernel_workers.py"
-    )
+    path = Path(__file__).parents[1] / file
+    spec: Any = spec_from_file_location(path.stem, path)
     module: ModuleType = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-sys.meta_path.insert(0, Finder())
+if BOOK in os.environ:
+    sys.meta_path.insert(0, Finder())
+if ENGINE in os.environ:
+    sys.meta_path.insert(0, OtherEngine())
