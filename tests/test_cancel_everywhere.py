@@ -1,160 +1,341 @@
-"""Cancel at every checkpoint: a scenario is run once for each step that its tasks take."""
+"""Cut off everywhere: each scenario is run once for each point at which something may be.
+
+A point is a moment at which some operation is in another state than at the last one: before
+each step of a task (others are queued then, submitted, or over and not heard of), and when
+something has come and nobody was told of it yet. What happens at the nth point is a `Way`:
+
+- the whole scenario is cancelled; so is one that is shielded, and loses its shield a little
+  later;
+- every operation is cancelled, or one of them, and is then called anew: the scenario must come
+  to its end, with nothing lost and nothing done twice;
+- a KeyboardInterrupt comes, which trio brings to the main task;
+- the task in which a callback server runs is cancelled, and its clients are not.
+
+Afterwards the books of the run must balance, and no descriptor or thread be left.
+"""
 
 from __future__ import annotations
 
-import socket as stdlib_socket
-from typing import TYPE_CHECKING
+import contextlib
+import signal
+from typing import TYPE_CHECKING, Any
 
+import gain_tools
 import harness
 import pytest
+import scenarios
 import trio
+from marks import needs_ring
+from scenarios import SCENARIOS, Course, Lost
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
-    from trio.socket import SocketType
+    from scenarios import Scenario
+
+    from uring_trio import gain
+
+# Points between the cancel of what is shielded and the end of its shield.
+SHIELDED_POINTS = 5
+# Of each way and scenario, where not all are tried: evenly, the first and the last among them.
+SAMPLE = 8
+
+# Those of which all points are tried, each time.
+PLAIN = ("echo", "datagrams", "blocked senders", "passed descriptors")
+# Servers start within so many.
+STARTS = ("server tcp", "server async", "server threads", "server datagrams everywhere")
+START_POINTS = 20
+
+# What a task may find when another one of its scenario was cut off.
+CONSEQUENCES = (Lost, trio.BrokenResourceError, ConnectionError)
 
 
-class CancelAt(trio.abc.Instrument):
-    """Cancels a scope before the nth step of any task inside it."""
+class Points(trio.abc.Instrument):
+    """Counts the points of a run, and does something at one."""
 
-    def __init__(self, step: int | None) -> None:
-        self.steps = 0
-        self.scope = trio.CancelScope()
-        self._step = step
+    def __init__(self, at: int | None, act: Callable[[], None]) -> None:
+        self.count = 0
+        self.at = at
+        self._act = act
+        self._later: dict[int, Callable[[], None]] = {}
+        self._running = False
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """What is in here has points."""
+        on_ring = harness.io_statistics().backend == harness.RING
+        # (epoll's manager cannot be looked into.)
+        with harness.before_wakes(self.pass_one) if on_ring else contextlib.nullcontext():
+            self._running = True
+            try:
+                yield
+            finally:
+                self._running = False
+
+    def pass_one(self) -> None:
+        if not self._running:
+            return
+        self.count += 1
+        if self.count == self.at:
+            self._act()
+        elif self.count in self._later:
+            self._later.pop(self.count)()
+
+    def after(self, points: int, act: Callable[[], None]) -> None:
+        self._later[self.count + points] = act
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        # Only the scenario's own tasks: those of trio take steps of their own.
-        if "scenario" not in task.name and "part" not in task.name:
-            return
-        self.steps += 1
-        if self.steps == self._step:
-            self.scope.cancel()
+        self.pass_one()
 
 
-async def scenario_tcp() -> None:
-    """A listener, a client and a server; data both ways, half-close, readiness."""
-    with trio.socket.socket() as listener:
-        await listener.bind(("127.0.0.1", 0))
-        listener.listen()
+class Way(Course):
+    """What happens at a point, and how the scenario may end then."""
 
-        async def part_server() -> None:
-            sock, _ = await listener.accept()
-            async with trio.SocketStream(sock) as stream:
-                async for chunk in stream:
-                    await stream.send_all(chunk)
+    #: Exceptions with which it may end.
+    errors: tuple[type[BaseException], ...] = ()
 
-        async def part_client() -> None:
-            with trio.socket.socket() as sock:
-                await sock.connect(listener.getsockname())
-                stream = trio.SocketStream(sock)
-                for size in (10, 100_000):
-                    await stream.send_all(bytes(size))
-                    received = 0
-                    while received < size:
-                        await trio.lowlevel.wait_readable(sock)
-                        received += await sock.recv_into(bytearray(50_000))
-                await stream.wait_send_all_might_not_block()
-                await stream.send_eof()
-                assert await stream.receive_some() == b""
+    def __init__(self, at: int | None) -> None:
+        self.points = Points(at, self.act)
+        self.scope = trio.CancelScope()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(part_server)
-            nursery.start_soon(part_client)
+    def act(self) -> None:
+        raise NotImplementedError
+
+    async def run(self, body: Callable[[Course], Awaitable[None]]) -> None:
+        """The scenario, with what is around it."""
+        with self.points.counted(), self.scope:
+            await body(self)
+
+    def note_end(self, leaves: list[BaseException]) -> None:
+        """It has ended with these."""
+
+    def has_cut_off(self) -> bool:
+        """Whether anything was."""
+        return self.scope.cancelled_caught
 
 
-async def scenario_datagrams() -> None:
-    """Two UDP sockets, every method, and several senders."""
-    a = trio.socket.socket(type=stdlib_socket.SOCK_DGRAM)
-    b = trio.socket.socket(type=stdlib_socket.SOCK_DGRAM)
+class Whole(Way):
+    """The scenario is cancelled."""
 
-    async def part_sender(count: int) -> None:
-        for _ in range(count):
-            await a.sendto(b"x", b.getsockname())
-            await a.sendmsg([b"y", b"z"], [], 0, b.getsockname())
+    errors = (*CONSEQUENCES, trio.Cancelled)
 
-    async def part_receiver() -> None:
-        for _ in range(4):
-            await b.recvfrom(10)
-            await b.recvmsg(10)
-            await b.recvfrom_into(bytearray(10))
-
-    with a, b:
-        await a.bind(("127.0.0.1", 0))
-        await b.bind(("127.0.0.1", 0))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(part_sender, 3)
-            nursery.start_soon(part_sender, 3)
-            nursery.start_soon(part_receiver)
+    def act(self) -> None:
+        self.scope.cancel()
 
 
-async def scenario_blocked_senders() -> None:
-    """Sends that have to wait for their reader, through sockets and a pipe's kind of stream."""
-    a, b = trio.socket.socketpair()
-    c, d = stdlib_socket.socketpair()
-    left, right = trio.lowlevel.FdStream(c.detach()), trio.lowlevel.FdStream(d.detach())
-    total = 1 << 20
+class Shielded(Way):
+    """The same, but that it is shielded, for a little while yet."""
 
-    async def part_send(stream: trio.abc.SendStream) -> None:
-        await stream.send_all(bytes(total))
+    errors = (*CONSEQUENCES, trio.Cancelled)
 
-    async def part_receive(stream: trio.abc.ReceiveStream) -> None:
-        received = 0
-        while received < total:
-            received += len(await stream.receive_some(100_000))
+    def __init__(self, at: int | None) -> None:
+        super().__init__(at)
+        self._shield = trio.CancelScope(shield=True)
 
-    one, two = trio.SocketStream(a), trio.SocketStream(b)
-    async with one, two, left, right, trio.open_nursery() as nursery:
-        for source, target in ((one, two), (two, one), (left, right)):
-            nursery.start_soon(part_send, source)
-            nursery.start_soon(part_receive, target)
+    def act(self) -> None:
+        self.scope.cancel()
+        self.points.after(SHIELDED_POINTS, self._lower)
 
+    def _lower(self) -> None:
+        self._shield.shield = False
 
-async def scenario_passed_descriptors() -> None:
-    """Descriptors as cargo: a cancelled receiver must not swallow them."""
-    a, b = trio.socket.socketpair()
+    async def run(self, body: Callable[[Course], Awaitable[None]]) -> None:
+        async def shielded(course: Course) -> None:
+            with self._shield:
+                await body(course)
 
-    async def part_send() -> None:
-        for _ in range(5):
-            await a.sendmsg([b"x"], [(1, 1, a.fileno().to_bytes(4, "little"))])
-
-    async def part_receive(sock: SocketType) -> None:
-        for _ in range(5):
-            data, cargo, _, _ = await sock.recvmsg(1, stdlib_socket.CMSG_SPACE(4))
-            assert data == b"x"
-            for _, _, fd in cargo:
-                stdlib_socket.socket(fileno=int.from_bytes(fd[:4], "little")).close()
-
-    with a, b:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(part_receive, b)
-            nursery.start_soon(part_send)
+        await super().run(shielded)
 
 
-SCENARIOS: list[Callable[[], Awaitable[None]]] = [
-    scenario_tcp,
-    scenario_datagrams,
-    scenario_blocked_senders,
-    scenario_passed_descriptors,
+class Each(Way):
+    """All operations are cancelled that can be called anew, and are."""
+
+    def __init__(self, at: int | None) -> None:
+        super().__init__(at)
+        self.calls: dict[trio.lowlevel.Task, trio.CancelScope] = {}
+        self.cut_off = 0
+
+    def chosen(self) -> list[trio.CancelScope]:
+        return list(self.calls.values())
+
+    def act(self) -> None:
+        for scope in self.chosen():
+            scope.cancel()
+
+    async def again(self, fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        task = trio.lowlevel.current_task()
+        while True:
+            with trio.CancelScope() as self.calls[task]:
+                try:
+                    return await fn(*args)
+                finally:
+                    del self.calls[task]
+            self.cut_off += 1
+
+    def has_cut_off(self) -> bool:
+        return self.cut_off > 0
+
+
+class One(Each):
+    """One of them is."""
+
+    def chosen(self) -> list[trio.CancelScope]:
+        return super().chosen()[:1]
+
+
+class Interrupt(Way):
+    """A KeyboardInterrupt comes."""
+
+    errors = (*CONSEQUENCES, KeyboardInterrupt)
+
+    def __init__(self, at: int | None) -> None:
+        super().__init__(at)
+        self._leaves: list[BaseException] = []
+
+    def act(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def note_end(self, leaves: list[BaseException]) -> None:
+        self._leaves = leaves
+
+    def has_cut_off(self) -> bool:
+        return any(isinstance(leaf, KeyboardInterrupt) for leaf in self._leaves)
+
+
+class Server(Way):
+    """The task is cancelled in which a server serves."""
+
+    errors = CONSEQUENCES
+
+    def __init__(self, at: int | None) -> None:
+        super().__init__(at)
+        self.served: list[trio.CancelScope] = []
+        self.cut_off = 0
+
+    def act(self) -> None:
+        for scope in self.served:
+            scope.cancel()
+
+    async def serve(
+        self, server: gain.Server, address: str, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        began = False
+
+        class Status:
+            def started(self) -> None:
+                nonlocal began
+                began = True
+                task_status.started()
+
+        with trio.CancelScope() as scope:
+            self.served.append(scope)
+            await super().serve(server, address, task_status=Status())
+        self.cut_off += scope.cancelled_caught
+        if not began:
+            task_status.started()  # its client sees that there is none
+
+    def has_cut_off(self) -> bool:
+        return self.cut_off > 0
+
+
+WAYS: dict[str, type[Way]] = {
+    "whole": Whole,
+    "shielded": Shielded,
+    "each": Each,
+    "one": One,
+    "interrupt": Interrupt,
+    "server": Server,
+}
+
+
+# ---- all points of a scenario --------------------------------------------------------------
+
+
+def run(backend: str, scenario: Scenario, make: type[Way], at: int | None) -> Way:
+    """Run it with something at a point; None: at no point."""
+    way = make(at)
+    threads = gain_tools.busy_threads()
+    with harness.no_new_fds(collecting=True):
+        try:
+            scenarios.run(backend, scenario, lambda: way.run(scenario.body), [way.points])
+        except BaseException as exc:
+            leaves = scenarios.leaves(exc)
+            if at is None or not all(isinstance(leaf, way.errors) for leaf in leaves):
+                raise
+            way.note_end(leaves)
+    gain_tools.wait_until(lambda: gain_tools.busy_threads() <= threads, "no thread is left")
+    return way
+
+
+def points(count: int, most: int | None) -> list[int]:
+    """Of all at most so many, evenly, with the first and the last."""
+    if most is None or count <= most:
+        return list(range(1, count + 1))
+    return sorted({1 + round(each * (count - 1) / (most - 1)) for each in range(most)})
+
+
+def cut_off_everywhere(backend: str, name: str, way: str, most: int | None = None) -> float:
+    """At which part of the points something was cut off."""
+    scenario, make = SCENARIOS[name], WAYS[way]
+    count = run(backend, scenario, make, None).points.count
+    assert count > 10
+    # The order of tasks is trio's lot, so a run may take fewer points than the first.
+    tried = points(count, most)
+    return sum(run(backend, scenario, make, at).has_cut_off() for at in tried) / len(tried)
+
+
+def has_way(name: str, way: str) -> bool:
+    """Whether there is anything to cut off: what TLS has begun cannot be called anew."""
+    if way == "server":
+        return "server" in name
+    return way not in ("each", "one") or "tls" not in name
+
+
+CASES = [
+    (backend, name, way)
+    for name, scenario in SCENARIOS.items()
+    for way in WAYS
+    if has_way(name, way)
+    for backend in (harness.EPOLL, harness.RING)
+    if backend == harness.RING or not scenario.ring_only
 ]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda fn: fn.__name__)
-def test_cancel_at_every_step(backend: str, scenario: Callable[[], Awaitable[None]]) -> None:
-    async def main_scenario(instrument: CancelAt) -> None:
-        with instrument.scope:
-            await scenario()
+def cases(found: list[tuple[str, str, str]]) -> pytest.MarkDecorator:
+    """Of a test that is run by each, on the ring where there is one."""
+    return pytest.mark.parametrize(
+        ("where", "name", "way"),
+        [
+            pytest.param(
+                *case,
+                id="-".join(case).replace(" ", "_"),
+                marks=needs_ring if case[0] == harness.RING else (),
+            )
+            for case in found
+        ],
+    )
 
-    def run(step: int | None) -> CancelAt:
-        instrument = CancelAt(step)
-        with harness.no_new_fds():
-            harness.run(backend, main_scenario, instrument, instruments=[instrument])
-        return instrument
 
-    steps = run(None).steps
-    assert steps > 10
-    cancelled = 0
-    for step in range(1, steps + 1):
-        # The order of tasks is trio's lot, so a run may take fewer steps than the first.
-        cancelled += run(step).scope.cancelled_caught
-    assert cancelled > steps // 2
+@cases([case for case in CASES if case[2] == "whole" and case[1] in PLAIN])
+def test_cancelled_at_every_point(where: str, name: str, way: str) -> None:
+    assert cut_off_everywhere(where, name, way) > 0.5
+
+
+@cases(CASES)
+def test_cut_off_at_some_points(where: str, name: str, way: str) -> None:
+    cut_off_everywhere(where, name, way, SAMPLE)
+
+
+@cases(
+    [case for case in CASES if case[1] in STARTS and case[2] in ("whole", "server", "interrupt")]
+)
+def test_a_server_is_cut_off_at_every_point_of_its_start(where: str, name: str, way: str) -> None:
+    made = [run(where, SCENARIOS[name], WAYS[way], at) for at in range(1, START_POINTS + 1)]
+    assert sum(each.has_cut_off() for each in made) > START_POINTS / 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@cases(CASES)
+def test_cut_off_at_every_point(where: str, name: str, way: str) -> None:
+    assert cut_off_everywhere(where, name, way) > 0
