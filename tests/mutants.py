@@ -44,13 +44,20 @@ class Mutation:
         Raises:
           LookupError: its text is not there, or more than once.
         """
-        file = tree / self.path
-        source = file.read_text(encoding="utf-8") if file.exists() else ""
-        if source.count(self.text) != 1 or self.text == self.instead:
-            raise LookupError(
-                f"stands in {self.path} {source.count(self.text)} times: {self.text!r}"
-            )
-        file.write_text(source.replace(self.text, self.instead), encoding="utf-8")
+        edit(tree, self.path, self.text, self.instead)
+
+
+def edit(tree: Path, path: str, text: str, instead: str) -> None:
+    """Write another text in the place of one that stands in a file once.
+
+    Raises:
+      LookupError: it is not there, or more than once.
+    """
+    file = tree / path
+    source = file.read_text(encoding="utf-8") if file.exists() else ""
+    if source.count(text) != 1 or text == instead:
+        raise LookupError(f"stands in {path} {source.count(text)} times: {text!r}")
+    file.write_text(source.replace(text, instead), encoding="utf-8")
 
 
 ENGINE = [
@@ -946,6 +953,13 @@ GAIN = [
                 "test_on_close_comes_when_the_kernel_has_nothing_of_the_connection_any_more"
             ),
         ),
+    ),
+    Mutation(
+        "A cancelled worker, which is late for its batch, has nothing of it noted.",
+        "src/uring_trio/gain/_worker.py",
+        "            self._short_ways.close()\n            await",
+        "            await",
+        ("tests/test_gain_batch_lost.py::test_a_cancelled_worker_leases_nothing_beyond_a_batch",),
     ),
     Mutation(
         "What an aborted worker has in its batch has ended already, and is not cancelled.",
