@@ -1,7 +1,11 @@
 # make demo    set up, build, and compare an echo server on the ring with stock trio
 # make test    set up, build, and run the tests; what .ci/run calls; ARGS="pytest mypy": only these
 # make test-all  the same, and what does not fit into a quarter of an hour
+# make fuzz SECONDS=600  random plans by seed, on from where the last call ended; ARGS="--jobs 1"
 # make mutations  break the product on purpose, line by line: some test must see each; ARGS="WORD"
+# make sanitize  sanitizers, a guard of memory and gcc's own look, under tests; ARGS="guard": only that
+# make taken-out  each cure of what strangers do, taken out: some generator finds it again
+# make kernels KERNEL=6.16.3  ARGS, for Python, on another Linux under qemu: ARGS="-m pytest ..."
 # make bench   the comparison with stock trio, asyncio and uvloop; ARGS="--rounds 1" and so on
 # make bench-gain  callback servers beside uvloop's protocol and plain C; ARGS="echo --rounds 3"
 # make matrix  trio's own suite on the oldest and newest trio and on each Python at hand
@@ -14,11 +18,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+SECONDS ?= 600
+KERNEL ?= --list
 
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-.PHONY: demo test test-all mutations bench bench-gain matrix anyio build clean
+.PHONY: demo test test-all fuzz mutations taken-out sanitize kernels bench bench-gain matrix anyio
+.PHONY: build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -30,8 +37,20 @@ test: $(VENV)/test.stamp
 test-all: $(VENV)/test.stamp
 	$(BIN)/python tests/run_all.py --all $(ARGS)
 
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) $(ARGS)
+
 mutations: $(VENV)/test.stamp
 	$(BIN)/python tests/mutations.py $(ARGS)
+
+sanitize: $(VENV)/test.stamp
+	$(BIN)/python tests/sanitize.py $(ARGS)
+
+taken-out: $(VENV)/test.stamp
+	$(BIN)/python tests/taken_out.py $(ARGS)
+
+kernels: $(VENV)/test.stamp
+	$(BIN)/python tests/kernels.py $(KERNEL) $(ARGS)
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -49,7 +68,7 @@ build: $(BIN)/python
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) .matrix .anyio_suite build dist src/*.egg-info src/uring_trio/*.so
+	rm -rf $(VENV) .matrix .anyio_suite .kernels .seeds build dist src/*.egg-info src/uring_trio/*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	$(MAKE) -C csrc/tests clean
 	find . -name __pycache__ -prune -exec rm -rf {} +

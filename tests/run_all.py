@@ -113,7 +113,10 @@ def checks(slowness: float = 1.0) -> list[Check]:
         Check("trio's suite", [*unbuffered, "tests/trio_suite/run.py"], 420),
         Check("anyio's suite", [*unbuffered, "tests/anyio_suite/compare.py"], 330),
         Check("long tests", [*pytest, "-m", "long"], 1800, always=False),
+        # Longer than it takes: what is under way at the end goes on to its own.
+        Check("fuzz", [*unbuffered, "tests/fuzz.py", "--seconds", "600"], 900, always=False),
         Check("mutations", [*unbuffered, "tests/mutations.py"], 1800, quiet=True, always=False),
+        Check("sanitizers", [*unbuffered, "tests/sanitize.py"], 3600, always=False),
         Check(
             "plain ways, all",
             [*plainly, *side_by_side, "-m", "not long", "--ignore=tests/ecosystem"],
