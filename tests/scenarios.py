@@ -557,12 +557,15 @@ async def _ask_by_datagram(course: Course, server: gain.Server) -> None:
         await sock.connect(("127.0.0.1", port))
         for number in range(3):
             words = bytes([number])
-            while True:
+            answer = b""
+            while answer != words:
                 # Whoever asks by UDP asks again: a server may throw away what it cannot send.
+                # So an earlier question may be answered twice.
                 await course.again(sock.send, words)
                 with trio.move_on_after(0.2):
-                    same(await course.again(sock.recv, 10), words)
-                    break
+                    while answer != words:
+                        answer = await course.again(sock.recv, 10)
+                        assert answer in [bytes([each]) for each in range(number + 1)]
 
 
 async def server_datagrams(course: Course) -> None:
@@ -634,6 +637,8 @@ class Scenario:
       hosted: in a guest run, on a host's loop; else in a run of its own.
       ring_only: there is no such thing on stock trio; or it takes a full listener's refusal for a
         connection.
+      plain: whoever is cut off leaves in order: nothing but what cut it off comes out, and no
+        descriptor waits for the garbage collector. Others see their peers go away.
       sound: calls of the kernel's that do not fail on its files as others' do: eventfds are
         read and written, a stream is received from where there is input; and anyio leaves a
         socket to the garbage collector whose options cannot be set.
@@ -642,6 +647,7 @@ class Scenario:
     body: Callable[[Course], Awaitable[None]]
     hosted: bool = False
     ring_only: bool = False
+    plain: bool = False
     sound: tuple[str, ...] = ()
 
 
@@ -649,13 +655,13 @@ EVENTFD = ("read", "write")
 RECEIVING = ("recvfrom",)
 
 SCENARIOS: dict[str, Scenario] = {
-    "echo": Scenario(echo),
+    "echo": Scenario(echo, plain=True),
     "connects": Scenario(connects, ring_only=True),
-    "blocked senders": Scenario(blocked_senders),
+    "blocked senders": Scenario(blocked_senders, plain=True),
     "tls": Scenario(tls),
-    "datagrams": Scenario(datagrams),
+    "datagrams": Scenario(datagrams, plain=True),
     "full receiver": Scenario(full_receiver),
-    "passed descriptors": Scenario(passed_descriptors),
+    "passed descriptors": Scenario(passed_descriptors, plain=True),
     "files": Scenario(files),
     "anyio": Scenario(anyio_streams, sound=("setsockopt",)),
     "guest echo": Scenario(echo, hosted=True, sound=EVENTFD),
