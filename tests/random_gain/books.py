@@ -452,7 +452,8 @@ class Account:
         elif isinstance(err, (ConnectionError, BrokenPipeError)):
             fine = self.gone
         elif isinstance(err, TimeoutError):
-            fine = now - self.closing_at >= self.rules.close_timeout or self.eof_told
+            closed = self.closing_at and now - self.closing_at >= self.rules.close_timeout
+            fine = closed or self.eof_told or self.rules.stopped(self.generation, now)
         else:
             fine = False
         if not fine:

@@ -159,7 +159,11 @@ class Datagrams:
         peer = self.peers.get(number)
         if peer is None or peer.closed or os.geteuid() != 0 or ":" in peer.asked[0]:
             return
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
+        try:
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+        except PermissionError:
+            return  # root without CAP_NET_RAW
+        with raw:
             head = struct.pack("!HHHH", peer.name[1], peer.asked[1], 8 + BAD_SIZE, 0xBEEF)
             for _ in range(count):
                 with contextlib.suppress(OSError):
