@@ -51,6 +51,8 @@ FAILURES_MAX = 10
 TEXT_MAX = 5000
 # A sign of life.
 PROGRESS_S = 30.0
+# As often the state is written: what an interrupted call has found is found.
+SAVE_S = 10.0
 
 
 @dataclass
@@ -162,6 +164,7 @@ class Fuzz:
         self.chosen = chosen
         self.options = options
         self.state = State() if options.first is not None else State.load()
+        self.saved = time.monotonic()
         self.book = Book(options.only)
         self.sources: dict[int, int | Path] = {}
         self.end = time.monotonic() + options.seconds
@@ -186,6 +189,9 @@ class Fuzz:
             self.book.note(run, source, outcome)
             if isinstance(source, int) and self.options.first is None:
                 self.state.note(run.which.name, source, passed=outcome.kind == PASSED)
+                if time.monotonic() >= self.saved + SAVE_S:
+                    self.state.save()
+                    self.saved = time.monotonic()
             if self.options.stop and self.book.failed:
                 break
         if self.options.first is None:
