@@ -281,6 +281,19 @@ def test_collecting_the_parents_manager_closes_no_file_of_the_child() -> None:
     managers.pop().close()
 
 
+@needs_ring
+def test_a_child_is_not_told_that_its_parents_run_was_lost() -> None:
+    """What is done about that takes locks, which threads of the parent may hold at the fork."""
+    told: list[None] = []
+
+    async def main() -> str:
+        with harness.io_manager().when_lost(lambda: told.append(None)):
+            return in_child(lambda: f"told {len(told)} times")
+
+    assert harness.run(harness.RING, main) == "told 0 times"
+    assert told == []
+
+
 CALLBACK_TIMEOUT_S = 20
 SETTLE_S = 0.05  # long enough for the helper thread to be asleep in the kernel
 

@@ -97,6 +97,7 @@ class UringIOManager:
         self.stock_calls: dict[str, int] = {}
         self.leaked = False
         self._when_closed: list[Callable[[], None]] = []
+        self._when_lost: list[Callable[[], None]] = []
         self._thread = get_ident()
         self._batch = 0  # what get_events has returned and nobody has processed
         self._runner: Any = None
@@ -322,20 +323,25 @@ class UringIOManager:
             slots.forget()
             self.polls.forget()
             self._end_run()
+            while self._when_lost:
+                self._when_lost.pop()()
 
     def when_closed(self, call: Callable[[], None]) -> None:
         """Have *call* called once the run is over; the last one that was given first."""
         self._when_closed.append(call)
 
     @contextlib.contextmanager
-    def at_end(self, call: Callable[[], None]) -> Iterator[None]:
-        """The same, for who has nothing to do with the run behind this: only if it is lost."""
-        self.when_closed(call)
+    def when_lost(self, call: Callable[[], None]) -> Iterator[None]:
+        """Have *call* called if the run is lost in here, where nothing is unwound.
+
+        Not in a forked child: what it is about is the parent's, and may be locked for ever.
+        """
+        self._when_lost.append(call)
         try:
             yield
         finally:
             with contextlib.suppress(ValueError):  # it was called
-                self._when_closed.remove(call)
+                self._when_lost.remove(call)
 
     def _end_run(self) -> None:
         self._runner = None

@@ -152,7 +152,7 @@ class Serving:
         told = False
         loses: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if ring is not None and not self._inline:
-            loses = manager.at_end(self._lose_caller)
+            loses = manager.when_lost(self._lose_caller)
         try:
             run_worker = self._run_here if self._inline else self._run_in_thread
             with self._logging(), loses, self._scope:
