@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Awaitable, Callable
 
+    from uring_trio._memory import Message
     from uring_trio._slots import Slots
     from uring_trio.gain._callbacks import Host
     from uring_trio.gain._came_to import CameTo
@@ -379,15 +380,14 @@ class DatagramSocket:
         self._fd = listener.sock.fileno()
         self._family = listener.sock.family
         self._port = listener.address[1]
-        self._room = CallMemory()
-        self._memory = self._room.memory(BUFFER_SIZE)
+        self._memory = CallMemory()
+        self._block = self._memory.memory(BUFFER_SIZE)
         self._peer = Name()  # of the datagram in it
-        self._message: Any = None  # in place of these, with where it came to
+        self._message: Message | None = None  # in place of these, with where it came to
         if is_every_address(listener.address):
-            self._message = self._room.message(control_size=INFO_SIZE, data_size=BUFFER_SIZE)
-        self._error = self._room.message(
-            control_size=ANCILLARY_SIZE
-        )  # the last one of the queue of errors
+            self._message = self._memory.message(control_size=INFO_SIZE, data_size=BUFFER_SIZE)
+        # The last one of the queue of errors.
+        self._error = self._memory.message(control_size=ANCILLARY_SIZE)
         self._queue: deque[tuple[Datagram, bytes, bytes, CameTo | None]] = deque()
         self._state = SocketState.OPEN
         self._receiving = False  # in the loop that receives
@@ -454,7 +454,7 @@ class DatagramSocket:
         if self._state is SocketState.CLOSING and not self.operations_in_flight:
             self._step(SocketEvent.RELEASE)
             self.listener.close()
-            self._room.free()
+            self._memory.free()
             self.worker.wake()
 
     def _step(self, event: SocketEvent) -> None:
@@ -496,7 +496,7 @@ class DatagramSocket:
 
     def _receive(self) -> int:
         """Take what is there, up to a bound; how often something was."""
-        fd, memory, name, message = self._fd, self._memory, self._peer, self._message
+        fd, memory, name, message = self._fd, self._block, self._peer, self._message
         source: CameTo | None = None
         worker = self.worker
         on_read = worker.callbacks.on_read
