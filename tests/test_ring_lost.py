@@ -292,6 +292,48 @@ def test_workers_in_threads_end_with_the_run_that_was_lost() -> None:
     assert done.stdout == f"{errno.ENOMEM}\n[]\n", done.stderr
 
 
+WORKER = """
+import errno, kernel_table, trio, uring_trio
+from uring_trio import gain
+
+failing = set()
+
+def enter(real, fd, *arguments):
+    if fd in failing:
+        failing.remove(fd)
+        return -errno.ENOMEM
+    return real(fd, *arguments)
+
+class Handler(gain.EventHandler):
+    def on_read(self, conn, n):
+        conn.write(conn.next(n))
+
+async def main():
+    server = gain.Server(Handler(), gain.Config(workers=2))
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, "tcp://127.0.0.1:0")
+            worker = server._serving.workers[1]
+            failing.add(worker.slots.ring.fd)
+            worker.post(print)
+            await trio.sleep_forever()
+    except BaseException as exc:
+        while hasattr(exc, "exceptions"):
+            exc = exc.exceptions[0]
+        print(exc.__cause__.errno)
+        print(worker.post(print), worker.statistics().connections)
+
+with kernel_table.calls(enter=enter):
+    uring_trio.run(main, backend="io_uring")
+"""
+
+
+def test_a_worker_that_has_lost_its_ring_has_ended_for_others() -> None:
+    """Nothing can be asked of it any more, and that is nobody's error."""
+    done = sandbox.run_python("NONE", WORKER)
+    assert done.stdout.endswith(f"{errno.ENOMEM}\nFalse 0\n"), done.stdout + done.stderr
+
+
 def test_a_ring_that_is_closed_refuses() -> None:
     ring = Ring()
     names = [name for name, function in vars(ring).items() if isinstance(function, partial)]

@@ -227,7 +227,7 @@ class Worker:
             self.calls.append((fn, args))
         try:
             self.turn.wake_soon()
-        except trio.RunFinishedError:
+        except (trio.RunFinishedError, OSError):  # a run that was lost has no wakeup any more
             return False
         return True
 
