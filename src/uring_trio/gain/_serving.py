@@ -11,7 +11,8 @@ it all that ends it early.
 Orders go to a worker through ``worker.post``, news comes back through the caller's trio
 token, both directly where it is the same run; so all that is known here is read and changed
 in the caller's run alone. What other threads have to do with is behind `Serving._lock`:
-whether somebody has stopped the server, and who has which listener.
+whether somebody has stopped the server, who has which listener, and which worker has begun,
+or is to be aborted.
 
 How it ends
 -----------
@@ -20,7 +21,9 @@ the scope's: what is left then is cancelled, and so aborted. One that comes befo
 addresses are bound, or all workers run, gives the start up. *Failed*, because a worker, its
 start or ``on_start`` has raised: the scope is cancelled, and the first error is raised.
 *Cancelled* by the caller: the same, without an error. The waiting for the workers' end is
-shielded, so that ``on_close`` still runs.
+shielded, so that ``on_close`` still runs. *Lost*, with the caller's run, where that loses its
+ring: nothing is unwound then, and no news arrives. The workers in threads are aborted all the
+same, one that has not begun by itself, and nobody waits for them.
 
 Nobody can end a thread that is inside a plain callback. So after an abort we wait as long
 as workers end, or connections close, at least every `LEAVE_BEHIND_S`, or once the time is
@@ -150,12 +153,12 @@ class Serving:
             if self.stopped:  # before there was anybody to tell
                 return
         told = False
-        loses: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if_lost: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if ring is not None and not self._inline:
-            loses = manager.when_lost(self._lose_caller)
+            if_lost = manager.when_lost(self._lose_caller)
         try:
             run_worker = self._run_here if self._inline else self._run_in_thread
-            with self._logging(), loses, self._scope:
+            with self._logging(), if_lost, self._scope:
                 slow = [spec for spec in self._specs if spec.may_block]
                 if slow:
                     # A look-up may take minutes, and cannot be interrupted. The lock of a path
