@@ -271,7 +271,7 @@ def errors_logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.levelname == "ERROR"]
 
 
-@pytest.mark.parametrize("how", ["start_soon", "on_accept", "on_read", "on_tick"])
+@pytest.mark.parametrize("how", ["start_soon", "on_accept", "on_read", "thread", "on_tick"])
 async def test_what_raises_while_it_is_cancelled_does_not_fail_the_server(
     how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -285,9 +285,11 @@ async def test_what_raises_while_it_is_cancelled_does_not_fail_the_server(
     handler: Any = Handler()
     if how == "start_soon":
         handler.on_accept = lambda conn: conn.start_soon(raise_when_cancelled)
+    elif how == "thread":
+        handler.on_read = lambda conn, n: trio.from_thread.run(raise_when_cancelled)
     else:
         setattr(handler, how, raise_when_cancelled)
-    await serve_and_cancel(handler, tick=0.001)
+    await serve_and_cancel(handler, tick=0.001, async_handler=how == "thread")
     assert len(closed) == 1
     assert len(errors_logged(caplog)) == 1, errors_logged(caplog)
 

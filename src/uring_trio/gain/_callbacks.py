@@ -224,6 +224,9 @@ class Elsewhere:
             await trio.to_thread.run_sync(call, limiter=self._limiter)
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
             raised = exc
+        except BaseExceptionGroup as group:  # it has come back to trio, and was cancelled there
+            raised, rest = parted(group)
+            raise rest from None
         finally:
             host.ended_elsewhere("on_read", raised)
 
