@@ -437,8 +437,8 @@ DOOR = [
     Mutation(
         "A second task in a line is busy when both would block, and not before that is known.",
         "src/uring_trio/_lines.py",
-        "        if current.is_waited_for() and self.slots.was_submitted(current.tick):",
-        "        if current.is_waited_for() and not self.slots.was_submitted(current.tick):",
+        "        submitted = current.tick != self.slots.tick and self.slots.all_submitted()",
+        "        submitted = current.tick == self.slots.tick",
         (
             "tests/test_sockets_datagram.py::test_tasks_may_receive_when_the_data_is_there",
             "tests/test_sockets_stream.py::test_tasks_on_one_socket_receive_in_order",
@@ -447,8 +447,8 @@ DOOR = [
     Mutation(
         "An operation that is about to leave makes nobody busy who comes to stand behind it.",
         "src/uring_trio/_lines.py",
-        "        if current.is_waited_for() and self.slots.was_submitted(current.tick):",
-        "        if current.task is not None and self.slots.was_submitted(current.tick):",
+        "        if submitted and current.is_waited_for():",
+        "        if submitted and current.task is not None:",
         (
             "tests/test_lines.py::test_nobody_is_busy_while_the_first_is_about_to_leave",
             "tests/test_cancel.py::test_next_receive_is_held_back_while_the_first_is_cancelled",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import harness
 import pytest
 import trio
+from marks import needs_ring
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 if TYPE_CHECKING:
@@ -164,6 +165,34 @@ async def test_who_is_found_busy_is_not_the_end_of_the_time(
             nursery.start_soon(receive)
     assert told == [True]
     recorder.assert_falsy_only_after_the_timeout()
+
+
+@needs_ring
+@pytest.mark.ring_only
+async def test_who_is_busy_is_told_so_at_once_whatever_begins_in_the_same_batch() -> None:
+    """Who stands behind a receive that is over has his turn then, and is not submitted yet."""
+    slots = harness.io_manager().slots
+    a, b = trio.socket.socketpair()
+    c, d = trio.socket.socketpair()
+    begun: list[int] = []
+    told: list[int] = []
+
+    async def receive() -> None:
+        begun.append(slots.tick)
+        try:
+            await a.recv(1)
+        except trio.BusyResourceError:
+            told.append(slots.tick)
+            nursery.cancel_scope.cancel()
+
+    with a, b, c, d:
+        await d.send(b"x")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(c.recv, 1)
+            nursery.start_soon(c.recv, 1)
+            nursery.start_soon(receive)
+            nursery.start_soon(receive)
+    assert told == [begun[0] + 1]
 
 
 async def test_wait_all_tasks_blocked_waits_for_receives_that_can_complete() -> None:

@@ -49,7 +49,8 @@ class Desk:
     def end_tick(self) -> None:
         """All that was queued is in the kernel, and nothing has come."""
         self.slots.tick += 1
-        for line, operation in self.backlog.take_contended():
+        starved = not self.slots.all_submitted()
+        for line, operation in self.backlog.take_contended(starved=starved):
             line.find_busy(operation)
 
 

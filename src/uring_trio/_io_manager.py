@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
     from uring_trio._guest import Helper
     from uring_trio._kernel import RingSizes
+    from uring_trio._lines import Line
+    from uring_trio._operations import Operation
     from uring_trio._slots import Record
 
 # Of one file: polls, each with the task it had when that was asked, and endpoints.
@@ -131,10 +133,10 @@ class UringIOManager:
         backlog = self.backlog
         if timeout <= 0 or backlog.held or slots.error is not None:
             timeout_ns = 0
-        elif backlog.contended:
-            timeout_ns = 0 if backlog.contended[0][1].tick == slots.tick else RETRY_NS
-        else:
+        elif not backlog.contended:
             timeout_ns = math.ceil(timeout * 1e9)
+        else:
+            timeout_ns = min(RETRY_NS, math.ceil(timeout * 1e9)) if backlog.starved else 0
         answer = slots.wait(timeout_ns)
         if not answer and self._must_not_sleep():
             answer = NOTHING_TO_READ
@@ -166,7 +168,9 @@ class UringIOManager:
         if slots.error is not None:
             slots.raise_failure()
         backlog = self.backlog
-        contended = backlog.take_contended() if backlog.contended else ()
+        contended: Iterable[tuple[Line, Operation]] = ()
+        if backlog.contended:
+            contended = backlog.take_contended(starved=not slots.all_submitted())
         if events:
             self._batch = 0
             # `Ring.records`, flat.

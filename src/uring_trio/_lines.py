@@ -60,7 +60,9 @@ class Backlog:
     """Operations of one run that wait for something which no record tells of.
 
     Attributes:
-      contended: lines in which somebody stands behind an operation of this tick.
+      contended: lines in which somebody stands behind an operation that the kernel was not seen
+        to have.
+      starved: the kernel had no memory for these operations, or for others.
       held: without a slot, until a buffer comes home.
       full_listeners: of UNIX sockets, with the connects that they have refused, by name; see
         `_socket_operations.FullListener`.
@@ -68,11 +70,19 @@ class Backlog:
 
     def __init__(self) -> None:
         self.contended: list[tuple[Line, Operation]] = []
+        self.starved = False
         self.held: deque[Operation] = deque()
         self.full_listeners: dict[Any, Any] = {}
 
-    def take_contended(self) -> list[tuple[Line, Operation]]:
-        """Those of the tick that has ended, to be found busy or not."""
+    def take_contended(self, *, starved: bool) -> list[tuple[Line, Operation]]:
+        """Those of the tick that has ended, to be found busy or not: none that is starved.
+
+        Called before anybody is told of the batch: who is goes on, and what he asks for then
+        is not with the kernel either.
+        """
+        self.starved = starved
+        if starved:
+            return []
         contended, self.contended = self.contended, []
         return contended
 
@@ -151,7 +161,8 @@ class Line:
         """Stand behind the current operation, or find it busy."""
         current = self.current
         assert current is not None
-        if current.is_waited_for() and self.slots.was_submitted(current.tick):
+        submitted = current.tick != self.slots.tick and self.slots.all_submitted()
+        if submitted and current.is_waited_for():
             operation.take_task()
             operation.retire()
             raise trio.BusyResourceError(BUSY)
@@ -200,15 +211,12 @@ class Line:
         return True
 
     def find_busy(self, operation: Operation) -> None:
-        """After the enter for *operation*: if it was submitted and waits, those behind are busy."""
+        """After the enter that submitted *operation*: if it waits, those behind are busy."""
         if (
             self.current is operation
             and operation.tick != self.slots.tick
             and operation.is_waited_for()
         ):
-            if not self.slots.was_submitted(operation.tick):
-                self.backlog.contended.append((self, operation))  # no memory; after the next
-                return
             tasks = self._clear_waiting()
             for task in tasks:  # only now: a wake may call abort functions
                 self.slots.wake(task, Error(trio.BusyResourceError(BUSY)))

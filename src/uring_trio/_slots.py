@@ -199,9 +199,9 @@ class Slots:
             self.fail(self.lost(answer, "io_uring_enter"))
         return NOTHING_TO_READ
 
-    def was_submitted(self, tick: int) -> bool:
-        """Whether the kernel has what was prepared in this tick."""
-        return tick != self.tick and not self.ring.unsubmitted()
+    def all_submitted(self) -> bool:
+        """Whether the kernel has all that was prepared."""
+        return not self.ring.unsubmitted()
 
     def release_files(self) -> None:
         """Have the kernel let go, now, of files whose polls or operations were cancelled."""
