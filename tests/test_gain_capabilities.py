@@ -11,12 +11,14 @@ import logging
 import os
 import socket
 import struct
+import threading
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import harness
 import pytest
+import sandbox
 from marks import needs_ring
 
 from uring_trio._kernel import CQE_F_MORE, ECANCELED, Ring
@@ -265,6 +267,41 @@ def test_a_ring_that_cannot_be_had_now_is_asked_for_again(
     assert "Cannot allocate memory" in caplog.messages[0]
     assert capabilities() is capabilities()
     assert "not tried" not in str(capabilities().reasons)
+
+
+EPOLL = """
+import ctypes, select
+from uring_trio.gain._capabilities import capabilities
+
+libc = ctypes.CDLL(None, use_errno=True)
+epoll = select.epoll()
+event = ctypes.create_string_buffer(12)  # struct epoll_event
+capabilities()
+print(libc.epoll_wait(epoll.fileno(), event, 1, 300), ctypes.get_errno())
+"""
+
+
+def test_who_has_it_tried_is_not_signalled_when_the_ring_ends() -> None:
+    """epoll_wait(2) tells of what the ring's own waits hide: it came 20 ms later on Linux 6.18."""
+    done = sandbox.run_python("NONE", EPOLL)
+    assert done.stdout == "0 0\n", done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("fresh")
+def test_where_no_thread_can_be_had_it_is_tried_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    tried_in: list[int] = []
+
+    def note(_ring: Ring) -> Capabilities:
+        tried_in.append(threading.get_ident())
+        return Capabilities(True)
+
+    monkeypatch.setattr(_capabilities, "try_ring", note)
+    monkeypatch.setattr(threading.Thread, "start", no_room)
+    assert capabilities().multishot_receive
+    assert tried_in == [threading.get_ident()]
 
 
 def test_a_forked_child_tries_again() -> None:

@@ -13,6 +13,11 @@ before the ring looks is waited for by poll(2), which takes nothing away.)
 
 Where one fails, or there is no loopback to try it on, the one-shot operation is used
 instead, which costs time and nothing else.
+
+All of it has a thread of its own. A ring that is closed tells each thread that has used it,
+some 20 ms later on 6.18, by task work that comes as a signal does (io_ring_exit_work). And a
+receive over TCP that is at an urgent byte answers EAGAIN if a signal is pending: a multishot
+receive of the worker's would wait for what comes next then, whatever is behind the byte.
 """
 
 from __future__ import annotations
@@ -22,9 +27,12 @@ import errno
 import select
 import socket
 import struct
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import outcome
 
 from uring_trio._kernel import CQE_F_MORE, ECANCELED, EINTR, RECORDS_MASK, Ring
 from uring_trio._probe import note_ring_given_up
@@ -79,18 +87,42 @@ def capabilities() -> Capabilities:
         if _found is not None:
             return _found
         try:
-            ring = Ring()
+            found = _found = _in_a_thread(_try_kernel)
         except OSError as exc:  # memory or descriptors: may be there the next time
             found = Capabilities(False, (f"multishot operations: not tried: {exc}",))
-        else:
-            try:
-                found = _found = try_ring(ring)
-            finally:
-                ring.close(leak=False)
-                note_ring_given_up()
         for reason in found.reasons:
             logger.info("not used: %s", reason)
         return found
+
+
+def _in_a_thread(call: Callable[[], Capabilities]) -> Capabilities:
+    """What *call* answers, in a thread that is over then; see the top of this module."""
+    results: list[outcome.Outcome[Capabilities]] = []
+
+    def run() -> None:
+        results.append(outcome.capture(call))
+
+    thread = threading.Thread(target=run, name="uring_trio.gain trial")
+    try:
+        thread.start()
+    except RuntimeError:  # there is no room for one
+        return call()
+    thread.join()
+    return results[0].unwrap()
+
+
+def _try_kernel() -> Capabilities:
+    """Try it on a ring of our own.
+
+    Raises:
+      OSError: there is none to be had.
+    """
+    ring = Ring()
+    try:
+        return try_ring(ring)
+    finally:
+        ring.close(leak=False)
+        note_ring_given_up()
 
 
 def try_ring(ring: Ring) -> Capabilities:
