@@ -957,8 +957,8 @@ GAIN = [
     Mutation(
         "A cancelled worker, which is late for its batch, has nothing of it noted.",
         "src/uring_trio/gain/_worker.py",
-        "            self._short_ways.close()\n            await",
-        "            await",
+        "        await checkpoint_if_cancelled(self._short_ways.close)",
+        "        await trio.lowlevel.checkpoint_if_cancelled()",
         ("tests/test_gain_batch_lost.py::test_a_cancelled_worker_leases_nothing_beyond_a_batch",),
     ),
     Mutation(
