@@ -246,24 +246,26 @@ async def test_a_task_that_is_started_while_another_s_error_ends_all_does_not_ru
 # What raises while it is cancelled: an error of the user's beside a cancellation
 
 
-async def raise_when_cancelled(*args: object) -> None:
+async def raise_when_cancelled(begun: trio.Event) -> None:
     """A task whose cleanup fails, beside others that are cancelled."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.sleep_forever)
         try:
+            begun.set()
             await trio.sleep_forever()
         finally:
             raise Boom
 
 
-async def serve_and_cancel(handler: gain.EventHandler, **options: Any) -> None:
-    """A client sends something, and then what serves is cancelled."""
+async def serve_and_cancel(handler: gain.EventHandler, begun: trio.Event, **options: Any) -> None:
+    """A client sends something, and when what fails has begun, what serves is cancelled."""
     async with trio.open_nursery() as nursery:
         server = gain.Server(handler, gain.Config(workers=1, **options))
         await nursery.start(server.serve, gain_tools.LOOPBACK)
         async with await open_client(server) as client:
             await client.send_all(b"x")
-            await trio.testing.wait_all_tasks_blocked(0.02)
+            with trio.fail_after(gain_tools.BOUND_S):
+                await begun.wait()
             nursery.cancel_scope.cancel()
 
 
@@ -277,19 +279,28 @@ async def test_what_raises_while_it_is_cancelled_does_not_fail_the_server(
 ) -> None:
     """It is logged like any other, and on_close comes."""
     closed: list[object] = []
+    accepted, begun = trio.Event(), trio.Event()
 
     class Handler(gain.EventHandler):
+        def on_accept(self, conn: gain.Conn) -> None:
+            accepted.set()
+
         def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
             closed.append(err)
 
+    async def callback(*args: object) -> None:
+        if how == "on_tick":
+            await accepted.wait()  # or there is nothing to close
+        await raise_when_cancelled(begun)
+
     handler: Any = Handler()
     if how == "start_soon":
-        handler.on_accept = lambda conn: conn.start_soon(raise_when_cancelled)
+        handler.on_accept = lambda conn: conn.start_soon(raise_when_cancelled, begun)
     elif how == "thread":
-        handler.on_read = lambda conn, n: trio.from_thread.run(raise_when_cancelled)
+        handler.on_read = lambda conn, n: trio.from_thread.run(raise_when_cancelled, begun)
     else:
-        setattr(handler, how, raise_when_cancelled)
-    await serve_and_cancel(handler, tick=0.001, async_handler=how == "thread")
+        setattr(handler, how, callback)
+    await serve_and_cancel(handler, begun, tick=0.001, async_handler=how == "thread")
     assert len(closed) == 1
     assert len(errors_logged(caplog)) == 1, errors_logged(caplog)
 
@@ -297,11 +308,10 @@ async def test_what_raises_while_it_is_cancelled_does_not_fail_the_server(
 async def test_what_raises_of_a_datagram_while_it_is_cancelled_does_not_fail_the_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    reached = trio.Event()
+    begun = trio.Event()
 
     def read(conn: gain.Conn, n: int) -> None:
-        conn.start_soon(raise_when_cancelled)
-        reached.set()
+        conn.start_soon(raise_when_cancelled, begun)
 
     async with trio.open_nursery() as nursery:
         server = gain.Server(Recorder(on_read=read), gain.Config(workers=1))
@@ -309,7 +319,7 @@ async def test_what_raises_of_a_datagram_while_it_is_cancelled_does_not_fail_the
         with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
             await sock.connect(server.addresses()[0])
             await sock.send(b"x")
-            await reached.wait()
-            await trio.testing.wait_all_tasks_blocked(0.02)
+            with trio.fail_after(gain_tools.BOUND_S):
+                await begun.wait()
             nursery.cancel_scope.cancel()
     assert len(errors_logged(caplog)) == 1, errors_logged(caplog)
