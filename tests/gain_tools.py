@@ -11,7 +11,6 @@ import contextlib
 import errno
 import inspect
 import os
-import re
 import socket as stdlib_socket
 import ssl
 import struct
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import harness
 import outcome
+import process_books
 import pytest
 import trio
 import trio.lowlevel
@@ -315,9 +315,7 @@ def has_ipv6() -> bool:
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no ::1 on this machine")
 
 
-def busy_threads() -> set[threading.Thread]:
-    """All threads but the idle ones that trio keeps for later."""
-    return {t for t in threading.enumerate() if not re.fullmatch(r"Trio thread \d+", t.name)}
+busy_threads = process_books.busy_threads
 
 
 def left_over(server: gain.Server) -> dict[str, int]:
@@ -348,7 +346,7 @@ def server_in_thread(
     **options: Any,
 ) -> Iterator[gain.Server]:
     """A started server, shut down at the end if the test did not; then its books."""
-    threads = busy_threads()
+    threads = process_books.Threads()
     server = gain.Server(handler, gain.Config(workers=workers, **options))
     ends: list[outcome.Outcome[None]] = []
     thread = threading.Thread(
@@ -367,7 +365,7 @@ def server_in_thread(
     for end in ends:
         end.unwrap()
     assert_ended(server, handler)
-    wait_until(lambda: busy_threads() <= threads, f"threads are left: {busy_threads() - threads}")
+    assert process_books.stays(threads, bound_s=BOUND_S) == []
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import machine_speed
+import process_books
 import trio
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ except ImportError as exc:  # the extension was not built; conftest.py says what
     IMPORT_ERROR: ImportError | None = exc
 else:
     IMPORT_ERROR = None
+
+no_collection = process_books.no_collection
 
 # Off in a second run of the tests: see `_fast_ways`.
 FAST_WAYS = os.environ.get("URING_TRIO_FAST_WAYS") != "off"
@@ -164,11 +167,7 @@ def unbalanced() -> list[str]:
 
 def open_fds() -> dict[int, str]:
     """This process's file descriptors and what they are, without the one used to look."""
-    fds = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            fds[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return fds
+    return {fd: file.words for fd, file in process_books.open_files().items()}
 
 
 def running_time() -> float:
@@ -182,37 +181,20 @@ def running_time() -> float:
 
 @contextlib.contextmanager
 def no_new_fds(*, collecting: bool = False) -> Iterator[None]:
-    """Fail if there are more file descriptors at the end than at the start.
+    """Fail if a file is open at the end that was not at the start, or once more than then.
 
     What only the garbage collector would close counts as open, as it is to everybody else
     until some later collection: who holds a file must not be part of a cycle. So there is no
     collection meanwhile, but with *collecting*.
     """
-    before = open_fds()
+    book = process_books.Descriptors()
     with no_collection():
         yield
-        deadline = time.monotonic() + FDS_TIMEOUT_S
-        while len(after := open_fds()) > len(before) and time.monotonic() < deadline:
-            if collecting:
-                gc.collect()
-            time.sleep(0.005)
-    if len(after) > len(before):
-        new = {fd: what for fd, what in after.items() if before.get(fd) != what}
+        left = process_books.stays(book, bound_s=FDS_TIMEOUT_S, collecting=collecting)
+    if left:
         gc.collect()
-        how = "closed by the garbage collector alone" if open_fds() != after else "left open"
-        raise AssertionError(f"file descriptors {how}: {new}")
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Nothing is collected that is part of a cycle."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+        how = "closed by the garbage collector alone" if book.more() != left else "left open"
+        raise AssertionError(f"file descriptors {how}: {left}")
 
 
 async def cpu_share_asleep(window_s: float, allowed: float) -> float:
@@ -226,9 +208,9 @@ async def cpu_share_asleep(window_s: float, allowed: float) -> float:
     share = 1.0
     with no_collection():
         for _ in range(2):
-            cpu_s, started = time.process_time(), time.monotonic()
+            cpu = process_books.Cpu()
             await trio.sleep(window_s)
-            share = (time.process_time() - cpu_s) / (time.monotonic() - started)
+            share = cpu.sum()
             if share <= allowed:
                 break
     return share

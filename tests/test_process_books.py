@@ -10,8 +10,19 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import harness
 import process_books
-from process_books import Cpu, Descriptors, Memory, Threads, growth, memory, stays
+import pytest
+from process_books import (
+    Cpu,
+    Descriptors,
+    MappedRings,
+    Memory,
+    Threads,
+    growth,
+    memory,
+    stays,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +79,18 @@ def test_files_without_an_inode_are_counted_by_kind() -> None:
     assert stays(book, bound_s=SOON_S) == [f"descriptor {event}: anon_inode:[eventfd]"]
     os.close(event)
     assert stays(book, bound_s=SOON_S) == []
+
+
+@pytest.mark.skipif(harness.ring_denied() is not None, reason="no io_uring here")
+def test_a_ring_is_there_as_long_as_it_is_mapped() -> None:
+    book = MappedRings()
+
+    async def look() -> None:
+        (told,) = book.more()
+        assert told.endswith(" parts of rings are mapped")
+
+    harness.run(harness.RING, look)
+    assert stays(book) == []
 
 
 def test_what_only_a_collection_closes_is_more_unless_it_is_meant() -> None:
