@@ -23,11 +23,8 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +32,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import children
 import machine_speed
+from children import Done
 from mutants import C_TESTS, MUTATIONS, Mutation
 
 if TYPE_CHECKING:
@@ -64,43 +63,12 @@ class Verdict(NamedTuple):
     why: str = ""
 
 
-class Done(NamedTuple):
-    """How a program ended: its status, negative if a signal has killed it; None: it hung."""
-
-    status: int | None
-    output: str
-
-    def last_line(self) -> str:
-        return next((line for line in reversed(self.output.splitlines()) if line.strip()), "")
-
-
 def run(command: list[str], tree: Path, limit_s: float) -> Done:
     environment = {
-        **os.environ,
         "PYTHONPATH": str(tree / "src"),  # before where the package is installed
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    with subprocess.Popen(
-        command,
-        cwd=tree,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as program:
-        try:
-            output, _ = program.communicate(timeout=limit_s * SLOWNESS)
-        except subprocess.TimeoutExpired:
-            output, status = "", None
-        else:
-            status = program.returncode
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # also what it has started
-                os.killpg(program.pid, signal.SIGKILL)
-    return Done(status, output)
+    return children.run(command, limit_s, cwd=tree, environment=environment)
 
 
 def build(tree: Path, command: list[str]) -> Verdict | None:
