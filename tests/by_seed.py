@@ -9,6 +9,7 @@
     --same       run it in two processes: their notes and outcomes must be the same
     --show       print the plan, and run nothing
     --notes      print what the run noted
+    --times N    run it so often, and count in which ways it ends
 
 A *generator* draws a plan by a seed, and runs it. A *plan* is plain data, so that it can be
 written down, read, cut and run again:
@@ -28,7 +29,8 @@ What follows for a generator:
   machine's own kernel does (``real``) cannot be had again with certainty.
 - It is bounded by itself where it can: what does not end is a failure, told as one.
 - It leaves nothing behind. Each plan has a process of its own in which no other was run, forked
-  where nothing but modules is loaded: importing a generator starts no thread and no ring.
+  where there are modules, and what the generator has prepared for all of them: importing it
+  runs nothing, and what ``prepare()`` does leaves neither a thread nor a ring.
 - On the machine's own kernel it uses public names of the product only, so that it runs with the
   product of another release (``fuzz.py --against``). What needs more asks whether it is there.
 
@@ -40,12 +42,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import ctypes
 import faulthandler
 import functools
 import gc
 import importlib
 import json
+import math
 import os
 import random
 import select
@@ -57,10 +59,12 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
+import children
 import machine_speed
 
 if TYPE_CHECKING:
@@ -79,6 +83,8 @@ REAL_LIMIT_S = 20.0
 LIMIT_S = 5.0
 # For the stacks, from the signal that asks for them to the one that ends all.
 STACKS_S = 2.0
+# So many times its limit a run lives if whoever is to end it does not.
+OUTLIVED = 3.0
 # How long `shrink` goes on, and how often it tries what may pass by luck.
 SHRINK_S = 300.0
 REAL_TRIES = 4
@@ -121,12 +127,15 @@ class Entry:
       real: whether it runs on the machine's own ring: it needs one, and need not replay.
       limit_s: how long a plan may take on an idle machine; it hangs then.
       seeds: how many of its seeds are a part of ``make test``.
+      ready: what all of its plans need, such as a simulation that is built: called once in a
+        process, before the first of them.
     """
 
     generator: Generator
     real: bool
     limit_s: float
     seeds: int
+    ready: Callable[[], object] = lambda: None
 
     @property
     def name(self) -> str:
@@ -142,13 +151,19 @@ _entries: dict[str, Entry] = {}
 
 
 def register(
-    generator: Generator, *, real: bool, limit_s: float | None = None, seeds: int = 20
+    generator: Generator,
+    *,
+    real: bool,
+    limit_s: float | None = None,
+    seeds: int = 20,
+    prepare: Callable[[], object] | None = None,
 ) -> None:
     """Make a generator known by its name; see `Entry`."""
     assert generator.name not in _entries, generator.name
     if limit_s is None:
         limit_s = REAL_LIMIT_S if real else LIMIT_S
-    _entries[generator.name] = Entry(generator, real, limit_s, seeds)
+    ready = functools.cache(prepare or (lambda: None))
+    _entries[generator.name] = Entry(generator, real, limit_s, seeds, ready)
 
 
 def names() -> list[str]:
@@ -192,6 +207,7 @@ class Outcome(NamedTuple):
       text: the traceback, and the end of what was printed.
       ms: how long drawing and running took.
       notes: what it noted, if it came to its end.
+      cpu_ms: how much CPU that took, of all threads, and of the kernel for them.
     """
 
     kind: str
@@ -200,11 +216,16 @@ class Outcome(NamedTuple):
     text: str = ""
     ms: float = 0.0
     notes: tuple[str, ...] = ()
+    cpu_ms: float = 0.0
 
     @property
     def way(self) -> tuple[str, str]:
         """What stays while a plan is shrunk."""
         return self.kind, self.what
+
+    @property
+    def way_in_words(self) -> str:
+        return ": ".join(filter(None, self.way))
 
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.kind, self.what, self.said)))
@@ -250,9 +271,10 @@ def nothing_unseen(seen: list[str]) -> Iterator[None]:
 
 def run_here(which: Entry, plan: Plan | int) -> Outcome:
     """Run a plan, or draw and run that of a seed, in this process."""
+    which.ready()
     _notes.clear()
     unseen: list[str] = []
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     kind, what, said, text = PASSED, "", "", ""
     # Whoever asks Python's own generator gets the same each time.
     random.seed(0)
@@ -264,14 +286,11 @@ def run_here(which: Entry, plan: Plan | int) -> Outcome:
             text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
             del exc
         ms = (time.perf_counter() - started) * 1e3
+        cpu_ms = (time.process_time() - cpu_started) * 1e3
     if kind == PASSED and unseen:
         kind, what = FAILED, " ".join(["unraisable", *sorted(set(unseen))])
         said = "raised where nobody could catch it: see what was printed"
-    return Outcome(kind, what, said, text, ms, tuple(_notes))
-
-
-_libc = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+    return Outcome(kind, what, said, text, ms, tuple(_notes), cpu_ms)
 
 
 class Apart:
@@ -286,20 +305,27 @@ class Apart:
         self._result: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - until end()
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - until end()
         self._told = False
+        which.ready()
         # What is there already is nobody's garbage, and stays on pages that both share.
         gc.collect()
         gc.freeze()
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid = os.fork()
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            # A pytest that forks may have threads, which hold nothing that a plan needs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
         if not self.pid:
-            self._be_the_child()
+            self._be_the_child(parent)
         self.pidfd = os.pidfd_open(self.pid)
 
-    def _be_the_child(self) -> None:
+    def _be_the_child(self, parent: int) -> None:
         try:
+            children.end_with(parent)  # who would see to the limit?
+            # ... and who, if that one hangs? Nothing here has a use for this signal.
+            signal.alarm(math.ceil(OUTLIVED * self.limit_s + STACKS_S))
             os.setsid()
-            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # who would see to the limit?
             os.dup2(self._output.fileno(), 1)
             os.dup2(self._output.fileno(), 2)
             faulthandler.enable(file=2)
@@ -321,12 +347,18 @@ class Apart:
         now = time.monotonic()
         if now >= self.deadline:
             if self._told:
-                os.killpg(self.pid, signal.SIGKILL)
+                self._kill()
             else:
                 os.kill(self.pid, signal.SIGABRT)  # faulthandler answers with the stacks
             self._told = True
             self.deadline = now + STACKS_S
         return self.deadline - now
+
+    def _kill(self) -> None:
+        # By its number too: it may not have come so far as to have a session of its own.
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(ProcessLookupError):
+                kill(self.pid, signal.SIGKILL)
 
     def end(self) -> Outcome:
         """How it was, after its end."""
@@ -347,13 +379,12 @@ class Apart:
             return Outcome(DIED, signal.Signals(-code).name, "", printed)
         if code or not result:
             return Outcome(DIED, f"exit {code}", "", printed)
-        kind, what, said, text, ms, notes = json.loads(result)
-        return Outcome(kind, what, said, f"{text}{printed}", ms, tuple(notes))
+        kind, what, said, text, ms, notes, cpu_ms = json.loads(result)
+        return Outcome(kind, what, said, f"{text}{printed}", ms, tuple(notes), cpu_ms)
 
     def stop(self) -> None:
         """Give it up."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self._kill()
         self.end()
 
 
@@ -583,6 +614,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--show", action="store_true", help="print the plan, and run nothing")
     parser.add_argument("--notes", action="store_true", help="print what the run noted")
     parser.add_argument("--apart", action="store_true", help="in a process of its own")
+    parser.add_argument("--times", type=int, metavar="N", help="count how so many runs end")
     parser.add_argument("--to", type=Path, metavar="FILE", help="where the plan is written")
     parser.add_argument("--seconds", type=float, default=SHRINK_S, help="for --shrink")
     parser.add_argument("--jobs", type=int, default=1, help="so many of several at once")
@@ -646,6 +678,10 @@ def main(argv: list[str]) -> int:
             return 1
         print(f"the same twice, {len(one.splitlines())} lines")
         return 0
+    if options.times is not None:
+        ways = Counter(run_apart(which, plan).way_in_words for _ in range(options.times))
+        print(json.dumps(ways))
+        return 0 if ways[PASSED] == options.times else 1
     outcome = (run_apart if options.apart or options.shrink else run_here)(which, plan)
     if options.notes:
         print("\n".join(outcome.notes))
@@ -666,4 +702,5 @@ if __name__ == "__main__":
     # Under its own name: generators import it, and there is one registry.
     import by_seed
 
+    children.end_with_parent()
     sys.exit(by_seed.main(sys.argv[1:]))

@@ -6,7 +6,8 @@
 `by_seed.py` says what a generator is. First come the plans of ``tests/failed_plans``, each of
 which has once shown a fault, then the seeds that ever failed here, then new ones: the generator
 that has had the least time is next. How far each has come is kept in ``.seeds/state.json``, so
-that the next call goes on there; with ``--from`` it is neither read nor written.
+that the next call goes on there; with ``--from`` it is neither read nor written, and there are
+new seeds only.
 
 A failure is printed at once, with the command that replays it. A generator that fails often
 enough is left out for the rest of the time.
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import by_seed
+import children
 import harness
 from by_seed import AGAINST, PASSED, ROOT, Apart, Entry, Outcome, Plan
 
@@ -87,6 +89,7 @@ class Book:
     def __init__(self, only: str | None = None) -> None:
         self.only = only
         self.ms: defaultdict[str, list[float]] = defaultdict(list)
+        self.cpu_ms: defaultdict[str, list[float]] = defaultdict(list)
         self.used_s: defaultdict[str, float] = defaultdict(float)
         self.failures: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         self.begun = self.told_at = time.monotonic()
@@ -94,6 +97,7 @@ class Book:
     def note(self, run: Apart, source: int | Path, outcome: Outcome) -> None:
         name = run.which.name
         self.ms[name].append(outcome.ms)
+        self.cpu_ms[name].append(outcome.cpu_ms)
         self.used_s[name] += time.monotonic() - run.begun
         if outcome.kind == PASSED:
             self.progress()
@@ -106,7 +110,7 @@ class Book:
             {
                 "source": str(source),
                 "outcome": str(outcome),
-                "way": ": ".join(filter(None, outcome.way)),
+                "way": outcome.way_in_words,
                 "after_s": round(time.monotonic() - self.begun, 1),
                 "text": outcome.text,
             }
@@ -124,16 +128,17 @@ class Book:
         return sum(map(len, self.failures.values()))
 
     def summary(self) -> str:
-        lines = [
-            f"{'generator':16}{'plans':>8}{'failures':>10}{'median ms':>11}{'99 % ms':>9}{'s':>8}"
-        ]
+        heads = ("plans", 8), ("failures", 10), ("median ms", 11), ("of CPU", 8), ("99 % ms", 9)
+        lines = [f"{'generator':16}" + "".join(f"{head:>{width}}" for head, width in heads)]
+        lines[0] += f"{'s':>8}"
         for name, ms in sorted(self.ms.items()):
             # What hung or died has no time.
             known = sorted(each for each in ms if each) or [0.0]
             last = known[min(len(known) - 1, len(known) * 99 // 100)]
             lines.append(
                 f"{name:16}{len(ms):8}{len(self.failures[name]):10}"
-                f"{statistics.median(known):11.1f}{last:9.1f}{self.used_s[name]:8.1f}"
+                f"{statistics.median(known):11.1f}{self.median_cpu_ms(name):8.1f}"
+                f"{last:9.1f}{self.used_s[name]:8.1f}"
             )
         ways = Counter(each["way"] for told in self.failures.values() for each in told)
         lines += [f"  {count} x {way}" for way, count in ways.most_common()]
@@ -141,9 +146,16 @@ class Book:
         lines.append(f"{total} plans, {self.failed} failed, {time.monotonic() - self.begun:.1f} s")
         return "\n".join(lines)
 
+    def median_cpu_ms(self, name: str) -> float:
+        return statistics.median([each for each in self.cpu_ms[name] if each] or [0.0])
+
     def report(self) -> dict[str, Any]:
         return {
-            name: {"plans": len(ms), "failures": self.failures[name]}
+            name: {
+                "plans": len(ms),
+                "failures": self.failures[name],
+                "median_cpu_ms": round(self.median_cpu_ms(name), 2),
+            }
             for name, ms in self.ms.items()
         }
 
@@ -205,7 +217,8 @@ class Fuzz:
 
     def runs(self) -> Iterator[Apart]:
         """Starts one plan after the other."""
-        for entry, plan, file in failed_plans(self.chosen):
+        known = failed_plans(self.chosen) if self.options.first is None else ()
+        for entry, plan, file in known:
             yield self.start(entry, plan, file)
         for entry in self.chosen:
             for seed in self.state.failed.get(entry.name, []):
@@ -292,4 +305,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    children.end_with_parent()
     sys.exit(main(sys.argv[1:]))

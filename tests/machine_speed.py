@@ -39,6 +39,17 @@ def measure(rounds: int = 15) -> float:
     return min(max(1.0, mean / REFERENCE_S), SLOWNESS_MAX)
 
 
+def cpu_slowness(rounds: int = 15) -> float:
+    """How many times more CPU the same takes now than on the reference, 1.0 or more.
+
+    Beside other work a core is slower, and caches are colder, without any waiting in line.
+    """
+    started = time.process_time()
+    for _ in range(rounds):
+        work()
+    return max(1.0, (time.process_time() - started) / rounds / REFERENCE_S)
+
+
 def slowness() -> float:
     """The factor for this process: what its parent has measured, or what it measures itself."""
     told = os.environ.get(VARIABLE)

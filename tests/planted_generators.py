@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import by_seed
+import children
 
 if TYPE_CHECKING:
     import random
@@ -75,6 +76,16 @@ def hangs(plan: Plan) -> None:
         time.sleep(1)
 
 
+def hangs_for_long(plan: Plan) -> None:
+    Path(plan["options"]["pid"]).write_text(str(os.getpid()))
+    hangs(plan)
+
+
+def stuck_for_long(plan: Plan) -> None:
+    Path(plan["options"]["pid"]).write_text(str(os.getpid()))
+    stuck(plan)
+
+
 def stuck(plan: Plan) -> None:
     # What no exception ends: a lock that is never given back.
     if has_pair(plan):
@@ -115,19 +126,39 @@ def passes(plan: Plan) -> None:
     pass
 
 
+def prepared(plan: Plan) -> None:
+    assert _prepared == [None]
+
+
+_prepared: list[None] = []
+
+
+def prepare() -> None:
+    print("prepared", flush=True)
+    _prepared.append(None)
+
+
 def needs_a_ring(plan: Plan) -> None:
     raise AssertionError(f"the product is {sys.modules['uring_trio'].__file__}")
 
 
 CHECKS: tuple[Callable[[Plan], Any], ...] = (
     *(pair, late_choice, hangs, stuck, dies, exits, unseen, by_hash, passes, needs_a_ring),
+    *(hangs_for_long, stuck_for_long, prepared),
 )
 for check in CHECKS:
     name = f"planted-{check.__name__.replace('_', '-')}"
-    by_seed.register(Planted(name, check), real=check is needs_a_ring, limit_s=0.2)
+    limit_s = 60.0 if name.endswith("-for-long") else 0.2
+    by_seed.register(
+        Planted(name, check),
+        real=check is needs_a_ring,
+        limit_s=limit_s,
+        prepare=prepare if check is prepared else None,
+    )
 
 
 if __name__ == "__main__":
+    children.end_with_parent()
     if sys.argv[1] == "fuzz":
         import fuzz
 

@@ -25,5 +25,4 @@ class SimAnyio:
         programs.run(plan, programs.SimulatedWorld(), door="anyio")
 
 
-programs.prepare()
-by_seed.register(SimAnyio(), real=False)
+by_seed.register(SimAnyio(), real=False, prepare=programs.prepare)

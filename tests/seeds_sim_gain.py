@@ -25,5 +25,4 @@ class SimGain:
         programs.run(plan, programs.SimulatedWorld())
 
 
-programs.prepare()
-by_seed.register(SimGain(), real=False)
+by_seed.register(SimGain(), real=False, prepare=programs.prepare)

@@ -25,5 +25,4 @@ class SimTrio:
         programs.run(plan, programs.SimulatedWorld())
 
 
-programs.prepare()
-by_seed.register(SimTrio(), real=False)
+by_seed.register(SimTrio(), real=False, prepare=programs.prepare)

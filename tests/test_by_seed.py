@@ -7,12 +7,15 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import by_seed
+import children
 import pytest
 
 TESTS = Path(__file__).resolve().parent
+LIMIT_S = 50
 
 # Of the kind that planted generators draw; a cancel, and a close behind it, are in it.
 WORDS = [*("open", "send", "close", "send", "cancel", "receive", "open", "close", "send", "close")]
@@ -24,10 +27,9 @@ PLAN: by_seed.Plan = {
 SHORTEST: by_seed.Plan = {"options": {}, "steps": [["cancel", 101], ["close", 0]], "kernel": []}
 
 
-def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+def call(*arguments: object) -> children.Done:
     """What the command line does, with the planted generators there."""
-    command = [sys.executable, str(TESTS / "planted_generators.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    return children.run([sys.executable, TESTS / "planted_generators.py", *arguments], LIMIT_S)
 
 
 def shrink(name: str, tmp_path: Path, plan: by_seed.Plan = PLAN) -> tuple[by_seed.Plan, str]:
@@ -35,11 +37,11 @@ def shrink(name: str, tmp_path: Path, plan: by_seed.Plan = PLAN) -> tuple[by_see
     long, short = tmp_path / "long.json", tmp_path / "short.json"
     by_seed.write(long, name, plan)
     done = call("--plan", long, "--shrink", "--to", short)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.startswith(f"{name} {long}: ")
+    assert done.status == 1, done.output
+    assert done.output.startswith(f"{name} {long}: ")
     found, shortest = by_seed.read(short)
     assert found == name
-    return shortest, done.stdout.partition(": ")[2]
+    return shortest, done.output.partition(": ")[2]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_two_steps_that_fail_together_are_found(name: str, told: str, tmp_path: 
     assert text.startswith(told)
     steps = [step for step in PLAN["steps"] if step[0] != "cancel"]
     by_seed.write(tmp_path / "harmless.json", name, {**PLAN, "steps": steps})
-    assert call("--plan", tmp_path / "harmless.json").returncode == 0
+    assert call("--plan", tmp_path / "harmless.json").status == 0
 
 
 @pytest.mark.parametrize("name", ["planted-hangs", "planted-stuck"])
@@ -78,8 +80,8 @@ def test_choices_and_options_that_matter_stay_and_no_others(tmp_path: Path) -> N
 def test_a_plan_that_was_written_down_runs_again(tmp_path: Path) -> None:
     shrink("planted-pair", tmp_path)
     done = call("--plan", tmp_path / "short.json", "--notes")
-    assert done.returncode == 1
-    assert done.stdout.splitlines() == [
+    assert done.status == 1
+    assert done.output.splitlines() == [
         "cancel 101",
         "close 0",
         "failed: AssertionError: cancel before close",
@@ -87,37 +89,94 @@ def test_a_plan_that_was_written_down_runs_again(tmp_path: Path) -> None:
 
 
 def test_a_seed_draws_the_same_each_time_and_another_for_another_generator() -> None:
-    one, two = (call("planted-pair", 3, "--show").stdout for _ in range(2))
+    one, two = (call("planted-pair", 3, "--show").output for _ in range(2))
     assert one == two
     assert set(json.loads(one)) == {"options", "steps", "kernel"}
-    assert call("planted-dies", 3, "--show").stdout != one
+    assert call("planted-dies", 3, "--show").output != one
+
+
+def test_runs_of_one_plan_are_counted_by_how_they_end(tmp_path: Path) -> None:
+    by_seed.write(tmp_path / "pair.json", "planted-pair", SHORTEST)
+    done = call("--plan", tmp_path / "pair.json", "--times", 3)
+    assert (done.status, json.loads(done.output)) == (1, {"failed: AssertionError": 3})
+    done = call("planted-passes", 3, "--times", 2)
+    assert (done.status, json.loads(done.output)) == (0, {"passed": 2})
 
 
 def test_that_two_runs_are_the_same_is_checked() -> None:
     done = call("planted-passes", 5, "--same")
-    assert done.returncode == 0, done.stdout
+    assert done.status == 0, done.output
     done = call("planted-by-hash", 5, "--same")
-    assert done.returncode == 1
-    assert "two runs differ: line" in done.stdout
+    assert done.status == 1
+    assert "two runs differ: line" in done.output
 
 
 def test_a_range_tells_each_failure_with_what_replays_it() -> None:
     done = call("planted-dies", "0:8", "--jobs", 2)
-    assert done.returncode == 1
-    failed = re.findall(r"^planted-dies (\d+): died: SIGSEGV$", done.stdout, re.MULTILINE)
+    assert done.status == 1
+    failed = re.findall(r"^planted-dies (\d+): died: SIGSEGV$", done.output, re.MULTILINE)
     assert 0 < len(failed) < 8
     for seed in failed:
-        assert f"by_seed.py planted-dies {seed}\n" in done.stdout
-        assert call("planted-dies", seed, "--apart").returncode == 1
-    assert f"planted-dies: 8 seeds, {len(failed)} failed, " in done.stdout
+        assert f"by_seed.py planted-dies {seed}\n" in done.output
+        assert call("planted-dies", seed, "--apart").status == 1
+    assert f"planted-dies: 8 seeds, {len(failed)} failed, " in done.output
     done = call("planted-passes", "0:8,11,20:22")
-    assert done.returncode == 0
-    assert "planted-passes: 11 seeds, 0 failed, " in done.stdout
+    assert done.status == 0
+    assert "planted-passes: 11 seeds, 0 failed, " in done.output
 
 
 def test_a_name_that_is_none_lists_those_that_are() -> None:
     with pytest.raises(LookupError, match="no generator is called 'nobody'"):
         by_seed.entry("nobody")
+
+
+def test_what_is_prepared_is_so_once_in_a_process_and_not_by_importing() -> None:
+    done = call("planted-prepared", "0:3")
+    assert done.status == 0, done.output
+    assert done.output.startswith("prepared\nplanted-prepared: 3 seeds, 0 failed, ")
+
+
+def test_a_generator_is_imported_without_a_thread_or_a_ring() -> None:
+    program = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+import by_seed, process_books
+books = process_books.Threads(), process_books.Descriptors(), process_books.MappedRings()
+for name in {by_seed.names()!r}:
+    by_seed.entry(name)
+assert "uring_trio" in sys.modules
+assert process_books.stays(*books) == []
+"""
+    done = children.run([sys.executable, "-c", program], LIMIT_S)
+    assert done.status == 0, done.output
+
+
+def is_there(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("how", ["planted-hangs-for-long", "planted-stuck-for-long"])
+def test_a_run_ends_with_the_test_that_has_started_it(how: str, tmp_path: Path) -> None:
+    """Also if that is killed, so that nobody can see to anything."""
+    plan, file = tmp_path / "plan.json", tmp_path / "pid"
+    by_seed.write(plan, how, {**SHORTEST, "options": {"pid": str(file)}})
+    command = [sys.executable, str(TESTS / "planted_generators.py"), "--plan", str(plan), "--apart"]
+    program = f"import children; children.run({command!r}, {LIMIT_S})"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=TESTS) as test:
+        end = time.monotonic() + LIMIT_S
+        while not file.exists() or not file.read_text():
+            assert time.monotonic() < end
+            assert test.poll() is None
+            time.sleep(0.01)
+        process = int(file.read_text())
+        assert is_there(process)
+        test.kill()
+    while is_there(process):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("seed", range(20))
