@@ -6,7 +6,8 @@ find again they would have found before there was a cure. (`mutants.py` has rule
 tests that know them; where one of those is a cure it is named here by its rule.)
 
 A cure is taken out by lines that are as they were before it, or as they would be if nobody had
-thought of it; some need more than one.
+thought of it; some need more than one. No taking-out has another one in it: what is found then
+would be found for the other's sake.
 """
 
 from __future__ import annotations
@@ -37,13 +38,30 @@ class Cure:
       rule: what is so with it.
       edits: what takes it out.
       doors: through which a program meets it: a generator's name ends with its door.
+      first: which generators look first: those on the simulated kernel ("sim"), or "ring".
       elsewhere: why nothing can find it here, if that is so: another kernel is needed.
+      held: why nothing is to be found without it, if that is so: by what it is held as well.
     """
 
     rule: str
     edits: tuple[Edit, ...]
     doors: tuple[str, ...] = ("trio", "anyio", "gain")
+    first: str = "ring"
     elsewhere: str = ""
+    held: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why no generator can find it here, or nothing."""
+        return self.elsewhere or self.held
+
+    def meets(self, generator: str) -> bool:
+        return generator.rpartition("-")[2] in self.doors
+
+    def order(self, generator: str) -> tuple[bool, int]:
+        """Sorts generators: those that find most of its kind before others, trio's before anyio's."""
+        kind, _, door = generator.partition("-")
+        return kind != self.first, ("trio", "gain", "anyio").index(door)
 
     @property
     def is_c(self) -> bool:
@@ -59,10 +77,11 @@ class Cure:
             edit(tree, *each)
 
 
-def known(rule: str) -> Cure:
+def known(rule: str, *, elsewhere: str = "", held: str = "") -> Cure:
     """A rule of `mutants.py`."""
     (found,) = [mutation for mutation in MUTATIONS if mutation.rule == rule]
-    return Cure(rule, (Edit(found.path, found.text, found.instead),))
+    edits = (Edit(found.path, found.text, found.instead),)
+    return Cure(rule, edits, elsewhere=elsewhere, held=held)
 
 
 PREP = "csrc/prep.c"
@@ -158,16 +177,11 @@ WAITS = [
     Cure(
         "Who is ready and refused pauses and looks: no change need tell of room.",
         (
+            # ... by itself: whoever stands in a line has the line's clock, which is another cure.
             Edit(
                 LADDER,
                 "    [UT_STEP_TRY_TOLD]        = {UT_STEP_PAUSE,           UT_STEP_LINE, ",
-                "    [UT_STEP_TRY_TOLD]        = {UT_STEP_WATCH,           UT_STEP_WATCH,",
-            ),
-            # Nobody is parked in a line, whose clock would wake him all the same.
-            Edit(
-                ENGINE,
-                "    if (!may_line || !enter_line(engine, op)) {",
-                "    if (!may_line || (void *)op != NULL || !enter_line(engine, op)) {",
+                "    [UT_STEP_TRY_TOLD]        = {UT_STEP_WATCH,           UT_STEP_LINE, ",
             ),
         ),
     ),
@@ -458,7 +472,8 @@ def of(doors: tuple[str, ...], cures: list[Cure]) -> list[Cure]:
 
 CURES = [
     *ATTEMPTS,
-    *WAITS,
+    # Of an order of events, which only the simulation has on demand.
+    *[dataclasses.replace(cure, first="sim") for cure in WAITS],
     *of(("trio", "anyio"), [*CONNECTIONS, *FILES, *GUESTS]),
     *of(("gain",), SERVERS),
 ]

@@ -154,6 +154,7 @@ class Book:
             name: {
                 "plans": len(ms),
                 "failures": self.failures[name],
+                "used_s": round(self.used_s[name], 1),
                 "median_cpu_ms": round(self.median_cpu_ms(name), 2),
             }
             for name, ms in self.ms.items()
