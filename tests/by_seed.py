@@ -34,7 +34,8 @@ What follows for a generator:
 - On the machine's own kernel it uses public names of the product only, so that it runs with the
   product of another release (``fuzz.py --against``). What needs more asks whether it is there.
 
-The generator NAME, with ``_`` for ``-``, is in ``tests/seeds_NAME.py``, which calls `register`.
+The generator NAME, with ``_`` for ``-``, is in ``tests/seeds_NAME.py``, which calls `register`; its
+name begins with ``sim-`` if it runs on the simulated kernel.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 # Where what was found is written; git has no eye on it.
 FOUND = ROOT / ".seeds"
+# How the names of those begin that run on the simulated kernel.
+SIMULATED = "sim-"
 # In the environment: the tree whose product is run, if it is not this one's. See `fuzz.py`.
 AGAINST = "URING_TRIO_AGAINST"
 
@@ -160,6 +163,7 @@ def register(
 ) -> None:
     """Make a generator known by its name; see `Entry`."""
     assert generator.name not in _entries, generator.name
+    assert not (real and generator.name.startswith(SIMULATED)), generator.name
     if limit_s is None:
         limit_s = REAL_LIMIT_S if real else LIMIT_S
     ready = functools.cache(prepare or (lambda: None))

@@ -16,10 +16,9 @@ enough is left out for the rest of the time.
 that are no exception of that kind are told in a line, and count as none.
 
 ``--against TREE`` runs the generators of this tree with the product of another one, such as a
-checkout of an old release, to show what they find there. Its extension must be built; its
-environment is used if it has one, which needs what the generators import, and else this one.
-Only generators for the machine's own kernel can do that, which use public names of the product
-alone, and ask for what came later.
+checkout of an old release, to show what they find there. Its extension must be built; the
+environment is this one. Only generators for the machine's own kernel can do that, which use
+public names of the product alone, and ask for what came later.
 """
 
 from __future__ import annotations
@@ -241,12 +240,9 @@ def run_against(tree: Path) -> None:
     """Become what was called, with the product of another tree."""
     if not list((tree / "src" / "uring_trio").glob("_engine.*.so")):
         raise SystemExit(f"{tree} is not built: python setup.py build_ext --inplace")
-    python = tree / ".venv" / "bin" / "python"
-    if not python.exists():
-        python = Path(sys.executable)
-    os.environ["PYTHONPATH"] = str(tree / "src")
+    os.environ["PYTHONPATH"] = str(tree / "src")  # before where this tree's is installed
     os.environ[AGAINST] = str(tree)
-    os.execv(python, [str(python), *sys.argv])
+    os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -273,7 +269,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def choose(options: argparse.Namespace) -> list[Entry]:
     """The generators that are asked for, and that can run here."""
-    chosen = [by_seed.entry(name) for name in options.generator or by_seed.names()]
+    names = options.generator or by_seed.names()
+    if AGAINST in os.environ:
+        # What is simulated knows the product from within, and cannot even be imported.
+        names = [name for name in names if not name.startswith(by_seed.SIMULATED)]
+    chosen = [by_seed.entry(name) for name in names]
     if AGAINST in os.environ:
         chosen = [entry for entry in chosen if entry.real]
     denied = harness.ring_denied()
