@@ -13,7 +13,8 @@ A failure is printed at once, with the command that replays it. A generator that
 enough is left out for the rest of the time.
 
 ``--only KIND`` is for a machine whose clock cannot be trusted, such as an emulated one: failures
-that are no exception of that kind are told in a line, and count as none.
+that are no exception of that type (or, by a word of `fault_words.py`, of that kind) are told in
+a line, and count as none.
 
 ``--against TREE`` runs the generators of this tree with the product of another one, such as a
 checkout of an old release, to show what they find there. Its extension must be built; the
@@ -37,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import by_seed
 import children
+import fault_words
 import harness
 from by_seed import AGAINST, PASSED, ROOT, Apart, Entry, Outcome, Plan
 
@@ -101,7 +103,7 @@ class Book:
         if outcome.kind == PASSED:
             self.progress()
             return
-        if self.only is not None and self.only not in outcome.what.split():
+        if self.only is not None and not fault_words.is_of(outcome.what, self.only):
             print(f"{name} {source}: not counted: {outcome}", flush=True)
             return
         replay = by_seed.command(name, source)
@@ -253,7 +255,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--generator", action="append", metavar="NAME", help="only this one")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="so many at once")
     parser.add_argument("--from", type=int, dest="first", help="the first new seed")
-    parser.add_argument("--only", metavar="KIND", help="the type of exception that counts")
+    parser.add_argument("--only", metavar="KIND", help="the type, or word, that counts")
     parser.add_argument("--stop", action="store_true", help="at the first failure")
     parser.add_argument(
         "--failures", type=int, default=FAILURES_MAX, help="so many of one are enough"

@@ -17,8 +17,9 @@ a checkout of an old release.
 The machine's own apt is not touched: lists and archives lie in a folder of ours.
 
 It needs qemu-system-x86, busybox, kmod, cpio, e2fsprogs and Debian's keyring. There is no KVM
-in it: 10 to 20 times slower than the machine is what to expect, so limits are stretched
-(`machine_speed`), and what asserts fractions of a second may fail for that alone.
+in it: a plan of ring-gain that takes 0.3 s on the machine takes 1.6 s there, and 6 s beside
+other work. So limits are stretched (`machine_speed`), and what asserts fractions of a second may
+fail for that alone.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import by_seed
 import children
+import fault_words
 import pytest
 
 TESTS = Path(__file__).resolve().parent
@@ -123,6 +124,21 @@ def test_a_range_tells_each_failure_with_what_replays_it() -> None:
     done = call("planted-passes", "0:8,11,20:22")
     assert done.status == 0
     assert "planted-passes: 11 seeds, 0 failed, " in done.output
+
+
+def test_each_type_of_fault_has_one_word_and_the_docs_have_them() -> None:
+    page = (TESTS.parent / "docs" / "testing.md").read_text(encoding="utf-8")
+    types = [each for types in fault_words.FAULTS.values() for each in types]
+    assert len(types) == len(set(types))
+    for package in ("peers", "random_gain", "simulation"):
+        for file in (TESTS / package).glob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            found = re.findall(r"^class (\w+)\((?:AssertionError|Fault)\):", text, re.MULTILINE)
+            assert set(found) - {"Fault"} <= set(types), file
+    for word, named in fault_words.FAULTS.items():
+        assert f"| `{word}` | " in page
+        for each in named:
+            assert f"`{each}`" in page
 
 
 def test_a_name_that_is_none_lists_those_that_are() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import by_seed
 import children
+import fault_words
 import harness
 import pytest
 
@@ -60,6 +61,13 @@ def test_only_one_kind_of_failure_may_count(tmp_path: Path) -> None:
     assert re.search(told, done.output, re.MULTILINE)
     done = fuzz(tmp_path, *of("pair"), "--seeds", 12, "--only", "AssertionError")
     assert done.status == 1
+
+
+def test_a_kind_of_failure_has_a_word_over_all_generators() -> None:
+    assert fault_words.is_of("Stuck", "not-told")
+    assert fault_words.is_of("KeyError NotTold", "not-told")
+    assert fault_words.is_of("NotTold", "NotTold")
+    assert not fault_words.is_of("Strange ValueError", "not-told")
 
 
 def test_the_next_call_goes_on_behind_the_last_and_tries_what_failed_first(tmp_path: Path) -> None:
