@@ -181,17 +181,14 @@ def tasks() -> dict[int, str]:
     known = {each.native_id: each.name for each in threading.enumerate()}
     # In this order: one that the kernel starts in between is a thread of ours for once.
     numbers = [int(name) for name in os.listdir(TASKS)]
+    kernels = kernel_workers.workers()
     found = {}
-    if len(numbers) > 1:
-        kernels = kernel_workers.workers()
-        for number in numbers:
-            with contextlib.suppress(OSError):  # it has ended
-                name = known.get(number)
-                words = (
-                    name or f"{Path(f'{TASKS}/{number}/comm').read_text().strip()}, not Python's"
-                )
-                if number not in kernels and not IDLE_OF_TRIO.fullmatch(words):
-                    found[number] = words
+    for number in numbers:
+        with contextlib.suppress(OSError):  # it has ended
+            name = known.get(number)
+            words = name or f"{Path(f'{TASKS}/{number}/comm').read_text().strip()}, not Python's"
+            if number not in kernels and not IDLE_OF_TRIO.fullmatch(words):
+                found[number] = words
     return found
 
 

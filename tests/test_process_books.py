@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import harness
 import process_books
 import pytest
+import sandbox
 from process_books import (
     Cpu,
     Descriptors,
@@ -130,6 +131,18 @@ def test_a_thread_that_trio_keeps_is_nobodys() -> None:
     assert stays(book, bound_s=SOON_S) == [f"thread {kept.native_id}: its new work"]
     end.set()
     kept.join()
+
+
+def test_the_only_thread_that_there_was_is_no_new_one() -> None:
+    alone = (
+        "import process_books, threading\n"
+        "book = process_books.Threads()\n"
+        "kept = threading.Thread(target=threading.Event().wait, name='Trio thread 0', daemon=True)\n"
+        "kept.start()\n"
+        "print(process_books.stays(book, bound_s=0.05))\n"
+    )
+    done = sandbox.run_python("NONE", alone)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_what_does_not_go_by_itself_is_told_at_once() -> None:
