@@ -148,6 +148,7 @@ PLANTED: dict[str, tuple[str, Any, str, Any]] = {
 def test_a_planted_fault_is_found(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     name, owner, attribute, instead = PLANTED[fault]
     which = dataclasses.replace(by_seed.entry(name), limit_s=5.0)
+    which.ready()  # before there is the fault
     monkeypatch.setattr(owner, attribute, instead)
     outcomes = (by_seed.run_apart(which, seed) for seed in range(PLANTED_SEEDS))
     assert any(outcome.kind != by_seed.PASSED for outcome in outcomes)
