@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peers import conduct
+from peers import conduct, stock
 from peers.draw import Draw
+from peers.draw_files import DrawFiles
 
 if TYPE_CHECKING:
     import random
 
     from by_seed import Plan
+
+# How many of the plans are about files and who holds them.
+FILES_SHARE = 0.3
 
 
 class Peers:
@@ -22,8 +26,13 @@ class Peers:
 
     def draw(self, random: random.Random) -> Plan:
         """A plan, by nothing but what *random* gives."""
+        if random.random() < FILES_SHARE:
+            return DrawFiles(random, self._door).plan()
         return Draw(random, self._door).plan()
 
     def run(self, plan: Plan) -> None:
         """Do it."""
-        conduct.run(plan, self._door)
+        if plan["options"].get("how") == "as stock":
+            stock.run(plan, self._door)
+        else:
+            conduct.run(plan, self._door)
