@@ -18,12 +18,13 @@ import termios
 import threading
 import time
 import tty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import wakeup_kinds
 
 from peers import stranger as strangers
 from peers.books import content
+from peers.places import FULL_TO
 from peers.streams import tcp_pair
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 SO = stdlib_socket
 SEEN_MAX_S = 1.0  # what follows from an act at once, but for a busy machine
+TCP_BUFFER = 65_536  # bytes: large enough that TCP sends at once, and of one size
+FILL_TIMES = 1000
 ENDS = select.POLLHUP | select.POLLRDHUP | select.POLLERR
 
 
@@ -199,7 +202,7 @@ class Carrier(File):
     def open(self) -> None:
         if self.kind in self.SOCKETS:
             if self.kind == "tcp":
-                self.sock, self._far_sock = tcp_pair(SO.AF_INET, 0)
+                self.sock, self._far_sock = tcp_pair(SO.AF_INET, TCP_BUFFER)
             else:
                 types = {"unix_dgram": SO.SOCK_DGRAM, "seqpacket": SO.SOCK_SEQPACKET}
                 type_ = types.get(self.kind, SO.SOCK_STREAM)
@@ -273,12 +276,14 @@ class Carrier(File):
             return  # a terminal that is full is so for its echo as well
         unit = 1000 if self.kind in self.MESSAGES else 1 << 16
         full = 0
-        while full < 2:  # TCP finds some more room a moment later
+        for _ in range(FILL_TIMES):
             full = 0 if strangers.put(self.fd, bytes(unit)) else full + 1
+            if full == 2:  # TCP finds some more room a moment later
+                break
             if full and self.kind == "tcp":
                 time.sleep(0.001)
-        while strangers.put(self.fd, b"x"):
-            pass
+        for _ in range(FULL_TO):
+            strangers.put(self.fd, b"x")
 
     def _make_room(self) -> None:
         soon(lambda: not self._far_read() and (self.fd < 0 or poll_says(self.fd, select.POLLOUT)))
@@ -314,7 +319,7 @@ class Carrier(File):
 class Standing(File):
     """A file of the system's: ready at all times, or such that nobody can wait for it."""
 
-    PATHS = {
+    PATHS: ClassVar[dict[str, str]] = {
         "null": "/dev/null",
         "zero": "/dev/zero",
         "random": "/dev/random",

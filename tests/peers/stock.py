@@ -21,7 +21,6 @@ import contextlib
 import functools
 import os
 import queue
-import select
 import socket as stdlib_socket
 import tempfile
 import threading
