@@ -15,8 +15,6 @@ Random = random_module.Random
 
 SIZES = (1, 2, 7, 19, 20, 100, 300, 499, 8191, 8192, 8193, 20_000, 40_000, 59_999)
 MARKS = (1, 5, 10, 100, 400)
-SOCKET_CALLS = [*ways.SOCKET_READS, "recv", "recv", *ways.SOCKET_WRITES]
-STREAM_CALLS = ["receive_some", "receive_some", "send_all", "send_all_user_memory"]
 HOWS = ("close", "leave", "detach", "notify")
 
 
@@ -35,43 +33,72 @@ class DrawFiles:
         if self._door == "trio" and random.random() < 0.1:
             options["host"] = "guest"
         steps: list[Any] = []
-        for number in range(random.choice([1, 2, 2, 3])):
+        for number in range(random.choice([2, 3, 3])):
             steps += self._open(number)
-        for _ in range(random.choice([10, 16, 24])):
-            steps += self._some(random.choice(self._places))
+        if random.random() < 0.5:
+            steps += self._standing(len(self._places))
+        for _ in range(random.choice([6, 9, 12])):
+            place = random.choice(self._places)
+            together = random.random() < 0.5
+            steps += self._together(place) if together else [self._some(place)]
         return {"options": options, "steps": steps, "kernel": []}
 
     def _open(self, number: int) -> list[Any]:
         random = self._random
         x = random.random()
-        files = Standing if x < 0.1 else Teller if x < 0.3 else Carrier
+        files = Teller if x < 0.2 else Carrier
         kind = random.choice(files.KINDS)
-        if files is Carrier and random.random() < 0.4:
+        if files is Carrier and random.random() < 0.5:
             kind = random.choice(["unix", "tcp", "tcp", "seqpacket", "unix_dgram"])
         possible = ["other_number", *([] if files is Teller else ["file"])]
         if kind in Carrier.SOCKETS:
             possible += ["sock", "sock", "again", "dup"]
         if kind in ("unix", "tcp"):
             possible += ["stream"]
-        holders = sorted({random.choice(possible) for _ in range(random.choice([1, 2, 3]))})
-        if files is not Carrier and random.random() < 0.5:
+        holders = sorted({random.choice(possible) for _ in range(random.choice([0, 1, 2, 3]))})
+        if files is Teller and random.random() < 0.5:
             holders = []
         self._places.append((number, kind, ["number", *holders]))
         return [["open", number, kind], *(["hold", number, holder] for holder in holders)]
 
+    def _standing(self, number: int) -> list[Any]:
+        """Some of the system's, and who waits for them."""
+        random = self._random
+        steps: list[Any] = []
+        for each in range(number, number + random.choice([1, 2])):
+            steps.append(["open", each, random.choice(Standing.KINDS)])
+            steps.append(["call", each, "number", self._wait(), 0, self._where()])
+            if random.random() < 0.3:
+                steps += [["hold", each, "file"], ["call", each, "file", "receive_some", 100, 0]]
+        return steps
+
     def _where(self) -> int:
         return int(self._two_runs and self._random.random() < 0.5)
 
-    def _call(self, place: tuple[int, str, list[str]]) -> list[Any]:
+    def _wait(self) -> str:
+        return self._random.choice(["wait_readable", "wait_readable", "wait_writable"])
+
+    def _call(self, place: tuple[int, str, list[str]], way: str = "", where: int = -1) -> list[Any]:
+        """By one who has it: any call, or one that receives, sends or waits."""
         random = self._random
         number, _, holders = place
         holder = random.choice(holders)
-        names = ["wait_readable", "wait_readable", "wait_writable"]
+        reads: list[str] = []
+        writes: list[str] = []
         if holder in ("sock", "again", "dup"):
-            names += SOCKET_CALLS
+            reads, writes = [*ways.SOCKET_READS, "recv", "recv"], list(ways.SOCKET_WRITES)
         elif holder in ("stream", "file"):
-            names = STREAM_CALLS
-        return ["call", number, holder, random.choice(names), random.choice(SIZES), self._where()]
+            reads, writes = ["receive_some"], list(ways.TRIO_STREAM_WRITES)
+        waits = ["wait_readable", "wait_readable", "wait_writable"]
+        if holder == "file":
+            waits = []
+        names = {
+            "read": reads or ["wait_readable"],
+            "write": writes or ["wait_writable"],
+            "wait": waits or reads,
+        }.get(way, [*reads, *writes, *waits])
+        where = self._where() if where < 0 else where
+        return ["call", number, holder, random.choice(names), random.choice(SIZES), where]
 
     def _act(self, kind: str) -> list[Any]:
         random = self._random
@@ -82,26 +109,68 @@ class DrawFiles:
                 acts = ["far_shut_write", "far_shut_write", "far_shut_read", "far_close"]
         return [random.choice(acts), random.choice(SIZES)]
 
+    def _acts(self, number: int, *names: str) -> list[Any]:
+        return ["acts", number, [[name, self._random.choice(SIZES)] for name in names]]
+
+    def _mark(self, place: tuple[int, str, list[str]]) -> list[Any]:
+        random = self._random
+        return ["mark", place[0], random.choice(place[2]), random.choice(MARKS), self._where()]
+
+    def _close(self, place: tuple[int, str, list[str]], where: int = -1) -> list[Any]:
+        random = self._random
+        where = self._where() if where < 0 else where
+        return ["close", place[0], random.choice(place[2]), random.choice(HOWS), where]
+
     def _some(self, place: tuple[int, str, list[str]]) -> list[Any]:
+        """One step."""
         random = self._random
         number, kind, holders = place
         x = random.random()
         if x < 0.35:
-            return [self._call(place)]
-        if x < 0.65:
-            acts = [self._act(kind) for _ in range(random.choice([1, 1, 2, 3]))]
-            if random.random() < 0.2:
-                acts = random.choice([["put", "take"], ["put", "take", "put"], ["room", "fill"]])
-                acts = [[act, random.choice(SIZES)] for act in acts]
-            return [["acts", number, acts]]
-        if x < 0.73:
-            return [["cancel", random.randrange(5)]]
-        if x < 0.8:
-            return [["mark", number, random.choice(holders), random.choice(MARKS), self._where()]]
+            return self._call(place)
+        if x < 0.7:
+            return ["acts", number, [self._act(kind) for _ in range(random.choice([1, 1, 2, 3]))]]
+        if x < 0.78:
+            return ["cancel", random.randrange(5)]
+        if x < 0.83:
+            return self._mark(place)
         if x < 0.88:
-            return [["quiet"]]
+            return ["quiet"]
         if x < 0.92:
-            return [["drop", number, random.choice(holders)]]
-        if x < 0.97:
-            return [["close", number, random.choice(holders), random.choice(HOWS), self._where()]]
-        return [["hold", number, random.choice(["sock", "again", "dup", "file", "other_number"])]]
+            return ["drop", number, random.choice(holders)]
+        if x < 0.95:
+            return self._close(place)
+        return ["hold", number, random.choice(["sock", "again", "dup", "file", "other_number"])]
+
+    def _together(self, place: tuple[int, str, list[str]]) -> list[Any]:
+        """Some that belong together: who waits, and what becomes of what he waits for."""
+        random = self._random
+        number, kind, _ = place
+        what = random.choice(["comes", "goes", "room", "half", "mark", "close", "drop", "beside"])
+        if what == "comes":
+            return [self._call(place, "read"), self._acts(number, "put")][:: random.choice([1, -1])]
+        if what == "goes":
+            pair = random.choice([("put", "take"), ("put", "take", "put"), ("room", "fill")])
+            way = random.choice(["wait", "read"]) if pair[0] == "put" else "write"
+            return [self._call(place, way), self._acts(number, *pair)]
+        if what == "room":
+            return [
+                self._acts(number, "fill"),
+                self._call(place, "write"),
+                *([["quiet"]] if random.random() < 0.3 else []),
+                self._acts(number, "room"),
+            ]
+        if what == "half":
+            ends = [self._acts(number, "fill"), self._acts(number, "far_shut_write")]
+            random.shuffle(ends)
+            return [*ends, self._call(place, "write"), ["quiet"], self._acts(number, "room")]
+        if what == "mark":
+            steps = [self._acts(number, "put"), self._call(place, "read")]
+            then = [self._acts(number, "put"), self._call(place, "read"), self._acts(number, "put")]
+            return [*steps, self._mark(place), *then]
+        if what == "close":
+            return [self._call(place), self._call(place, "wait"), self._close(place)]
+        if what == "drop":
+            steps = [self._call((number, kind, ["number"]), "wait", where=0)]
+            return [*steps, ["drop", number, "number"]]
+        return [self._call(place, "read"), self._call(place, "read"), self._acts(number, "put")]

@@ -170,7 +170,7 @@ class Teller(File):
     def open(self) -> None:
         self._teller = TELLERS[self.kind](None)  # type: ignore[arg-type]  # no thread
         self._teller.open()
-        self.fd = self._teller.fd
+        self.fd = os.dup(self._teller.fd)  # whoever has it may close it
 
     def acts(self) -> dict[str, Callable[[int], None]]:
         return {"put": lambda _: self._put(), "take": lambda _: self._teller.get()}
@@ -178,12 +178,11 @@ class Teller(File):
     def _put(self) -> None:
         self._teller.put()
         wanted = select.POLLOUT if self._teller.writable else select.POLLIN
-        soon(lambda: poll_says(self.fd, wanted))
+        soon(lambda: poll_says(self._teller.fd, wanted))
 
     def close(self) -> None:
-        if self.fd >= 0:
-            self._teller.close()
-        self.fd = -1
+        super().close()
+        self._teller.close()
 
 
 # ---- what has data -------------------------------------------------------------------------
@@ -326,6 +325,9 @@ class Standing(File):
         "urandom": "/dev/urandom",
         "full": "/dev/full",
         "mounts": "/proc/self/mounts",
+        "mountinfo": "/proc/self/mountinfo",
+        "hostname": "/proc/sys/kernel/hostname",
+        "uevents": "/sys/kernel/uevent_seqnum",
         "stat": "/proc/self/stat",
         "folder": "/",
         "disk": "",

@@ -15,6 +15,7 @@ there, and wait again. The books:
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import resource
@@ -36,6 +37,20 @@ if TYPE_CHECKING:
 
     from by_seed import Plan
 
+
+class Nothing(wakeup_kinds.Kind):
+    """No file: whoever waits for it sleeps until he is cancelled."""
+
+    fd = -1
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+NOTHING = "nothing"
 KINDS: dict[str, type[wakeup_kinds.Kind]] = {
     "eventfd": wakeup_kinds.Eventfd,
     "full_eventfd": wakeup_kinds.FullEventfd,
@@ -48,6 +63,7 @@ KINDS: dict[str, type[wakeup_kinds.Kind]] = {
     "pipe": wakeup_kinds.Pipe,
     "socket": wakeup_kinds.Socket,
     "full_socket": wakeup_kinds.FullSocket,
+    NOTHING: Nothing,
 }
 # A wake-up of theirs may run inside an eventfd's: see `uring_trio._guest`.
 OF_EVENTFDS = ("eventfd", "full_eventfd", "semaphore", "epoll", "epoll_of_epoll")
@@ -90,6 +106,8 @@ class Watcher:
         self.glances += 1
 
     async def _wait(self, writable: bool) -> None:
+        if self.file.fd < 0:
+            await trio.sleep_forever()
         wait = trio.lowlevel.wait_writable if writable else trio.lowlevel.wait_readable
         await wait(self.file.fd)
 
@@ -190,10 +208,12 @@ class Host:
         elif verb == "quiet":
             self._quiet()
         elif (watcher := self._watchers.get(rest[0])) is not None:
-            if verb == "rounds":
+            if verb == "cancel":
+                self._cancel(watcher, *rest[1:])
+            elif watcher.kind == NOTHING:
+                pass
+            elif verb == "rounds":
                 self._rounds(watcher, *rest[1:])
-            elif verb == "cancel":
-                self._cancel(watcher)
             elif verb == "vain":
                 self._in_vain(watcher)
 
@@ -247,10 +267,13 @@ class Host:
             watcher.glance_scope.cancel()
             self._until(lambda: watcher.glances > before, "a cancelled wait goes on")
 
-    def _cancel(self, watcher: Watcher) -> None:
+    def _cancel(self, watcher: Watcher, deadline: bool) -> None:
         self._settle()
         before, waits = watcher.cancelled, watcher.waits
-        watcher.scope.cancel()
+        if deadline:
+            watcher.scope.deadline = -math.inf
+        else:
+            watcher.scope.cancel()
         self._until(
             lambda: watcher.cancelled > before and watcher.waits > waits,
             f"a task that waits for a {watcher.kind} sleeps on, cancelled by the host",
@@ -270,6 +293,8 @@ class Host:
             raise Early(f"a task has taken from a {watcher.kind} that had nothing")
 
     def _quiet(self) -> None:
+        if self._is_scarce:
+            return  # looking takes a descriptor
         self._settle()
         time.sleep(SETTLED_S)
         self._settle()
@@ -329,7 +354,8 @@ def draw(random: random.Random) -> Plan:
     scarce_first = random.random() < 0.25
     numbers = range(random.choice([1, 2, 3]))
     watches = [
-        ["watch", number, random.choice([*KINDS, "eventfd", "full_eventfd"])] for number in numbers
+        ["watch", number, random.choice([*KINDS, "eventfd", "full_eventfd", NOTHING])]
+        for number in numbers
     ]
     # A file is opened before there is no descriptor, and waited for again afterwards.
     steps += [*watches, ["scarce", 1]] if scarce_first else watches
@@ -339,7 +365,7 @@ def draw(random: random.Random) -> Plan:
             glance = random.random() < 0.3
             steps.append(["rounds", number, random.choice([1, 3, 6]), glance])
         elif x < 0.7:
-            steps.append(["cancel", number])
+            steps.append(["cancel", number, random.random() < 0.3])
         elif x < 0.85:
             steps.append(["vain", number])
         elif x < 0.9:

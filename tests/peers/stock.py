@@ -314,10 +314,18 @@ class Sitting:
     async def _settle(self) -> None:
         for _ in range(2):
             if self._other is not None:
-                self._other.ask(wait_all_tasks_blocked)
-            await wait_all_tasks_blocked()
+                self._other.ask(self._rest)
+            await self._rest()
         if self._pause_s:
             await trio.sleep(self._pause_s)
+
+    async def _rest(self) -> None:
+        """Until all tasks of a run sleep, and nothing comes."""
+        with trio.move_on_after(conduct.WAKE_MAX_S) as scope:
+            await wait_all_tasks_blocked()
+        if scope.cancelled_caught:
+            waiting = "; ".join(map(str, self._waiting())) or "nobody"
+            raise Burnt(f"the loop does not come to rest; waiting: {waiting}")
 
     # ---- calls
 
@@ -401,6 +409,7 @@ class Sitting:
         number = place.number_of(holder)
         if number < 0:
             return
+        how = how if holder in SOCKETS else ""
         for call in self._waiting():
             if call.number == number and call.place is place:
                 self._will_be_told(call, how, where)
@@ -441,7 +450,7 @@ class Sitting:
                 pass
         elif how == "detach":
             thing.detach()
-            await wait_all_tasks_blocked()
+            await self._rest()
             notify(number)  # who waits for readiness
             os.close(number)
         else:
