@@ -86,8 +86,10 @@ class File:
         """What the other end is told of ours."""
         return poll_says(self.far, select.POLLIN | select.POLLRDHUP) if self.far >= 0 else -1
 
-    def is_ours_open(self) -> bool:
-        return self.fd >= 0
+    @property
+    def size_max(self) -> int:
+        """More of it at a time tells of buffers, and not of what is promised."""
+        return 500
 
     def close(self) -> None:
         """All that is open still."""
@@ -245,8 +247,7 @@ class Carrier(File):
 
     @property
     def size_max(self) -> int:
-        """More of it at a time tells of buffers, and not of what is promised."""
-        return 60_000 if self.kind in self.MESSAGES else 500
+        return 60_000 if self.kind in self.MESSAGES else super().size_max
 
     def _put(self, size: int) -> None:
         data = self.content(1 + size % self.size_max)

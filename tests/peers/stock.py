@@ -433,7 +433,7 @@ class Sitting:
             self._cancel(call)
 
     async def _do_close(self, place: Place, holder: str, how: str, number: int) -> None:
-        thing = place.things.get(holder)
+        thing: Any = place.things.get(holder)
         notify: Any = anyio.notify_closing if self._anyio else trio.lowlevel.notify_closing
         if holder in ("stream", "file"):
             await thing.aclose()
