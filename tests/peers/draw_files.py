@@ -94,7 +94,7 @@ class DrawFiles:
             waits = []
         names = {
             "read": reads or ["wait_readable"],
-            "write": writes or ["wait_writable"],
+            "write": [*writes, "wait_writable"],
             "wait": waits or reads,
         }.get(way, [*reads, *writes, *waits])
         where = self._where() if where < 0 else where
@@ -146,7 +146,12 @@ class DrawFiles:
         """Some that belong together: who waits, and what becomes of what he waits for."""
         random = self._random
         number, kind, _ = place
-        what = random.choice(["comes", "goes", "room", "half", "mark", "close", "drop", "beside"])
+        possible = ["comes", "goes", "close", "drop"]
+        if kind in Carrier.KINDS:
+            possible += ["room"]
+        if kind in Carrier.SOCKETS:
+            possible += ["half", "half", "mark", "beside"]
+        what = random.choice(possible)
         if what == "comes":
             return [self._call(place, "read"), self._acts(number, "put")][:: random.choice([1, -1])]
         if what == "goes":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peers import conduct, stock
+from peers import conduct, hosts, stock
 from peers.draw import Draw
 from peers.draw_files import DrawFiles
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from by_seed import Plan
 
-# How many of the plans are about files and who holds them.
-FILES_SHARE = 0.3
+# How many of the plans are about files and who holds them, and about a guest run's host.
+FILES_SHARE, HOSTS_SHARE = 0.3, 0.07
 
 
 class Peers:
@@ -26,13 +26,19 @@ class Peers:
 
     def draw(self, random: random.Random) -> Plan:
         """A plan, by nothing but what *random* gives."""
-        if random.random() < FILES_SHARE:
+        x = random.random()
+        if x < FILES_SHARE:
             return DrawFiles(random, self._door).plan()
+        if x < FILES_SHARE + HOSTS_SHARE and self._door == "trio":
+            return hosts.draw(random)
         return Draw(random, self._door).plan()
 
     def run(self, plan: Plan) -> None:
         """Do it."""
-        if plan["options"].get("how") == "as stock":
+        what = plan["options"].get("how", "")
+        if what == "as stock":
             stock.run(plan, self._door)
+        elif what == "hosts":
+            hosts.run(plan)
         else:
             conduct.run(plan, self._door)

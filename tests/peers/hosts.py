@@ -24,11 +24,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import harness
+import process_books
 import trio
 import wakeup_kinds
 
 from peers import conduct
-from peers.books import Burnt, Early, Strange, Stuck
+from peers.books import Burnt, Early, Left, Strange, Stuck
 from peers.files import Semaphore
 
 if TYPE_CHECKING:
@@ -298,9 +299,9 @@ class Host:
         self._settle()
         time.sleep(SETTLED_S)
         self._settle()
-        cpu_s, began = time.process_time(), harness.running_time()
+        cpu = process_books.Cpu()
         time.sleep(QUIET_S)
-        share = (time.process_time() - cpu_s) / (harness.running_time() - began)
+        share = cpu.most()
         count = self._settle()
         if conduct.BACKEND == harness.RING and (count or share > conduct.CPU_SHARE_MAX):
             raise Burnt(f"nothing happens: {count} callbacks, {share:.0%} of a core")
@@ -340,12 +341,13 @@ def run(plan: Plan) -> None:
       AssertionError: some book does not agree.
     """
     conduct.start("trio", "guest", trio.lowlevel.checkpoint)  # what is made once in a process
-    before = harness.open_fds()
+    books = process_books.Descriptors(), process_books.Threads(), process_books.Workers()
     try:
         Host(plan).run()
     except Exception as exc:  # noqa: BLE001  the same, out of its groups
         raise conduct.sole(exc) from None
-    conduct.judge_descriptors(before)
+    if left := process_books.stays(*books):
+        raise Left(f"left behind: {left}")
 
 
 def draw(random: random.Random) -> Plan:
@@ -372,4 +374,4 @@ def draw(random: random.Random) -> Plan:
             steps.append(["scarce", random.randrange(2)])
         else:
             steps.append(["quiet"])
-    return {"options": {"how": "guest"}, "steps": steps, "kernel": []}
+    return {"options": {"how": "hosts"}, "steps": steps, "kernel": []}

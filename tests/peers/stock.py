@@ -25,13 +25,13 @@ import socket as stdlib_socket
 import tempfile
 import threading
 import time
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import guest_tools
 import harness
 import kernel_workers
+import process_books
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     Job = Callable[[], Awaitable[None]]
 
+QUIET_S = 0.06
 SLOW_S = 0.02  # what a second look at stock gives to each step
 ANSWER_MAX_S = conduct.RUN_MAX_S
 WAITS = "waits"
@@ -233,7 +234,7 @@ class Sitting:
         self._other: OtherRun | None = None
         self._nursery: trio.Nursery
         self._seen_at_once: dict[str, int] = {}
-        self._workers_before = kernel_workers.workers()
+        self._workers = process_books.Workers()
 
     def run(self) -> list[State]:
         """All of it: the states."""
@@ -377,7 +378,7 @@ class Sitting:
 
     async def _read(self, call: Call, read: Any, thing: Any) -> str:
         data = await read(thing, 1 + call.size % call.place.file.size_max, 0)
-        return f"{len(data)} bytes, {zlib.crc32(data)}"
+        return f"{len(data)} bytes, {call.place.file.sum_of(data)}"
 
     async def _write(self, write: Any, thing: Any) -> str:
         await write(thing, bytes(SEND_SIZE), 0)
@@ -507,14 +508,14 @@ class Sitting:
         await trio.sleep(conduct.SETTLE_S)
         share, end = 1.0, time.monotonic() + conduct.REST_MAX_S
         while share > conduct.CPU_SHARE_MAX and time.monotonic() < end:
-            cpu_s, started = time.process_time(), harness.running_time()
-            await trio.sleep(0.04)
-            share = (time.process_time() - cpu_s) / (harness.running_time() - started)
+            cpu = process_books.Cpu()
+            await trio.sleep(QUIET_S)
+            share = cpu.most()
         waiting = "; ".join(map(str, self._waiting())) or "nobody"
         if share > conduct.CPU_SHARE_MAX:
             raise Burnt(f"{share:.0%} of a core in a quiet stretch; waiting: {waiting}")
-        if kernel_workers.workers().keys() - self._workers_before.keys():
-            raise Handed(f"workers of the kernel in a quiet stretch; waiting: {waiting}")
+        if workers := self._workers.more():
+            raise Handed(f"{workers} in a quiet stretch; waiting: {waiting}")
         if kept := kernel_workers.retried():
             raise Handed(f"the kernel would try {kept} again itself; waiting: {waiting}")
         if harness.io_statistics().leases_out:
@@ -546,7 +547,7 @@ def run(plan: Plan, door: str) -> None:
       AssertionError: they differ, or some book does not agree.
     """
     start(door, conduct.BACKEND, trio.lowlevel.checkpoint)  # what is made once in a process
-    before = harness.open_fds()
+    books = process_books.Descriptors(), process_books.Threads(), process_books.Workers()
     model = Sitting(plan, door, harness.EPOLL, None).run()
     try:
         Sitting(plan, door, conduct.BACKEND, model).run()
@@ -558,4 +559,5 @@ def run(plan: Plan, door: str) -> None:
         if patient == model:
             raise sole from None
         Sitting(plan, door, conduct.BACKEND, patient, SLOW_S).run()
-    conduct.judge_descriptors(before)
+    if left := process_books.stays(*books):
+        raise Left(f"left behind: {left}")
