@@ -25,7 +25,6 @@ import wakeup_kinds
 
 from peers import stranger as strangers
 from peers.books import content
-from peers.places import FULL_TO
 from peers.streams import tcp_pair
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 SO = stdlib_socket
 SEEN_MAX_S = 1.0  # what follows from an act at once, but for a busy machine
 TCP_BUFFER = 65_536  # bytes: large enough that TCP sends at once, and of one size
-FILL_TIMES = 1000
+FULL_S = 0.005
 ENDS = select.POLLHUP | select.POLLRDHUP | select.POLLERR
 
 
@@ -280,15 +279,14 @@ class Carrier(File):
         if self.fd < 0 or self.kind in ("tty", "pty"):
             return  # a terminal that is full is so for its echo as well
         unit = 1000 if self.kind in self.MESSAGES else 1 << 16
-        full = 0
-        for _ in range(FILL_TIMES):
-            full = 0 if strangers.put(self.fd, bytes(unit)) else full + 1
-            if full == 2:  # TCP finds some more room a moment later
+        # Of what was sent TCP takes some more a moment later: full is what stays so for a while.
+        end = full_since = time.monotonic()
+        end += SEEN_MAX_S
+        while time.monotonic() < end:
+            if strangers.put(self.fd, bytes(unit)) or strangers.put(self.fd, b"x"):
+                full_since = time.monotonic()
+            elif self.kind != "tcp" or time.monotonic() > full_since + FULL_S:
                 break
-            if full and self.kind == "tcp":
-                time.sleep(0.001)
-        for _ in range(FULL_TO):
-            strangers.put(self.fd, b"x")
 
     def _make_room(self) -> None:
         soon(lambda: not self._far_read() and (self.fd < 0 or poll_says(self.fd, select.POLLOUT)))

@@ -84,7 +84,7 @@ class Watcher:
         self.kind = kind
         self.file = KINDS[kind](None)  # type: ignore[arg-type]  # no thread is needed
         self.file.open()
-        self.scope = trio.CancelScope()
+        self.scope = self.glance_scope = trio.CancelScope()
         self.waits = self.woken = self.cancelled = self.glances = 0
 
     async def run(self) -> None:
@@ -100,9 +100,12 @@ class Watcher:
                 self.woken += 1
             self.cancelled += self.scope.cancelled_caught
 
+    def glances_anew(self) -> None:
+        self.glance_scope = trio.CancelScope()
+
     async def glance(self) -> None:
         """Wait for the other direction, once, and take nothing."""
-        with trio.CancelScope() as self.glance_scope:
+        with self.glance_scope:
             await self._wait(not self.file.writable)
         self.glances += 1
 
@@ -262,6 +265,7 @@ class Host:
 
     def _glance(self, watcher: Watcher) -> None:
         before = watcher.glances
+        watcher.glances_anew()
         self._token.run_sync_soon(self._nursery.start_soon, watcher.glance)
         self._settle()
         if watcher.glances == before:
