@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 
 Random = random_module.Random
 
-SIZES = (1, 2, 7, 19, 20, 100, 300, 499, 8191, 8192, 8193, 20_000, 40_000, 59_999)
-MARKS = (1, 5, 10, 100, 400)
+LARGE = (8191, 8192, 20_000, 40_000, 59_998, 59_999)
+SIZES = (1, 2, 7, 19, 20, 100, 300, 499, *LARGE)
+MARKS = (1, 10, 50, 100, 400)
+SOCKETS = ("unix", "tcp", "tcp", "seqpacket", "unix_dgram")
+ONE_WAY = ("pipe_in", "pipe_out", "fifo_in", "fifo_out")
+FEW = (1, 2, 7, 19)
 HOWS = ("close", "leave", "detach", "notify")
 
 
@@ -24,7 +28,7 @@ class DrawFiles:
     def __init__(self, random: Random, door: str) -> None:
         self._random = random
         self._door = door
-        self._two_runs = random.random() < 0.3
+        self._two_runs = random.random() < 0.4
         self._places: list[tuple[int, str, list[str]]] = []
 
     def plan(self) -> Plan:
@@ -46,15 +50,18 @@ class DrawFiles:
     def _open(self, number: int) -> list[Any]:
         random = self._random
         x = random.random()
-        files = Teller if x < 0.2 else Carrier
-        kind = random.choice(files.KINDS)
-        if files is Carrier and random.random() < 0.5:
-            kind = random.choice(["unix", "tcp", "tcp", "seqpacket", "unix_dgram"])
+        files = Teller if x < 0.15 else Carrier
+        kinds = Teller.KINDS
+        if files is Carrier:
+            kinds = random.choice([SOCKETS, SOCKETS, ONE_WAY, Carrier.KINDS])
+        kind = random.choice(kinds)
         possible = ["other_number", *([] if files is Teller else ["file"])]
         if kind in Carrier.SOCKETS:
             possible += ["sock", "sock", "again", "dup"]
         if kind in ("unix", "tcp"):
             possible += ["stream"]
+        if kind in ONE_WAY or kind in Carrier.MESSAGES:
+            possible += ["file", "file"]
         holders = sorted({random.choice(possible) for _ in range(random.choice([0, 1, 2, 3]))})
         if files is Teller and random.random() < 0.5:
             holders = []
@@ -98,7 +105,7 @@ class DrawFiles:
             "wait": waits or reads,
         }.get(way, [*reads, *writes, *waits])
         where = self._where() if where < 0 else where
-        return ["call", number, holder, random.choice(names), random.choice(SIZES), where]
+        return ["call", number, holder, random.choice(names), self._size(place[1]), where]
 
     def _act(self, kind: str) -> list[Any]:
         random = self._random
@@ -107,10 +114,15 @@ class DrawFiles:
             acts += ["fill", "room"]
             if random.random() < 0.2:
                 acts = ["far_shut_write", "far_shut_write", "far_shut_read", "far_close"]
-        return [random.choice(acts), random.choice(SIZES)]
+        return [random.choice(acts), self._size(kind)]
+
+    def _size(self, kind: str) -> int:
+        large = kind in Carrier.MESSAGES and self._random.random() < 0.5
+        return self._random.choice(LARGE if large else SIZES)
 
     def _acts(self, number: int, *names: str) -> list[Any]:
-        return ["acts", number, [[name, self._random.choice(SIZES)] for name in names]]
+        kind = next(kind for each, kind, _ in self._places if each == number)
+        return ["acts", number, [[name, self._size(kind)] for name in names]]
 
     def _mark(self, place: tuple[int, str, list[str]]) -> list[Any]:
         random = self._random
@@ -170,12 +182,24 @@ class DrawFiles:
             random.shuffle(ends)
             return [*ends, self._call(place, "write"), ["quiet"], self._acts(number, "room")]
         if what == "mark":
-            steps = [self._acts(number, "put"), self._call(place, "read")]
-            then = [self._acts(number, "put"), self._call(place, "read"), self._acts(number, "put")]
-            return [*steps, self._mark(place), *then]
+            return self._marked(place)
         if what == "close":
             return [self._call(place), self._call(place, "wait"), self._close(place)]
         if what == "drop":
             steps = [self._call((number, kind, ["number"]), "wait", where=0)]
             return [*steps, ["drop", number, "number"]]
         return [self._call(place, "read"), self._call(place, "read"), self._acts(number, "put")]
+
+    def _marked(self, place: tuple[int, str, list[str]]) -> list[Any]:
+        """A low-water mark is set: before, while, or after somebody receives."""
+        random = self._random
+        number, kind, holders = place
+        readers = (number, kind, [each for each in holders if each != "number"] or holders)
+        steps = [self._mark(place)]
+        for _ in range(random.choice([1, 2, 3])):
+            put = ["acts", number, [["put", random.choice(FEW)]]]
+            read = [*self._call(readers, "read")[:4], random.choice(SIZES[-3:]), self._where()]
+            steps += [put, read][:: random.choice([1, -1])]
+        # In front, in between or behind.
+        steps.insert(random.randrange(len(steps)), steps.pop(0))
+        return [*steps, self._acts(number, "put")]

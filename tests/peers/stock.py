@@ -251,7 +251,8 @@ class Sitting:
                         self._nursery.cancel_scope.cancel()
             finally:
                 for call in self._calls:
-                    call.scope.cancel()
+                    if not call.where:
+                        call.scope.cancel()
                 if self._other is not None:
                     self._other.close()
                 for place in self._places.values():
