@@ -162,10 +162,11 @@ class DrawFiles:
         if kind in Carrier.KINDS:
             possible += ["room"]
         if kind in Carrier.SOCKETS:
-            possible += ["half", "half", "mark", "beside"]
+            possible += ["half", "half", "mark", "beside", "close"]
         what = random.choice(possible)
+        put = self._acts(number, "put")
         if what == "comes":
-            return [self._call(place, "read"), self._acts(number, "put")][:: random.choice([1, -1])]
+            return [self._call(place, "read"), put][:: random.choice([1, -1])]
         if what == "goes":
             pair = random.choice([("put", "take"), ("put", "take", "put"), ("room", "fill")])
             way = random.choice(["wait", "read"]) if pair[0] == "put" else "write"
@@ -184,11 +185,30 @@ class DrawFiles:
         if what == "mark":
             return self._marked(place)
         if what == "close":
-            return [self._call(place), self._call(place, "wait"), self._close(place)]
-        if what == "drop":
-            steps = [self._call((number, kind, ["number"]), "wait", where=0)]
-            return [*steps, ["drop", number, "number"]]
-        return [self._call(place, "read"), self._call(place, "read"), self._acts(number, "put")]
+            return self._closed(place)
+        if what == "beside":
+            holds = [["hold", number, holder] for holder in ("sock", "again")]
+            both = (number, kind, ["sock", "again", "again"])
+            return [*holds, self._call(both, "read"), self._call(both, "read"), put]
+        steps = [self._call((number, kind, ["number"]), "wait", where=0)]
+        return [*steps, ["drop", number, "number"]]
+
+    def _closed(self, place: tuple[int, str, list[str]]) -> list[Any]:
+        """Somebody waits, and what he waits for is closed."""
+        random = self._random
+        number, kind, holders = place
+        holder = random.choice(holders)
+        if kind in Carrier.SOCKETS and random.random() < 0.7:
+            holder = random.choice(["sock", "sock", "dup"])
+        one = (number, kind, [holder])
+        begin = [["hold", number, holder], ["acts", number, [["take", 499]] * 2]]
+        way = "write" if kind.endswith("_out") else "read"
+        if way == "write":
+            begin.append(self._acts(number, "fill"))
+        calls = [self._call(one, way)]
+        if random.random() < 0.3:
+            calls.insert(random.randrange(2), self._call(one, "wait"))
+        return [*begin, *calls, self._close(one)]
 
     def _marked(self, place: tuple[int, str, list[str]]) -> list[Any]:
         """A low-water mark is set: before, while, or after somebody receives."""

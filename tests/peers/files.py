@@ -349,7 +349,7 @@ class Standing(File):
             self.fd = os.open(self.PATHS[self.kind], os.O_RDONLY | os.O_NONBLOCK)
 
     def sum_of(self, data: bytes) -> int:
-        return 0 if self.kind.endswith("random") else super().sum_of(data)
+        return 0  # what it says of this process or of chance is no matter
 
 
 KINDS: dict[str, Any] = {kind: file for file in (Teller, Carrier, Standing) for kind in file.KINDS}
