@@ -162,7 +162,9 @@ class DrawFiles:
         if kind in Carrier.KINDS:
             possible += ["room"]
         if kind in Carrier.SOCKETS:
-            possible += ["half", "half", "mark", "beside", "close"]
+            possible += ["half", "half", "beside", "close"]
+        if kind == "tcp":  # which alone minds it
+            possible += ["mark", "mark", "mark"]
         what = random.choice(possible)
         put = self._acts(number, "put")
         if what == "comes":
@@ -214,12 +216,17 @@ class DrawFiles:
         """A low-water mark is set: before, while, or after somebody receives."""
         random = self._random
         number, kind, holders = place
-        readers = (number, kind, [each for each in holders if each != "number"] or holders)
+        holder = random.choice([each for each in holders if each != "number"] or ["sock"])
+        begin = [["hold", number, holder]]
+        where = self._where()
+        plain = {"file": "receive_some", "stream": "receive_some"}.get(holder, "recv")
         steps = [self._mark(place)]
-        for _ in range(random.choice([1, 2, 3])):
+        for _ in range(random.choice([2, 3])):
             put = ["acts", number, [["put", random.choice(FEW)]]]
-            read = [*self._call(readers, "read")[:4], random.choice(SIZES[-3:]), self._where()]
+            read = self._call((number, kind, [holder]), "read", where)
+            read[3] = random.choice([read[3], plain])
+            read[4] = LARGE[-1]  # all that is there
             steps += [put, read][:: random.choice([1, -1])]
         # In front, in between or behind.
         steps.insert(random.randrange(len(steps)), steps.pop(0))
-        return [*steps, self._acts(number, "put")]
+        return [*begin, *steps, self._acts(number, "put")]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SO = stdlib_socket
-SEEN_MAX_S = 1.0  # what follows from an act at once, but for a busy machine
+SEEN_MAX_S = 0.2  # what follows from an act at once, but for a busy machine
 TCP_BUFFER = 65_536  # bytes: large enough that TCP sends at once, and of one size
 FULL_S = 0.005
 ENDS = select.POLLHUP | select.POLLRDHUP | select.POLLERR

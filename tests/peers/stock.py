@@ -288,7 +288,9 @@ class Sitting:
             if verb == "hold":
                 place.hold(rest[1])
             elif verb == "acts":
-                for name, size in rest[1]:
+                # To who waits in another thread they are not done in one turn.
+                elsewhere = any(c.where and c.place is place for c in self._waiting())
+                for name, size in rest[1][:1] if elsewhere else rest[1]:
                     place.file.act(name, size)
             elif verb == "call":
                 self._call(place, *rest[1:])
