@@ -98,7 +98,7 @@ class Place:
     def __init__(self, file: File) -> None:
         self.file = file
         self.things: dict[str, Any] = {}
-        self.was_read = False
+        self.was_read = self.has_mark = False
 
     def number_of(self, holder: str) -> int:
         """-1 when it is closed."""
@@ -343,7 +343,9 @@ class Sitting:
             # Which of two would get it nobody has promised, unless the second is refused.
             rivals = other.place is place and other.way == call.way
             same = (other.number, other.where) == (call.number, where)
-            if rivals and not (same and other.for_readiness == call.for_readiness):
+            same = same and other.for_readiness == call.for_readiness
+            # Beside one that waits for a mark stock gives what is there: see docs/limits.md.
+            if rivals and (not same or place.has_mark):
                 return
         place.was_read = place.was_read or (call.way == READ and not call.for_readiness)
         self._calls.append(call)
@@ -398,6 +400,7 @@ class Sitting:
 
     async def _mark(self, place: Place, holder: str, size: int, where: int) -> None:
         """SO_RCVLOWAT; past trio only where it was not received from yet."""
+        place.has_mark = True
         if holder in SOCKETS and holder in place.things:
             set_it = functools.partial(set_option, place.things[holder], "lowat", size)
             if where:
