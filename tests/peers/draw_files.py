@@ -217,16 +217,18 @@ class DrawFiles:
         random = self._random
         number, kind, holders = place
         holder = random.choice([each for each in holders if each != "number"] or ["sock"])
-        begin = [["hold", number, holder]]
+        begin = [["hold", number, "sock"], ["hold", number, holder]]
         where = self._where()
         plain = {"file": "receive_some", "stream": "receive_some"}.get(holder, "recv")
-        steps = [self._mark(place)]
-        for _ in range(random.choice([2, 3])):
+        steps = []
+        for turn in range(random.choice([2, 3])):
             put = ["acts", number, [["put", random.choice(FEW)]]]
             read = self._call((number, kind, [holder]), "read", where)
-            read[3] = random.choice([read[3], plain])
+            read[3] = random.choice([read[3], plain, plain])
             read[4] = LARGE[-1]  # all that is there
-            steps += [put, read][:: random.choice([1, -1])]
-        # In front, in between or behind.
-        steps.insert(random.randrange(len(steps)), steps.pop(0))
+            # Who has had to wait, and finds something the next time; or in any order.
+            waits = turn == 0 if random.random() < 0.7 else random.random() < 0.5
+            steps += [read, put] if waits else [put, read]
+        mark = ["mark", number, random.choice(["sock", "sock", *holders]), random.choice(MARKS)]
+        steps.insert(random.choice([0, 2, 2, len(steps) - 1]), [*mark, self._where()])
         return [*begin, *steps, self._acts(number, "put")]

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 SO = stdlib_socket
 SEEN_MAX_S = 0.5  # what follows from an act at once, but for a busy machine
 TCP_BUFFER = 65_536  # bytes: large enough that TCP sends at once, and of one size
-FULL_S = 0.008
 ENDS = select.POLLHUP | select.POLLRDHUP | select.POLLERR
 
 
@@ -242,7 +241,8 @@ class Carrier(File):
         acts: dict[str, Callable[[int], None]] = {}
         if not self.kind.endswith("_out"):
             acts |= {"put": self._put, "take": self._take}
-        if not self.kind.endswith("_in"):
+        # Of what TCP has taken it finds more room by its timers: nobody knows when it is full.
+        if not self.kind.endswith("_in") and self.kind != "tcp":
             acts |= {"fill": lambda _: self._fill(), "room": lambda _: self._make_room()}
         if self.kind in self.SOCKETS:
             acts |= {"far_shut_write": lambda _: self._far_shut(SO.SHUT_WR)}
@@ -279,17 +279,10 @@ class Carrier(File):
         if self.fd < 0 or self.kind in ("tty", "pty"):
             return  # a terminal that is full is so for its echo as well
         unit = 1000 if self.kind in self.MESSAGES else 1 << 16
-        # Of what was sent TCP takes some more a moment later: full is what stays so for a while.
-        end = full_since = time.monotonic()
-        end += SEEN_MAX_S
-        while time.monotonic() < end:
-            if self.kind == "tcp" and self._far_sock is not None and self.far >= 0:
-                # What has arrived is acknowledged now, and not when a timer says so.
-                self._far_sock.setsockopt(SO.IPPROTO_TCP, SO.TCP_QUICKACK, 1)
-            if strangers.put(self.fd, bytes(unit)) or strangers.put(self.fd, b"x"):
-                full_since = time.monotonic()
-            elif self.kind != "tcp" or time.monotonic() > full_since + FULL_S:
-                break
+        while strangers.put(self.fd, bytes(unit)):
+            pass
+        while strangers.put(self.fd, b"x"):
+            pass
 
     def _make_room(self) -> None:
         soon(lambda: not self._far_read() and (self.fd < 0 or poll_says(self.fd, select.POLLOUT)))
