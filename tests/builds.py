@@ -6,9 +6,13 @@
 What is built
 =============
 `VARIANTS` has them. Each is the C of the product, whole and unchanged, with other flags, and
-with files of csrc/tests linked to it. A variant lies in a folder that is named after a hash of
-all that it is made of, so it is built anew when that changes, and only then; `build/` is nobody's
-but the tools', and `make clean` takes it away.
+with files of csrc/tests linked to it. Other extensions of the tests, such as the simulated
+kernel's, are made in the same way: what they are made of is an `Extension`, and the flags are
+those of the variant that the process has.
+
+Each lies in a folder that is named after a hash of all that it is made of, so it is built anew
+when that changes, and only then; `build/` is nobody's but the tools', and `make clean` takes it
+away. What nobody has built for a day goes by itself.
 
 What they have to say
 =====================
@@ -56,6 +60,7 @@ CSRC = ROOT / "csrc"
 C_TESTS = CSRC / "tests"
 BUILDS = ROOT / "build" / "extensions"
 LEAKS_OF_OTHERS = C_TESTS / "leaks_of_others.supp"
+RACES_OF_OTHERS = C_TESTS / "races_of_others.supp"
 CHILD_PROCESSES = Path(__file__).with_name("child_processes")
 
 ENGINE = "URING_TRIO_TESTS_ENGINE"  # in the environment: the file that is loaded
@@ -106,11 +111,29 @@ class Variant:
     slower: float = 1
 
 
+@dataclass(frozen=True)
+class Extension:
+    """What else than flags one is made of.
+
+    Attributes:
+      module: its name for Python.
+      sources: its C, below csrc, without the module's own.
+      headers: what that includes, below csrc.
+      declarations: what Python can call of those.
+    """
+
+    module: str
+    sources: tuple[str, ...]
+    headers: tuple[str, ...]
+    declarations: str
+
+
 GUARD_DECLARATIONS = """
 struct guard_counts { unsigned requests, buffers, faults; };
 void guard_count(struct guard_counts *out);
 void guard_pin(const void *memory, size_t size);
 void guard_unpin(const void *memory);
+const struct ut_kernel *guard_over(const struct ut_kernel *kernel);
 """
 
 VARIANTS = {
@@ -145,7 +168,11 @@ VARIANTS = {
     "thread": Variant(
         flags=("-O1", "-fsanitize=thread", "-Wno-tsan"),  # as in csrc/tests/Makefile
         preload=("libtsan.so",),
-        environment={"TSAN_OPTIONS": "die_after_fork=0:log_path={reports}/thread"},
+        environment={
+            "TSAN_OPTIONS": (
+                f"die_after_fork=0:log_path={{reports}}/thread:suppressions={RACES_OF_OTHERS}"
+            )
+        },
         slower=3,
     ),
     # Whatever the kernel works on is between protected pages, and is left alone: see guard.c.
@@ -200,31 +227,89 @@ def in_root() -> Iterator[None]:
         os.chdir(before)
 
 
-def write_module(variant: Variant, path: Path) -> None:
-    """Write the C of the module itself, with a variant's own functions."""
+def product(variant: Variant) -> Extension:
+    """The product's own, with what belongs to a variant."""
     with in_root():
-        product = runpy.run_path(str(CSRC / "build_ffi.py"))
+        build_ffi = runpy.run_path(str(CSRC / "build_ffi.py"))
+    declarations = (CSRC / build_ffi["DECLARATIONS"]).read_text(encoding="utf-8")
+    return Extension(
+        MODULE,
+        (
+            *sorted(path.name for path in CSRC.glob("*.c")),
+            *(f"tests/{name}" for name in variant.sources),
+        ),
+        (*build_ffi["HEADERS"], *(f"tests/{name}" for name in variant.headers)),
+        declarations + variant.declarations,
+    )
+
+
+def write_module(extension: Extension, path: Path) -> None:
+    """Write the C of the module itself."""
     ffi = cffi.FFI()
-    ffi.cdef((CSRC / product["DECLARATIONS"]).read_text(encoding="utf-8"))
-    ffi.cdef(variant.declarations)
-    headers = [*product["HEADERS"], *(f"tests/{name}" for name in variant.headers)]
-    ffi.set_source(MODULE, "".join(f'#include "{name}"\n' for name in headers))
+    ffi.cdef(extension.declarations)
+    includes = "".join(f'#include "{name}"\n' for name in extension.headers)
+    ffi.set_source(extension.module, includes)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does
         ffi.emit_c_code(str(path))
 
 
-def digest(variant: Variant) -> str:
-    """Of all that a variant is made of."""
+def digest(extension: Extension, variant: Variant) -> str:
+    """Of all that one is made of."""
     content = hashlib.sha256()
     made_by = (compiler(), FLAGS, sys.version, cffi.__version__, platform.machine())
-    made_of = (variant.flags, variant.sources, variant.wrapped, variant.headers)
-    content.update(repr((made_by, made_of, variant.declarations)).encode())
+    made_of = (variant.flags, variant.wrapped, extension)
+    content.update(repr((made_by, made_of)).encode())
     content.update(said([*compiler(), "--version"]).encode())
-    own = [C_TESTS / name for name in variant.sources]
-    headers = sorted(C_TESTS.glob("*.h")) if own else []
-    for path in [*sorted(CSRC.glob("*.[ch]")), CSRC / "build_ffi.py", *own, *headers]:
+    own = any(name.startswith("tests/") for name in extension.sources)
+    headers = [*CSRC.glob("*.h"), *(C_TESTS.glob("*.h") if own else ())]
+    for path in [*sorted(headers), *(CSRC / name for name in extension.sources)]:
         content.update(path.name.encode() + b"\0" + path.read_bytes())
     return content.hexdigest()[:16]
+
+
+def compile_extension(extension: Extension, variant: Variant, work: Path, made: Path) -> None:
+    """Make the file of one.
+
+    Raises:
+      RuntimeError: the compiler refuses it.
+    """
+    module = work / "module.c"
+    write_module(extension, module)
+    said(
+        [
+            *compiler(),
+            *("-shared", "-fPIC", *FLAGS, *variant.flags),
+            *(f"-Wl,--wrap={function}" for function in variant.wrapped),
+            *(f"-I{folder}" for folder in (sysconfig.get_path("include"), CSRC)),
+            *(str(path) for path in (module, *(CSRC / name for name in extension.sources))),
+            *("-pthread", "-o", str(made)),
+        ]
+    )
+
+
+def built(extension: Extension, variant: Variant, name: str) -> Path:
+    """The folder of one that is called so, in which it is `FILE`; it is built if it is not there.
+
+    Raises:
+      RuntimeError: the compiler refuses it.
+    """
+    folder = BUILDS / f"{name}-{digest(extension, variant)}"
+    if (folder / FILE).exists():
+        return folder
+    BUILDS.mkdir(parents=True, exist_ok=True)
+    # Several may build it at the same time: whoever is first has built it.
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=BUILDS) as work:
+        made = Path(work, "made")
+        made.mkdir()
+        compile_extension(extension, variant, Path(work), made / FILE)
+        made.chmod(0o755)  # some tests have their children become another user
+        with contextlib.suppress(OSError):
+            made.rename(folder)
+    for other in BUILDS.glob(f"{name}-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - other.stat().st_mtime > OLD_S:
+                shutil.rmtree(other, ignore_errors=True)
+    return folder
 
 
 @functools.cache
@@ -235,35 +320,18 @@ def build(name: str) -> Path:
       RuntimeError: the compiler refuses it.
     """
     variant = VARIANTS[name]
-    folder = BUILDS / f"{name}-{digest(variant)}"
-    if (folder / FILE).exists():
-        return folder
-    BUILDS.mkdir(parents=True, exist_ok=True)
-    # Several may build it at the same time: whoever is first has built it.
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=BUILDS) as work:
-        made = Path(work, "made")
-        made.mkdir()
-        write_module(variant, Path(work, "module.c"))
-        sources = [Path(work, "module.c"), *sorted(CSRC.glob("*.c"))]
-        sources += [C_TESTS / source for source in variant.sources]
-        said(
-            [
-                *compiler(),
-                *("-shared", "-fPIC", *FLAGS, *variant.flags),
-                *(f"-Wl,--wrap={function}" for function in variant.wrapped),
-                *(f"-I{folder}" for folder in (sysconfig.get_path("include"), CSRC)),
-                *map(str, sources),
-                *("-pthread", "-o", str(made / FILE)),
-            ]
-        )
-        made.chmod(0o755)  # some tests have their children become another user
-        with contextlib.suppress(OSError):
-            made.rename(folder)
-    for other in BUILDS.glob(f"{name}-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - other.stat().st_mtime > OLD_S:
-                shutil.rmtree(other, ignore_errors=True)
-    return folder
+    return built(product(variant), variant, name)
+
+
+def build_beside(extension: Extension, name: str) -> Path:
+    """The file of another extension than the product's, as this process's variant is built.
+
+    Raises:
+      RuntimeError: the compiler refuses it.
+    """
+    variant = inherited() or "plain"
+    flags = Variant(flags=VARIANTS[variant].flags)  # the rest is between the engine and others
+    return built(extension, flags, f"{name}.{variant}") / FILE
 
 
 # ---- running ------------------------------------------------------------------------------
@@ -321,14 +389,23 @@ def command(name: str, arguments: list[str]) -> list[str]:
     return ["setarch", "-R", *python]
 
 
+def variant_of(file: Path) -> str:
+    """The name of the variant whose file this is; empty: of none."""
+    return file.parent.name.rpartition("-")[0] if file.parent.parent == BUILDS else ""
+
+
+def inherited() -> str:
+    """The name of the variant that this process was started with; empty: with none."""
+    return variant_of(Path(os.environ[ENGINE])) if ENGINE in os.environ else ""
+
+
 def loaded() -> str:
     """The name of the variant that this process has; empty: the installed engine."""
     from uring_trio import _kernel
 
     ffi, _ = _kernel.load_extension()
     assert ffi is not None
-    folder = Path(str(sys.modules[MODULE].__file__)).parent
-    return folder.name.rpartition("-")[0] if folder.parent == BUILDS else ""
+    return variant_of(Path(str(sys.modules[MODULE].__file__)))
 
 
 class Reports:

@@ -22,6 +22,9 @@
  * - A `bytes` is not pinned, but kept by whoever sends it. Since a freed one is overwritten
  *   (PYTHONMALLOC=debug), it must be what it was when its request was made, at the last cqe.
  *
+ * The kernel behind it is the machine's, or another that is named (guard_over): the simulated one
+ * is watched in the same way. A ring keeps the one that it was made by.
+ *
  * The rings themselves stay: they are shared for as long as there is a ring. What is closed
  * with requests in it is watched all the same: the kernel ends them when it likes, and their
  * memory is to be given up. In a forked child there is no request.
@@ -85,6 +88,7 @@ struct group {
 
 struct guarded {
     struct guarded *next;
+    const struct ut_kernel *kernel; /* that has it */
     int fd;
     struct io_uring_params params;
     char *rings;
@@ -100,7 +104,8 @@ struct pin {
     size_t size;
 };
 
-static struct ut_kernel guard_kernel;
+static struct ut_kernel guard_kernel, guard_other;
+static const struct ut_kernel *behind = &ut_kernel_real;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct guarded *rings;
 static struct request *orphans; /* of rings that were closed */
@@ -132,6 +137,12 @@ static struct guarded *ring_of(int fd)
     while (ring != NULL && ring->fd != fd)
         ring = ring->next;
     return ring;
+}
+
+/* The kernel that has a ring, or that any other descriptor is for. */
+static const struct ut_kernel *kernel_of(const struct guarded *ring)
+{
+    return ring != NULL ? ring->kernel : behind;
 }
 
 /* ---- pins ------------------------------------------------------------------------- */
@@ -507,10 +518,12 @@ static void take_cqes(struct guarded *ring)
 
 static int guard_setup(unsigned entries, struct io_uring_params *params)
 {
-    int fd = ut_kernel_real.setup(entries, params);
+    const struct ut_kernel *kernel = behind;
+    int fd = kernel->setup(entries, params);
     if (fd < 0)
         return fd;
     struct guarded *ring = guard_own(sizeof *ring);
+    ring->kernel = kernel;
     ring->fd = fd;
     ring->params = *params;
     guard_lock();
@@ -520,28 +533,39 @@ static int guard_setup(unsigned entries, struct io_uring_params *params)
     return fd;
 }
 
+static struct guarded *locked_ring_of(int fd)
+{
+    guard_lock();
+    struct guarded *ring = ring_of(fd);
+    guard_unlock();
+    return ring; /* only its own thread closes it */
+}
+
 static int guard_map(void **address, size_t size, int ring_fd, uint64_t offset)
 {
-    int error = ut_kernel_real.map(address, size, ring_fd, offset);
+    struct guarded *ring = locked_ring_of(ring_fd);
+    int error = kernel_of(ring)->map(address, size, ring_fd, offset);
     guard_lock();
-    struct guarded *ring = ring_of(ring_fd);
-    if (error == 0 && ring != NULL && offset == IORING_OFF_SQ_RING)
+    if (error == 0 && ring != NULL && offset == IORING_OFF_SQ_RING) {
         ring->rings = *address;
-    else if (error == 0 && ring != NULL && offset == IORING_OFF_SQES)
+        ring->sq_seen = *shared(ring, ring->params.sq_off.tail);
+        ring->cq_seen = *shared(ring, ring->params.cq_off.tail);
+    } else if (error == 0 && ring != NULL && offset == IORING_OFF_SQES) {
         ring->sqes = *address;
+    }
     guard_unlock();
     return error;
 }
 
 static int guard_register(int ring_fd, unsigned opcode, void *arg, unsigned nr_args)
 {
-    int result = ut_kernel_real.register_op(ring_fd, opcode, arg, nr_args);
+    struct guarded *ring = locked_ring_of(ring_fd);
+    int result = kernel_of(ring)->register_op(ring_fd, opcode, arg, nr_args);
     if (result < 0 || opcode != IORING_REGISTER_PBUF_RING)
         return result;
     const struct io_uring_buf_reg *registration = arg;
     unsigned count = registration->ring_entries;
     guard_lock();
-    struct guarded *ring = ring_of(ring_fd);
     if (ring != NULL && registration->bgid < GROUPS) {
         struct group *group = guard_own(sizeof *group + count * sizeof group->buffers[0]);
         group->entries = (void *)(uintptr_t)registration->ring_addr;
@@ -565,7 +589,7 @@ static int guard_enter(int ring_fd, unsigned to_submit, unsigned min_complete, u
     }
     guard_unlock();
     int result =
-        ut_kernel_real.enter(ring_fd, to_submit, min_complete, flags, arg, arg_size);
+        kernel_of(ring)->enter(ring_fd, to_submit, min_complete, flags, arg, arg_size);
     if (is_whole) { /* only its own thread closes it */
         int error = errno;
         guard_lock();
@@ -606,12 +630,13 @@ static int guard_close(int fd)
     while (*at != NULL && (*at)->fd != fd)
         at = &(*at)->next;
     struct guarded *ring = *at;
+    const struct ut_kernel *kernel = kernel_of(ring);
     if (ring != NULL) {
         *at = ring->next;
         forget(ring);
     }
     guard_unlock();
-    return ut_kernel_real.close_fd(fd);
+    return kernel->close_fd(fd);
 }
 
 void guard_count(struct guard_counts *out)
@@ -641,14 +666,29 @@ static void after_fork_in_child(void)
     guard_unlock();
 }
 
-__attribute__((constructor)) static void stand_before_the_kernel(void)
+static void stand_before(struct ut_kernel *table, const struct ut_kernel *kernel)
 {
-    guard_kernel = ut_kernel_real;
-    guard_kernel.setup = guard_setup;
-    guard_kernel.map = guard_map;
-    guard_kernel.register_op = guard_register;
-    guard_kernel.enter = guard_enter;
-    guard_kernel.close_fd = guard_close;
+    *table = *kernel;
+    table->setup = guard_setup;
+    table->map = guard_map;
+    table->register_op = guard_register;
+    table->enter = guard_enter;
+    table->close_fd = guard_close;
+}
+
+const struct ut_kernel *guard_over(const struct ut_kernel *kernel)
+{
+    guard_lock();
+    behind = kernel != NULL ? kernel : &ut_kernel_real;
+    if (kernel != NULL)
+        stand_before(&guard_other, kernel);
+    guard_unlock();
+    return kernel != NULL ? &guard_other : &guard_kernel;
+}
+
+__attribute__((constructor)) static void stand_before_the_machines(void)
+{
+    stand_before(&guard_kernel, &ut_kernel_real);
     ut_kernel_in_use = &guard_kernel;
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }

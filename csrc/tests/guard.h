@@ -19,6 +19,11 @@ void guard_count(struct guard_counts *out);
 void guard_pin(const void *memory, size_t size);
 void guard_unpin(const void *memory);
 
+/* Has it stand before this kernel from here on, NULL: before the machine's. The table that calls
+ * go through then. */
+struct ut_kernel;
+const struct ut_kernel *guard_over(const struct ut_kernel *kernel);
+
 /* For the guard's own files. All that is below is called with the lock. */
 void guard_lock(void);
 void guard_unlock(void);

@@ -29,6 +29,7 @@ import socket as stdlib_socket
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import builds
 import kernel_table
 import trio
 from harness import BooksError
@@ -259,9 +260,14 @@ def _open(switches: Switches, choices: Sequence[int]) -> None:
 @contextlib.contextmanager
 def _in_use() -> Iterator[None]:
     ffi, lib = load()
-    engine_ffi, _ = _kernel.load_extension()
+    engine_ffi, engine_lib = _kernel.load_extension()
     address = int(ffi.cast("uintptr_t", lib.sim_table()))
-    with kernel_table.in_use(engine_ffi.cast("struct ut_kernel *", address)):
+    table = engine_ffi.cast("struct ut_kernel *", address)
+    with contextlib.ExitStack() as stack:
+        if builds.loaded() == "guard":
+            table = engine_lib.guard_over(table)
+            stack.callback(engine_lib.guard_over, engine_ffi.NULL)
+        stack.enter_context(kernel_table.in_use(table))
         yield
 
 
