@@ -11,6 +11,9 @@
   free is listed in csrc/tests/leaks_of_others.supp.
 - *guard*: what the kernel works on between protected pages (csrc/tests/guard.c), under the same
   tests.
+- *seeds*: the first seeds of each generator (`by_seed`), always the same: on AddressSanitizer and
+  its like, which is in the simulated kernel then, too; and on the guard, which stands before the
+  simulated kernel as well.
 
 NAMEs choose. Each prints what it finds, and its last line counts; one line that any of them
 reports is a failure, and so is a test that fails. The tests run file by file, each file in a
@@ -46,6 +49,8 @@ THREADED = (
     "test_threads",
     "test_two_runs",
 )
+#: So many seeds of each generator.
+SEEDS = 30
 #: Of these, those that measure, and would measure what looks.
 MEASURES = ("test_gain_latency", "test_gain_benchmarks")
 
@@ -79,11 +84,18 @@ def run_tests(variant: str, names: tuple[str, ...] = TESTED) -> bool:
     return not failed
 
 
+def run_seeds(variant: str) -> bool:
+    """Run the first seeds of all generators on a variant."""
+    command = ["tests/fuzz.py", "--from", "0", "--seeds", str(SEEDS), "--jobs", "1"]
+    return builds.run(variant, command) == 0
+
+
 LOOKS: dict[str, Callable[[], bool]] = {
     "analyze": lambda: make("analyze"),
     "threads": lambda: make("threads") & run_tests("thread", THREADED),
     "address": lambda: run_tests("address"),
     "guard": lambda: run_tests("guard"),
+    "seeds": lambda: run_seeds("address") & run_seeds("guard"),
 }
 
 
