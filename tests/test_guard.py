@@ -50,6 +50,13 @@ def answer(slot):
     return found[0]
 """
 
+# The same on the simulated kernel: all that follows is on it.
+SIMULATED = """
+import simulation
+kernel = simulation.simulated()
+kernel.__enter__()
+"""
+
 SOUND = """
 memory = _memory.Memory(100)
 slot = ring.recv_into(b.fileno(), memory.c, 100, 0, 0)
@@ -124,12 +131,12 @@ print("has read")
 """
 
 
-def run(program: str, folder: Path) -> tuple[int, str, list[str]]:
+def run(program: str, folder: Path, before: str = "") -> tuple[int, str, list[str]]:
     """Its status, what it printed, and what the guard had to say."""
     environment = builds.environment("guard", reports=folder)
     environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
     ended = subprocess.run(
-        builds.command("guard", ["-c", BEGIN + program]),
+        builds.command("guard", ["-c", before + BEGIN + program]),
         env=environment,
         capture_output=True,
         text=True,
@@ -165,6 +172,13 @@ def test_it_tells_of_memory_that_is_given_up_too_early(
         assert words in line
 
 
+def test_it_stands_before_the_simulated_kernel_too(tmp_path: Path) -> None:
+    told = ["freed before the last cqe of a recv", "begins on memory", "-EFAULT"]
+    status, _, found = run(FREED, tmp_path, before=SIMULATED)
+    assert status == 0
+    assert [words in line for words, line in zip(told, found, strict=True)] == [True] * 3
+
+
 def test_a_buffer_that_went_home_cannot_be_read(tmp_path: Path) -> None:
     status, printed, found = run(READ_LATE, tmp_path)
     assert (status, printed, found) == (-11, "reads\n", [])
@@ -181,12 +195,14 @@ class Fault:
       name: what is wrong.
       edits: file, text that stands there once, and what to have instead.
       tests: as pytest names them.
+      told: what the guard says of it, or a signal's name if a process dies of it there.
       seen_without: they fail without a guard as well.
     """
 
     name: str
     edits: tuple[tuple[str, str, str], ...]
     tests: tuple[str, ...]
+    told: str
     seen_without: bool = False
 
     def plant(self, tree: Path) -> None:
@@ -253,41 +269,49 @@ FAULTS = [
         "a buffer goes home with its cqe, and not with its batch",
         ((ENGINE, LEASED, RETURNED_AT_ONCE), (ENGINE, RETURNED, "")),
         (f"{GIVEN}::test_many_connections_of_a_server_have_input_at_once",),
+        "Segmentation fault",
     ),
     Fault(
         "input that its handler has left is read when its buffer has gone home",
         ((TURN, KEPT, "        inbound.judge()\n        if inbound.state"),),
         (f"{GIVEN}::test_input_that_a_handler_leaves_is_there_later",),
+        "Segmentation fault",
     ),
     Fault(
         "a cancel gives a message back",
         RELEASED_BY_A_CANCEL,
         (f"{CANCELLED}[io_uring-receive_message]",),
+        "freed before the last cqe of a recvmsg",
     ),
     Fault(
         "a cancel gives memory of our own back",
         RELEASED_BY_A_CANCEL,
         (f"{CANCELLED}[io_uring-receive_datagram]",),
+        "freed before the last cqe of a recv",
     ),
     Fault(
         "a cancel gives a user's memory back",
         RELEASED_BY_A_CANCEL,
         (f"{CANCELLED}[io_uring-receive_into]",),
+        "unpinned before the last cqe of a recv",
     ),
     Fault(
         "a user's memory is pinned until the operation begins",
         ((OPERATIONS, RECEIVE_INTO, UNPINNED_AT_ONCE),),
         (f"{CANCELLED}[io_uring-receive_into]",),
+        "unpinned before the last cqe of a recv",
     ),
     Fault(
         "a message is freed as soon as it was prepared",
         ((SOCKET_OPERATIONS, CONNECTS, FREES_AT_ONCE), FREED_AGAIN),
         (f"{GIVEN}::test_a_connect_has_its_address_until_it_ends",),
+        "freed before the last cqe of a connect",
     ),
     Fault(
         "what is sent is nobody's",
         ((OPERATIONS, SENDS, f"        pinned = bytes(bytearray(pinned))\n{SENDS}"),),
         (f"{GIVEN}::test_what_is_sent_stays_what_it_was",),
+        "has changed meanwhile",
         seen_without=True,
     ),
 ]
@@ -302,8 +326,8 @@ def tree(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(copy)
 
 
-def all_pass(tree: Path, variant: str, tests: tuple[str, ...]) -> bool:
-    """Whether they do, in a tree and on a variant."""
+def run_tests(tree: Path, variant: str, tests: tuple[str, ...]) -> tuple[int, str]:
+    """Their status, in a tree and on a variant, and what was said."""
     command = [sys.executable, "tests/builds.py", variant, "-m", "pytest", "-q", "-x", *tests]
     environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
     ended = subprocess.run(
@@ -318,7 +342,7 @@ def all_pass(tree: Path, variant: str, tests: tuple[str, ...]) -> bool:
     print(ended.stdout[-5000:], ended.stderr[-5000:])
     assert "no tests ran" not in ended.stdout
     assert "cannot be" not in ended.stderr
-    return ended.returncode == 0
+    return ended.returncode, ended.stdout + ended.stderr
 
 
 @pytest.mark.long
@@ -326,8 +350,11 @@ def all_pass(tree: Path, variant: str, tests: tuple[str, ...]) -> bool:
 @pytest.mark.timeout(3 * LIMIT_S)
 def test_the_guard_finds_planted_faults(fault: Fault, tree: Path) -> None:
     fault.plant(tree)
-    assert not all_pass(tree, "guard", fault.tests)
-    assert all_pass(tree, "plain", fault.tests) is not fault.seen_without
+    status, said = run_tests(tree, "guard", fault.tests)
+    assert status
+    assert fault.told in said
+    status, _ = run_tests(tree, "plain", fault.tests)
+    assert (status != 0) is fault.seen_without
 
 
 @pytest.mark.long
