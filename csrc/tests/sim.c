@@ -4,7 +4,8 @@
  * Enter, as io_uring_enter() of Linux 6.18. It takes sqes one by one; with fewer than it was
  * given it returns at once, without a look at events. Then, asked for events, it runs deferred
  * work, at most 20 pieces (IO_LOCAL_TW_DEFAULT_MAX), and what overflowed goes into the CQ; with
- * enough cqes it returns, and else sleeps and runs work as it comes. An enter that has taken
+ * enough cqes it returns, and else sleeps and runs work as it comes; why a wait was ended is told
+ * only if there is no cqe at all. An enter that has taken
  * sqes answers with their number, whatever its wait would say. Deferred work is run nowhere
  * else, and by the thread that made the ring alone: others get -EEXIST. When the first piece
  * comes to wait, SQ's flags say TASKRUN, and the registered eventfd is written to.
@@ -123,6 +124,7 @@ static int setup(unsigned entries, struct io_uring_params *params)
     ring->fd = fd;
     ring->is_open = true;
     ring->owner = pthread_self();
+    ring->workers_max = UINT32_MAX;
     sim.rings[slot] = ring;
     sim_note(SIM_NOTE_SETUP, fd, 0, params->sq_entries, params->cq_entries);
     return fd;
@@ -174,6 +176,12 @@ static int register_op(int ring_fd, unsigned opcode, void *arg, unsigned nr_args
         return -EEXIST;
     if (opcode == IORING_REGISTER_PROBE && sim.switches.no_probe)
         return -EINVAL;
+    if (opcode == SIM_REGISTER_WORKERS) {
+        unsigned *most = arg, before = ring->workers_max;
+        ring->workers_max = most[1] > 0 ? most[1] : before;
+        most[1] = before;
+        return nr_args == 2 ? 0 : -EINVAL;
+    }
     ring->signalled = ring->signalled && opcode != IORING_REGISTER_EVENTFD;
     return kring_register(&ring->k, opcode, arg, nr_args, 0);
 }
@@ -411,18 +419,12 @@ static int wait_events(struct sim_ring *ring, unsigned min_complete, uint64_t un
         kring_cq_flush(&ring->k);
         if (kring_cq_ready(&ring->k) >= min_complete)
             return 0;
-        if (error < 0)
-            return error;
-        if (!is_endless && sim.now_ns >= until_ns)
-            return -ETIME; /* others have moved the time on */
-        switch (waited == 0 ? sim_choose(SIM_ENTER, 8) : 0) {
-        case 1:
-            return -EINTR;
-        case 2:
-            return -EBUSY;
-        default:
-            break;
-        }
+        if (error == 0 && !is_endless && sim.now_ns >= until_ns)
+            error = -ETIME; /* others have moved the time on */
+        if (error == 0 && waited == 0)
+            error = (int[]){0, -EINTR, -EBUSY, 0, 0, 0, 0, 0}[sim_choose(SIM_ENTER, 8)];
+        if (error < 0) /* told where there is nothing else */
+            return kring_cq_ready(&ring->k) > 0 ? 0 : error;
         error = sleep_once(ring, until_ns, is_endless, &waited);
     }
 }

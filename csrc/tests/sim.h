@@ -22,6 +22,8 @@
 #include "../kernel.h"
 
 #define SIM_NEVER UINT64_MAX
+/* IORING_REGISTER_IOWQ_MAX_WORKERS: at most so many threads of the kernel's. */
+#define SIM_REGISTER_WORKERS 19
 
 extern const struct ut_kernel ut_kernel_sim;
 const struct ut_kernel *sim_table(void); /* the same */

@@ -85,7 +85,7 @@ enum sim_stage {
     SIM_QUEUED,  /* to be tried again: deferred work */
     SIM_ENDED,   /* its last cqe is decided: deferred work */
     SIM_TIMER,   /* a timeout */
-    SIM_WORKER,  /* in a thread of the kernel's */
+    SIM_WORKER,  /* in a thread of the kernel's, or waiting for one */
 };
 
 struct sim_request {
@@ -107,6 +107,7 @@ struct sim_request {
     unsigned arms;   /* of its own poll, in its life */
     unsigned loops;  /* of a multishot receive without a pause */
     bool polled, canceled, in_progress;
+    bool has_worker; /* in SIM_WORKER: its thread has begun with it */
     bool is_stray; /* a cqe, and nothing behind it */
 };
 
@@ -124,6 +125,7 @@ struct sim_ring {
     pthread_t owner;
     struct sim_request *first, *last;
     unsigned count, strays; /* of requests; of them, strays */
+    unsigned workers, workers_max; /* threads of the kernel's, for files that may wait for ever */
     struct sim_cqe *batch; /* completions that are flushed together */
     unsigned batch_count;
     bool signalled; /* the eventfd, for the work that waits */

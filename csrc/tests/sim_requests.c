@@ -32,7 +32,9 @@
  * - *A multishot ends* with a cqe that does not fit into the CQ.
  * - *A cancel* answers while it is submitted. It finds what is armed or woken, which ends with
  *   -ECANCELED by deferred work, unread what had woken it; a timeout likewise. What is queued to
- *   be tried, or ended, it does not find: -ENOENT. In a worker: -EALREADY, and it is interrupted.
+ *   be tried, or ended, it does not find, nor a timeout that has fired and is still to be told:
+ *   -ENOENT. In a worker: -EALREADY, and it is interrupted; but what waits for a worker is taken
+ *   out, and ends with -ECANCELED. A ring's thread has as many workers as were registered.
  * - *Completions* of one submission, or of one run of deferred work, are posted together at its
  *   end (io_submit_flush_completions), or before a multishot's cqe with F_MORE, which is posted
  *   at once.
@@ -45,8 +47,8 @@
  * would never be woken for what lies there, and Linux does not lose that. What has refused ends
  * later, and wakes who waits for that.
  *
- * What is left out: links, drains, fixed files and buffers, io-wq's own queue (a worker tries
- * when its file changes), completions of the network's own threads, task work of SQPOLL.
+ * What is left out: links, drains, fixed files and buffers, that a worker sends on and on (it tries
+ * when its file changes, and what has gone then is a result), completions of the network's own threads, task work of SQPOLL.
  */
 #define _GNU_SOURCE
 #include "sim_inside.h"
@@ -449,10 +451,29 @@ static struct found try_once(struct sim_request *request)
 
 /* ---- polls, and what is armed ----------------------------------------------------------------- */
 
-static void await_in_worker(struct sim_request *request)
+/* Its thread begins with it: it waits there, until its file changes. */
+static void enter_worker(struct sim_request *request)
 {
+    request->has_worker = true;
+    request->ring->workers++;
     enter_queue(request);
     sim_file_await(request->file, request->events);
+}
+
+/* It is over there; the next that waits for a worker has this one. */
+static void leave_worker(struct sim_request *request)
+{
+    struct sim_ring *ring = request->ring;
+    if (!request->has_worker)
+        return;
+    request->has_worker = false;
+    ring->workers--;
+    for (struct sim_request *next = ring->first; next != NULL; next = next->next)
+        if (next->stage == SIM_WORKER && !next->has_worker && next != request) {
+            enter_worker(next);
+            queue_own_work(next, SIM_WORKER); /* it is tried first */
+            return;
+        }
 }
 
 static void hand_over(struct sim_request *request)
@@ -469,8 +490,8 @@ static void hand_over(struct sim_request *request)
                  opcode == IORING_OP_ACCEPT;
     if (looks && sim_file_is_nonblocking(request->file))
         end_later(request, -EAGAIN, 0);
-    else
-        await_in_worker(request);
+    else if (request->ring->workers < request->ring->workers_max)
+        enter_worker(request);
 }
 
 /* Has it wait for a wake-up of its file. */
@@ -691,8 +712,10 @@ static void work(struct sim_request *request)
 {
     struct found found = try_once(request);
     request->due_ns = SIM_NEVER;
-    if (found.res != -EAGAIN)
-        end(request, found.res, found.flags);
+    if (found.res == -EAGAIN)
+        return;
+    leave_worker(request);
+    end(request, found.res, found.flags);
 }
 
 /* The piece of deferred work that is next; NULL: none is due. */
@@ -789,8 +812,15 @@ static void cancel(struct sim_ring *ring, const struct io_uring_sqe *sqe)
         return;
     }
     if (target->stage == SIM_WORKER) {
-        end_later(target, -EINTR, 0);
-        add_cqe(ring, sqe->user_data, -EALREADY, 0);
+        bool has_begun = target->has_worker && sim_choose(SIM_CANCEL, 2) == 0;
+        leave_worker(target);
+        end_later(target, has_begun ? -EINTR : -ECANCELED, 0);
+        add_cqe(ring, sqe->user_data, has_begun ? -EALREADY : 0, 0);
+        return;
+    }
+    if (target->stage == SIM_TIMER && target->due_ns <= sim.now_ns) {
+        /* It has fired; or its interrupt is not quite over. */
+        add_cqe(ring, sqe->user_data, sim_choose(SIM_CANCEL, 2) == 0 ? -ENOENT : -EALREADY, 0);
         return;
     }
     if (target->stage == SIM_TIMER) {

@@ -34,6 +34,7 @@
 #define BUFFERS 4
 #define BUFFER_SIZE 4096u
 #define VERSION(major, minor, patch) ((major) * 1000000 + (minor) * 1000 + (patch))
+#define SOON_MS 20000 /* what a busy machine may take for what comes without our doing */
 #define CANCELS 1000 /* added to a token: its cancel's */
 
 /* ---- one of the two kernels -------------------------------------------------------- */
@@ -148,9 +149,56 @@ static void run_and_say(void)
 /* Waits for one cqe at least, however long the kernel takes, and says all. */
 static void wait_and_say(void)
 {
-    int result = enter(0, 1, IORING_ENTER_GETEVENTS, 2000 * MS);
+    int result = enter(0, 1, IORING_ENTER_GETEVENTS, SOON_MS * MS);
     CHECK(result == 0 || result == -EINTR);
     say_cqes();
+}
+
+/* What is in a file of a task's, in /proc. */
+static void read_task(const char *task, const char *file, char *text, size_t size)
+{
+    char path[300];
+    snprintf(path, sizeof path, "/proc/self/task/%s/%s", task, file);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, text, size - 1);
+    text[length > 0 ? length : 0] = '\0';
+    if (fd >= 0)
+        close(fd);
+}
+
+/* Whether a thread of the kernel's for this process sleeps, and not for want of work. */
+static bool has_sleeping_worker(void)
+{
+    bool found = false;
+    DIR *tasks = opendir("/proc/self/task");
+    CHECK(tasks != NULL);
+    for (struct dirent *task; !found && (task = readdir(tasks)) != NULL;) {
+        char stat[100], where[100], state;
+        read_task(task->d_name, "stat", stat, sizeof stat);
+        read_task(task->d_name, "wchan", where, sizeof where);
+        found = sscanf(stat, "%*d (iou-wrk-%*d) %c", &state) == 1 && state == 'S' &&
+                strcmp(where, "0") != 0 && strcmp(where, "io_wq_worker") != 0;
+    }
+    closedir(tasks);
+    return found;
+}
+
+/* Some, without an enter. */
+static void let_time_pass(void)
+{
+    if (is_real)
+        usleep(1000);
+    else
+        sim_sleep(MS);
+}
+
+/* That a thread of the kernel's sleeps in what was handed to it. */
+static void await_worker(void)
+{
+    for (unsigned ms = 0; is_real && !has_sleeping_worker(); ms++) {
+        CHECK(ms < SOON_MS);
+        usleep(1000);
+    }
 }
 
 static void receive(uint64_t token, int flags, unsigned how)
@@ -526,6 +574,29 @@ static void timeouts(void)
     wait_and_say();
 }
 
+/* One that has fired is not found any more, also before it is told of. */
+static void cancel_of_fired(void)
+{
+    struct ut_timespec soon = {.tv_nsec = 1 * MS};
+    timeout(1, &soon);
+    submit();
+    while (!ut_ring_wants_enter(&ring))
+        let_time_pass();
+    cancel(1);
+    submit_and_say();
+    run_and_say();
+}
+
+/* A wait is told that its time is over only where there is no cqe at all. */
+static void waits_for_more(void)
+{
+    ask(1, pair[0], POLLOUT, false);
+    submit();
+    say(" %d", enter(0, 2, IORING_ENTER_GETEVENTS, 2 * MS));
+    say_cqes();
+    say(" %s", name_of(enter(0, 2, IORING_ENTER_GETEVENTS, 2 * MS)));
+}
+
 static void waits_with_an_end(void)
 {
     say(" %s", name_of(enter(0, 1, IORING_ENTER_GETEVENTS, 2 * MS)));
@@ -596,7 +667,7 @@ static void closed_files(void)
     say(" the peer %s", kernel->poll(&peer, 1, 0) > 0 ? "sees it" : "sees nothing");
     peer_says("hello");
     run_and_say();
-    say(" the peer %s", kernel->poll(&peer, 1, 100) > 0 ? "sees it" : "sees nothing");
+    say(" the peer %s", kernel->poll(&peer, 1, SOON_MS) > 0 ? "sees it" : "sees nothing");
     pair[0] = -1;
 }
 
@@ -661,14 +732,20 @@ static struct sockaddr_un own_name(int fd, socklen_t *length)
     return name;
 }
 
-/* A send to a full peer whose poll tells something at once, always: its end. */
-static void hand_over(void)
+/* Sends, until there is no room. */
+static void fill_peer(void)
 {
     int size = 8192;
     CHECK_EQ(kernel->setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size), 0);
     static char data[1 << 16];
     while (kernel->sendto(pair[0], data, sizeof data, MSG_DONTWAIT, NULL, 0) > 0)
         ;
+}
+
+/* A send to a full peer whose poll tells something at once, always: its end. */
+static void hand_over(void)
+{
+    fill_peer();
     kernel->shutdown(pair[1], SHUT_WR);
     send_to_peer(1, 5, 0);
     submit();
@@ -676,22 +753,42 @@ static void hand_over(void)
         run();
     say_cqes();
     say(" %s", ut_ring_wants_enter(&ring) ? "work" : "no work");
-    if (is_real)
-        usleep(100000); /* the thread has to be made */
+    await_worker();
     cancel(1);
     submit_and_say();
     wait_and_say();
 }
 
+/* Where there are threads enough it is in one; else it waits for one, and can be taken out. */
+static void hand_over_of_two(void)
+{
+    unsigned most[2] = {0, 1}, ignored[2];
+    CHECK_EQ(kernel->register_op(ring.fd, SIM_REGISTER_WORKERS, most, 2), 0);
+    fill_peer();
+    kernel->shutdown(pair[1], SHUT_WR);
+    send_to_peer(1, 5, 0);
+    send_to_peer(2, 5, 0);
+    submit();
+    for (unsigned i = 0; i < 200; i++)
+        run();
+    say_cqes();
+    await_worker();
+    cancel(2);
+    submit_and_say();
+    wait_and_say();
+    cancel(1);
+    submit_and_say();
+    wait_and_say();
+    memcpy(ignored, most, sizeof ignored); /* of this thread's, in Linux: other rings have it too */
+    CHECK_EQ(kernel->register_op(ring.fd, SIM_REGISTER_WORKERS, ignored, 2), 0);
+}
+
 static void hand_over_of_nonblocking(void)
 {
-    int size = 8192;
-    CHECK_EQ(kernel->setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size), 0);
-    static char data[1 << 16];
-    while (kernel->sendto(pair[0], data, sizeof data, MSG_DONTWAIT, NULL, 0) > 0)
-        ;
+    fill_peer();
     kernel->shutdown(pair[1], SHUT_WR);
-    struct iovec vector = {.iov_base = data, .iov_len = 5};
+    static char data[5];
+    struct iovec vector = {.iov_base = data, .iov_len = sizeof data};
     struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
     request(IORING_OP_SENDMSG, pair[0], 1)->addr = (uint64_t)(uintptr_t)&message;
     submit();
@@ -819,7 +916,7 @@ static void reset_behind_data(void)
     kernel->close_fd(pair[1]);
     pair[1] = -1;
     struct pollfd look = {.fd = pair[0]};
-    CHECK_EQ(kernel->poll(&look, 1, 1000), 1);
+    CHECK_EQ(kernel->poll(&look, 1, SOON_MS), 1);
     run_and_say();
     run_and_say();
 }
@@ -847,8 +944,7 @@ static void full_receivers(void)
     for (unsigned i = 0; i < 130; i++)
         run();
     say_cqes();
-    if (is_real)
-        usleep(100000); /* the thread has to be made */
+    await_worker();
     unsigned empty = 0, full = 0;
     for (unsigned round = 0; round < 2; round++) {
         int size;
@@ -921,6 +1017,10 @@ static const struct claim claims[] = {
      " | c1=0 c2=0 | 2=ECANCELED 1=ECANCELED | left: hello"},
     {"timeouts", timeouts, 0,
      " | 1=ETIME | c2=0 | 2=ECANCELED | | not yet 3=ETIME |"},
+    {"cancel of a timeout that has fired", cancel_of_fired, 0,
+     " c1=ENOENT | 1=ETIME |"},
+    {"waits for more", waits_for_more, 0,
+     " 0 1=4 | ETIME"},
     {"waits with an end", waits_with_an_end, 0,
      " ETIME 1 0 c1=0 | 1=ECANCELED |"},
     {"pieces of work", pieces_of_work, 0,
@@ -941,6 +1041,8 @@ static const struct claim claims[] = {
      " | no work c1=EALREADY | 1=EINTR |"},
     {"hand-over of nonblocking", hand_over_of_nonblocking, 0,
      " 1=EAGAIN |"},
+    {"hand-over of two", hand_over_of_two, 0,
+     " | c2=0 | 2=ECANCELED | c1=EALREADY | 1=EINTR |"},
     {"messages", messages, 0,
      " | 1=5 | 0 0 0"},
     {"accepts", accept_connections, VERSION(6, 10, 0),
@@ -1594,6 +1696,7 @@ static void *write_later(void *unused)
 static void somebody_outside(void)
 {
     begin();
+    sim_set_patience(SOON_MS);
     pthread_t thread;
     receive(1, 0, 0);
     submit();
