@@ -263,6 +263,9 @@ FREES_AT_ONCE = """        slot = line.slots.ring.connect(line.fileno(), self.me
 """
 
 SENDS = "        return int(line.prep_send(line.fileno(), pinned, size, self.flags))\n"
+SENDS_A_COPY = """        if isinstance(pinned, bytes):
+            pinned = bytes(bytearray(pinned))
+"""
 
 FAULTS = [
     Fault(
@@ -309,7 +312,7 @@ FAULTS = [
     ),
     Fault(
         "what is sent is nobody's",
-        ((OPERATIONS, SENDS, f"        pinned = bytes(bytearray(pinned))\n{SENDS}"),),
+        ((OPERATIONS, SENDS, f"{SENDS_A_COPY}{SENDS}"),),
         (f"{GIVEN}::test_what_is_sent_stays_what_it_was",),
         "has changed meanwhile",
         seen_without=True,
@@ -360,4 +363,5 @@ def test_the_guard_finds_planted_faults(fault: Fault, tree: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3 * LIMIT_S)
 def test_without_a_fault_it_finds_none(tree: Path) -> None:
-    assert all_pass(tree, "guard", tuple({test for fault in FAULTS for test in fault.tests}))
+    status, _ = run_tests(tree, "guard", tuple({test for fault in FAULTS for test in fault.tests}))
+    assert status == 0
