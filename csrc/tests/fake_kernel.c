@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "draw.h"
 
 #define RING_FD 1000007 /* no process has it */
 #define MAPPINGS_MAX 64
@@ -31,11 +32,7 @@ void fake_fault(const char *what)
 
 unsigned fake_draw(unsigned below)
 {
-    /* xorshift64: the same numbers from the same seed on every machine. */
-    fake.random ^= fake.random << 13;
-    fake.random ^= fake.random >> 7;
-    fake.random ^= fake.random << 17;
-    return (unsigned)(fake.random >> 33) % below;
+    return draw_below(&fake.random, below);
 }
 
 /* ---- memory --------------------------------------------------------------- */

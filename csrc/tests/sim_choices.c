@@ -17,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "draw.h"
+
 #define MADE_MAX 65536
 #define FAULTS_MAX 16
 #define FAULT_ROOM 160
@@ -59,23 +61,12 @@ void sim_choices_close(void)
     given = made = NULL;
 }
 
-static uint32_t draw(uint32_t below)
-{
-    /* xorshift64*: the same numbers from the same seed on every machine. */
-    state ^= state >> 12;
-    state ^= state << 25;
-    state ^= state >> 27;
-    return (uint32_t)((state * 2685821657736338717u) >> 33) % below;
-}
-
 void sim_draw_choices(uint64_t seed)
 {
     static const unsigned all[] = {0, 128, 32, 8, 4, 2};
-    state = seed != 0 ? seed : 1;
-    for (unsigned i = 0; i < 8; i++)
-        draw(2); /* seeds that are close give numbers that are not */
+    state = draw_state(seed);
     for (unsigned kind = 0; kind < SIM_CHOICES; kind++)
-        odds[kind] = all[draw(sizeof all / sizeof *all)];
+        odds[kind] = all[draw_below(&state, sizeof all / sizeof *all)];
 }
 
 void sim_allow(uint32_t kinds)
@@ -94,7 +85,8 @@ unsigned sim_choose(enum sim_choice kind, unsigned below)
         return 0;
     uint32_t chosen = 0;
     if (state != 0)
-        chosen = odds[kind] > 0 && draw(odds[kind]) == 0 ? 1 + draw(below - 1) : 0;
+        chosen = odds[kind] > 0 && draw_below(&state, odds[kind]) == 0
+                     ? 1 + draw_below(&state, below - 1) : 0;
     else if (given_at < given_count)
         chosen = given[given_at++] % below;
     made[made_count++] = chosen;

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/un.h>
 
+#include "draw.h"
 #include "engine_tools.h"
 
 #define BLOCKS 10
@@ -294,7 +295,7 @@ static void run_seed(unsigned seed)
     fake.no_nowait = draw(4) == 0;
     fake.watches_end = draw(4) == 0;
     fake.is_calm = draw(2);
-    fake.random = seed * 0x9e3779b97f4a7c15u + 1;
+    fake.random = draw_state(seed);
     for (unsigned steps = 1 + draw(STEPS_MAX); steps > 0; steps--)
         step();
     if (fake.requests_max > 0)

@@ -11,16 +11,14 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "draw.h"
 #include "net_sides.h"
 
 static uint64_t random_state;
 
 static unsigned draw(unsigned below)
 {
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (unsigned)((random_state >> 20) % below);
+    return draw_below(&random_state, below);
 }
 
 /* A slot that is open; -1: none is. */
@@ -151,7 +149,7 @@ static void step(int family, int type, bool is_small)
 
 static void script(uint64_t seed, int family, int type)
 {
-    random_state = seed * 0x9e3779b97f4a7c15u + 1;
+    random_state = draw_state(seed);
     for (int i = 0; i < 10; i++)
         draw(2);
     check_note("seed %llu of %d, %d", (unsigned long long)seed, family, type);
@@ -215,7 +213,7 @@ static void udp_over_ipv6(void)
 
 static void all_choices(uint64_t seed)
 {
-    random_state = seed * 0x9e3779b97f4a7c15u + 1;
+    random_state = draw_state(seed);
     for (int i = 0; i < 10; i++)
         draw(2);
     sides_forget();

@@ -14,7 +14,8 @@ from typing import Any
 import builds
 
 SOURCES = (
-    *("kring.c", "sim.c", "sim_beside.c", "sim_choices.c", "sim_files.c", "sim_requests.c"),
+    *("draw.c", "kring.c"),
+    *("sim.c", "sim_beside.c", "sim_choices.c", "sim_files.c", "sim_requests.c"),
     *("net.c", "net_errors.c", "net_message.c", "net_names.c", "net_tcp.c", "net_udp.c"),
     *("net_unix.c", "net_unix_message.c", "net_unix_stream.c"),
 )
