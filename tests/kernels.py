@@ -5,8 +5,10 @@
 
 KERNEL is the beginning of a version that Debian offers; the newest that begins so is fetched
 from one of its suites, checked by apt's signatures, and kept. COMMAND is run as root in this
-tree by this Python (``-m pytest tests/test_x.py``, ``tests/fuzz.py --seconds 60``); without one
-the kernel says what it is, and what the doctor says of it. The exit status is the command's.
+tree by this Python (``-m pytest tests/test_x.py``, ``tests/fuzz.py --seconds 60``), or by itself
+if it is a program (``csrc/tests/build/plain/test_sim_choices``, which is to be built before:
+what the simulated kernel believes of that release is held against it); without one the kernel
+says what it is, and what the doctor says of it. The exit status is the command's.
 
 What the guest has is this machine's: the Python, the libraries that it loads, and this tree
 with its environment, at the same paths, copied into a disk image anew with each call. So
@@ -384,8 +386,9 @@ def main(argv: list[str]) -> int:
     if len(without) != len(options.without) or any(cure.is_c for cure in without):
         parser.error(f"each rule must begin one cure that is not C: {[c.rule for c in without]}")
     home = fetch(folder, options.kernel)
-    python = shlex.quote(sys.executable)
-    command = f"{python} {shlex.join(options.command or ['-m', 'uring_trio', 'doctor'])}"
+    words = options.command or ["-m", "uring_trio", "doctor"]
+    is_program = Path(words[0]).suffix == "" and os.access(words[0], os.X_OK)
+    command = shlex.join(words if is_program else [sys.executable, *words])
     return boot(
         home,
         make_disk(folder, command, options.product.resolve(), without),
