@@ -123,7 +123,7 @@ enum sim_happening {
     SIM_NOTE_CLOSED,    /* a ring, or a file */
     SIM_NOTE_ENTERED,   /* a = to_submit, b = min_complete, token = until, ns */
     SIM_NOTE_LEFT,      /* a = the enter's answer */
-    SIM_NOTE_TAKEN,     /* an sqe: a = opcode, b = ioprio */
+    SIM_NOTE_TAKEN,     /* an sqe: a = opcode, b = ioprio; of a timeout, us */
     SIM_NOTE_TRIED,     /* an attempt: a = its answer */
     SIM_NOTE_ARMED,    /* its poll waits: a = events */
     SIM_NOTE_WOKEN,    /* a = the key */
@@ -140,6 +140,9 @@ struct sim_event {
     uint64_t now_ns, token;
     int32_t what, fd, a, b;
 };
+
+/* How many of the last events are known: all, of most programs. */
+uint32_t sim_trace_length(void);
 
 /* The last events, oldest first: how many, at most `room` of them written. */
 uint32_t sim_read_trace(struct sim_event *events, uint32_t room);

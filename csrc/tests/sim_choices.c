@@ -22,7 +22,7 @@
 #define MADE_MAX 65536
 #define FAULTS_MAX 16
 #define FAULT_ROOM 160
-#define TRACE_MAX 2048 /* a power of two */
+#define TRACE_MAX (1u << 17) /* more than a program does that is not lost */
 
 static uint32_t *given, given_count, given_at;
 static uint32_t *made, made_count;
@@ -135,9 +135,14 @@ void sim_note(enum sim_happening what, int fd, uint64_t token, int64_t a, int64_
         .a = (int32_t)a, .b = (int32_t)b};
 }
 
+uint32_t sim_trace_length(void)
+{
+    return trace_count < TRACE_MAX ? trace_count : TRACE_MAX;
+}
+
 uint32_t sim_read_trace(struct sim_event *events, uint32_t room)
 {
-    uint32_t count = trace_count < TRACE_MAX ? trace_count : TRACE_MAX;
+    uint32_t count = sim_trace_length();
     uint32_t first = trace_count - count;
     if (count > room) {
         first += count - room;

@@ -882,7 +882,10 @@ static int unknown(const struct io_uring_sqe *sqe)
 void sim_request_start(struct sim_ring *ring, const struct io_uring_sqe *sqe)
 {
     sim.books.sqes++;
-    sim_note(SIM_NOTE_TAKEN, sqe->fd, sqe->user_data, sqe->opcode, sqe->ioprio);
+    int64_t said = sqe->ioprio;
+    if (sqe->opcode == IORING_OP_TIMEOUT)
+        said = (int64_t)(kring_timespec(&ring->k, sqe->addr) / 1000);
+    sim_note(SIM_NOTE_TAKEN, sqe->fd, sqe->user_data, sqe->opcode, said);
     int error = unknown(sqe);
     if (error == 0 && !kring_is_acceptable(sqe)) {
         sim_fault("an sqe that Linux refuses");

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TRACE_MAX = 2048
 CHOICES_MAX = 65536
 ENDLESS_S = 3600  # a longer wait has no end; as in sim.c
 TRACE_SHOWN = 60  # events in a failure's message
@@ -225,12 +224,13 @@ class Simulation:
 
     @property
     def happened(self) -> bytes:
-        """The last events as they are: equal if the same has happened."""
+        """All events, or the last 131,072 of them: equal if the same has happened."""
         if self._last is not None:
             return self._last[3]
-        events = self._ffi.new("struct sim_event[]", TRACE_MAX)
-        made = self._lib.sim_read_trace(events, TRACE_MAX)
-        return bytes(self._ffi.buffer(events, made * self._ffi.sizeof("struct sim_event")))
+        made = self._lib.sim_trace_length()
+        events = self._ffi.new("struct sim_event[]", made)
+        self._lib.sim_read_trace(events, made)
+        return bytes(self._ffi.buffer(events))
 
     def check(self) -> None:
         """That the books are empty: to be asked when all rings are closed.

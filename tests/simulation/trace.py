@@ -53,7 +53,8 @@ def lines(events: Any, lib: Any) -> Iterator[str]:
         elif what == lib.SIM_NOTE_LEFT:
             text = f"  = {result(a)}"
         elif what == lib.SIM_NOTE_TAKEN:
-            text = f"  {token(of)}: {opcode_name(a)} of {fd}" + f", ioprio {b}" * bool(b)
+            how = f", {b} us" if opcode_name(a) == "timeout" else f", ioprio {b}" * bool(b)
+            text = f"  {token(of)}: {opcode_name(a)} of {fd}{how}"
         elif what == lib.SIM_NOTE_TRIED:
             text = f"    tried: {result(a)}"
         elif what == lib.SIM_NOTE_ARMED:
