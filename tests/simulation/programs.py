@@ -39,6 +39,7 @@ import trio
 import trio.testing
 
 import simulation
+from simulation.faults import BytesLost, LeftBehind, NotTold, WrongBytes, WrongError, require
 from simulation.pinned import trio_pinned
 from simulation.programs_anyio import AnyioEnd
 from simulation.programs_ends import (
@@ -397,7 +398,7 @@ class Program:
                 await self.finish()
                 await self.service.finish()
         os.close(self.spare_fd)
-        assert not all_of_it.cancelled_caught, "it makes no progress"
+        require(not all_of_it.cancelled_caught, NotTold, "it makes no progress")
         self.service.check()
         await self.balance()
 
@@ -528,8 +529,10 @@ class Program:
                 await sock.connect(listener.address)
             except trio.Cancelled:
                 full = listener.pending > listener.backlog
-                assert full or not listener.has_slept(began), "slept over room in the queue"
-                assert self.world.backend == harness.EPOLL or sock.fileno() < 0, "not closed"
+                asleep = not full and listener.has_slept(began)
+                require(not asleep, NotTold, "slept over room in the queue")
+                closed = self.world.backend == harness.EPOLL or sock.fileno() < 0
+                require(closed, WrongError, "a socket whose connect was cancelled is not closed")
                 raise
             listener.count(1)
             stream = trio.SocketStream(sock)
@@ -538,7 +541,7 @@ class Program:
             listener.waiting[number] = sock
             sock = None
             answer = await receive_exactly(stream, size)
-            assert answer == question[6:], "another one's answer"
+            require(answer == question[6:], WrongBytes, "another one's answer")
             listener.waiting.pop(number).close()
         except (trio.BrokenResourceError, EOFError) as exc:
             # Whoever had accepted it was cancelled, or there was no memory.
@@ -546,7 +549,7 @@ class Program:
             if getattr(exc.__cause__, "errno", 0) in NO_MEMORY:
                 return "no memory"
             if not listener.dropped and number not in listener.answered:
-                raise AssertionError("nobody had accepted it") from exc
+                raise WrongError("nobody had accepted it") from exc
             return type(exc).__name__
         finally:
             if sock is not None:
@@ -559,11 +562,12 @@ class Program:
             try:
                 sock, _ = await listener.sock.accept()
             except trio.BusyResourceError:
-                assert use.overlapped
+                require(use.overlapped, WrongError, "busy, and nobody else accepts")
                 return "BusyResourceError"
             except trio.Cancelled:
                 awake = len(listener.accepting.uses) > 1 or listener.pending <= 0
-                assert awake or not listener.has_slept(use.alone), "slept over a connection"
+                asleep = not awake and listener.has_slept(use.alone)
+                require(not asleep, NotTold, "slept over a connection")
                 raise
             listener.count(-1)
         listener.dropped += 1  # as long as it is not known whose it is
@@ -571,11 +575,12 @@ class Program:
             stream = trio.SocketStream(sock)
             try:
                 number, size = struct.unpack("!HI", await receive_exactly(stream, 6))
-                assert number not in listener.answered, "accepted twice"
+                require(number not in listener.answered, WrongBytes, "accepted twice")
                 listener.answered.add(number)
                 listener.dropped -= 1
                 question = await receive_exactly(stream, size)
-                assert question == content(100, number, size), "another one's question"
+                right = question == content(100, number, size)
+                require(right, WrongBytes, "another one's question")
                 await stream.send_all(question)
             except (trio.BrokenResourceError, EOFError) as exc:
                 return type(exc).__name__  # the other was cancelled, or there was no memory
@@ -590,7 +595,8 @@ class Program:
             # (Nobody takes a long answer any more.)
             if scope.cancelled_caught and len(listener.answered) == known:
                 lost = set(listener.waiting) - listener.answered
-                assert len(lost) <= listener.dropped, f"{len(lost)} connections are lost"
+                few = len(lost) <= listener.dropped
+                require(few, BytesLost, f"{len(lost)} connections are lost")
                 break
         for sock in listener.waiting.values():
             sock.close()
@@ -674,9 +680,9 @@ def nothing_left() -> Iterator[None]:
     files, threads = harness.open_fds(), gain_tools.busy_threads()
     yield
     new = {fd: what for fd, what in harness.open_fds().items() if files.get(fd) != what}
-    assert not new, f"descriptors are left: {new}"
+    require(not new, LeftBehind, f"descriptors are left: {new}")
     left = gain_tools.busy_threads() - threads
-    assert not left, f"threads are left: {left}"
+    require(not left, LeftBehind, f"threads are left: {left}")
 
 
 def run(plan: Plan, world: World, door: str = "trio") -> Program:

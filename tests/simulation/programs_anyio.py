@@ -17,6 +17,7 @@ import trio
 from anyio._backends import _trio
 
 import uring_trio._anyio_backend  # noqa: F401 - which is else imported at the first run
+from simulation.faults import ToldForNothing, require
 from simulation.programs_ends import RESET_AT_CLOSE, End
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ class AnyioEnd(End):
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
             there = self.incoming.may_hold() or self.peer.may_have_ended()
-            assert there or use.overlapped or self.closed, f"{self.name}: readable for nothing"
+            justified = there or use.overlapped or self.closed
+            require(justified, ToldForNothing, f"{self.name}: readable for nothing")
             return "readable"
 
     async def writable(self, _size: int) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from simulation.faults import NotTold, ToldForNothing, WrongEnd, WrongError, require
 from simulation.programs_model import HEADER, ByteQueue, MessageQueue
 from uring_trio._kernel import load_extension
 
@@ -171,7 +172,7 @@ class End:
         if self.is_stream:
             assert len(data) <= room
             if not data:
-                assert self.peer.may_have_ended(), f"{self.name}: an end that is none"
+                require(self.peer.may_have_ended(), WrongEnd, f"{self.name}: an end that is none")
                 self.ended = True
                 return "end"
             self.incoming.loose.append(data)
@@ -194,7 +195,7 @@ class End:
         what = type(exc).__name__ if number is None else name_of(number)
         if self.may_fail(exc, number, use, sends=sends):
             return what
-        raise AssertionError(f"{self.name}: {what} when it {'sends' if sends else 'receives'}")
+        raise WrongError(f"{self.name}: {what} when it {'sends' if sends else 'receives'}")
 
     def may_fail(self, exc: Exception, number: int | None, use: Use, *, sends: bool) -> bool:
         peer = self.peer
@@ -230,14 +231,17 @@ class End:
         peer = self.peer
         if sends is None:
             if not self.may_be_reset():
-                assert not self.incoming.must_hold(), f"{self.name}: slept over what is there"
+                there = self.incoming.must_hold()
+                require(not there, NotTold, f"{self.name}: slept over what is there")
             over = self.is_stream and peer.has_ended()
-            assert not over, f"{self.name}: slept over the end"
+            require(not over, NotTold, f"{self.name}: slept over the end")
         else:
-            assert not (self.is_stream and peer.closed), f"{self.name}: slept over the peer's close"
+            closed = self.is_stream and peer.closed
+            require(not closed, NotTold, f"{self.name}: slept over the peer's close")
             # Of a send_all some may lie there already, however small it is.
             if peer.takes_all and not use.is_all:
-                assert self.outgoing.may_hold_before(sends), f"{self.name}: slept over room"
+                full = self.outgoing.may_hold_before(sends)
+                require(full, NotTold, f"{self.name}: slept over room")
 
     # ---- the directions ------------------------------------------------------------------
 
@@ -359,7 +363,7 @@ class TrioEnd(End):
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
             if not data and self.is_stream:
-                assert self.peer.may_have_ended()
+                require(self.peer.may_have_ended(), WrongEnd, f"{self.name}: an end that is none")
                 return "end"
             if use.overlapped:
                 return "overlapped"
@@ -427,7 +431,8 @@ class TrioEnd(End):
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
             there = self.incoming.may_hold() or self.peer.may_have_ended()
-            assert there or use.overlapped or self.closed, f"{self.name}: readable for nothing"
+            justified = there or use.overlapped or self.closed
+            require(justified, ToldForNothing, f"{self.name}: readable for nothing")
             return "readable"
 
     async def writable(self, _size: int) -> str:
@@ -546,7 +551,8 @@ class FdEnd(End):
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
             there = self.incoming.may_hold() or self.peer.may_have_ended()
-            assert there or use.overlapped or self.closed, f"{self.name}: readable for nothing"
+            justified = there or use.overlapped or self.closed
+            require(justified, ToldForNothing, f"{self.name}: readable for nothing")
             return "readable"
 
     async def send_eof(self, _size: int) -> str:

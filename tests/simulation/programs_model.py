@@ -18,6 +18,8 @@ from __future__ import annotations
 import itertools
 from collections import deque
 
+from simulation.faults import BytesLost, WrongBytes, WrongCount, require
+
 MARKS, FIRST_MARK = 16, 240
 PIECE_MAX = 1 << 19
 _SHIFTS = 4096
@@ -72,11 +74,12 @@ class Piece:
     def sent(self, count: int) -> None:
         """Its call has told: so many bytes."""
         self.under_way = False
-        assert 0 <= count <= len(self.data), f"{count} bytes sent of {len(self.data)}"
-        assert self.taken <= count, f"{self.taken} bytes received of {count} that were sent"
-        assert not self.over or self.taken == count, (
-            f"{count} bytes sent, and after {self.taken} of them came others"
-        )
+        size = len(self.data)
+        require(0 <= count <= size, WrongCount, f"{count} bytes sent of {size}")
+        words = f"{self.taken} bytes received of {count} that were sent"
+        require(self.taken <= count, WrongCount, words)
+        words = f"{count} bytes sent, and after {self.taken} of them came others"
+        require(not self.over or self.taken == count, BytesLost, words)
         self.least = self.most = count
 
     def cut_off(self) -> None:
@@ -148,16 +151,17 @@ class ByteQueue:
                 piece.taken += here
             if at == len(data):
                 break
-            assert taken + here >= piece.least, (
-                f"stream {self.stream}: after {taken + here} bytes of a piece of {piece.least} "
-                f"comes {data[at : at + 12].hex()}, not "
-                f"{piece.data[taken + here : taken + here + 12].hex()}"
-            )
+            if taken + here < piece.least:
+                raise BytesLost(
+                    f"stream {self.stream}: after {taken + here} bytes of a piece of "
+                    f"{piece.least} comes {data[at : at + 12].hex()}, not "
+                    f"{piece.data[taken + here : taken + here + 12].hex()}"
+                )
             if keep:
                 piece.over = True
                 gone += 1
         else:
-            raise AssertionError(
+            raise WrongBytes(
                 f"stream {self.stream}: {data[at : at + 12].hex()} of {len(data)} bytes was "
                 f"never sent"
             )
@@ -191,10 +195,9 @@ class ByteQueue:
         """The end of the stream was received: all that was sent has been."""
         assert not self.loose
         for piece in self.pieces:
-            assert piece.taken >= piece.least, (
-                f"stream {self.stream}: {piece.least - piece.taken} bytes of a piece of "
-                f"{len(piece.data)} are lost"
-            )
+            lost = piece.least - piece.taken
+            words = f"stream {self.stream}: {lost} bytes of a piece of {len(piece.data)} are lost"
+            require(lost <= 0, BytesLost, words)
 
 
 class Message:
@@ -214,9 +217,10 @@ class Message:
 
     def sent(self, count: int) -> None:
         """Its call has told."""
-        assert count in (0, len(self.data)), f"{count} bytes sent of a message of {len(self.data)}"
-        assert count or not self.received, "received, though it was not sent"
-        assert not count or not self.passed, "lost, or late: one behind it was received"
+        size = len(self.data)
+        require(count in (0, size), WrongCount, f"{count} bytes sent of a message of {size}")
+        require(count or not self.received, WrongCount, "received, though it was not sent")
+        require(not count or not self.passed, BytesLost, "one behind it was received")
         self.is_sent = bool(count)
 
     def cut_off(self) -> None:
@@ -269,11 +273,12 @@ class MessageQueue:
         for message in self.messages:
             if message.is_sent is not False and message.data[:room] == data:
                 return message
-            assert self.loses or not message.is_sent, (
-                f"queue {self.stream}: {data[:12].hex()} ({len(data)} bytes) comes in front of "
-                f"{message.data[:12].hex()} ({len(message.data)})"
-            )
-        raise AssertionError(f"queue {self.stream}: {data[:12].hex()} was never sent")
+            if message.is_sent and not self.loses:
+                raise BytesLost(
+                    f"queue {self.stream}: {data[:12].hex()} ({len(data)} bytes) comes in front "
+                    f"of {message.data[:12].hex()} ({len(message.data)})"
+                )
+        raise WrongBytes(f"queue {self.stream}: {data[:12].hex()} was never sent")
 
     def receive(self, data: bytes, room: int) -> None:
         """This was received, in *room* bytes, and is the next one."""
@@ -297,4 +302,5 @@ class MessageQueue:
 
     def end(self) -> None:
         lost = [message for message in self.messages if message.is_sent]
-        assert self.loses or not lost, f"queue {self.stream}: {len(lost)} messages are lost"
+        words = f"queue {self.stream}: {len(lost)} messages are lost"
+        require(self.loses or not lost, BytesLost, words)
