@@ -39,6 +39,7 @@ import trio
 import trio.testing
 
 import simulation
+from simulation import conduct, programs_crowd
 from simulation.faults import BytesLost, LeftBehind, NotTold, WrongBytes, WrongError, require
 from simulation.pinned import trio_pinned
 from simulation.programs_anyio import AnyioEnd
@@ -70,6 +71,9 @@ SCENE_S = 100.0  # from one moment to the next
 BOOKS_S = 1.0
 EVENT = struct.Struct("QQiiii")  # struct sim_event
 TRACE_SHOWN = 600  # of a run that failed
+# Choices by which something takes longer than the program has it take.
+LATE_KINDS = ("delay", "refuse", "enter", "submit", "cancel", "fatal", "stale")
+LATE_NETWORK = ("delays", "losses", "strangers")
 LOOK_S = 0.1  # between two looks of a peer that does not wait
 
 TASKS_MAX = 4
@@ -90,6 +94,7 @@ READS = (*RECEIVES, "peek", "readable", "low_water")
 WRITES = (*SENDS, "writable", "send_eof")
 OF_ENDS = (*READS, *WRITES, *CLOSES, "abort", *OF_SERVER)
 OF_TASKS = ("stop", "at", "sleep", "checkpoints", "cancel", "settle", "both")
+OF_CROWDS = programs_crowd.VERBS
 OF_LISTENERS = ("dial", "answer")
 
 
@@ -99,12 +104,17 @@ class World:
     Attributes:
       strict: its clock stands still while anything is under way, so that who slept for seconds
         slept over what was there.
+      is_simulated: the kernel is, and all that was asked of it is known.
+      is_prompt: it does at once what is asked of it, and nobody else takes anything: so how long
+        something takes is the program's own.
     """
 
     strict = True
+    is_simulated = False
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
+        self.is_prompt = False
 
     def run(self, main: Callable[[], Awaitable[None]], plan: Plan, door: str) -> None:
         clock = trio.testing.MockClock(autojump_threshold=0)
@@ -137,10 +147,14 @@ def run_anyio(main: Callable[[], Awaitable[None]], **options: Any) -> None:
 class SimulatedWorld(World):
     """On the simulated kernel, by the plan's choices."""
 
+    is_simulated = True
+
     def __init__(self) -> None:
         super().__init__(harness.RING)
         self.simulation: simulation.Simulation | None = None
         self.has_network = False
+        self.crowd_fds: set[int] = set()
+        self.has_stale = False
 
     @property
     def chosen(self) -> set[str]:
@@ -162,6 +176,10 @@ class SimulatedWorld(World):
         options = plan["options"]
         self.has_network = options.get("network", False)
         kinds = options.get("kinds", list(simulation.HARMLESS))
+        delays = {*LATE_KINDS}.intersection(kinds) and any(plan["kernel"])
+        slow = {*LATE_NETWORK}.intersection(options.get("network_kinds", ()))
+        self.has_stale = "stale" in kinds
+        self.is_prompt = not delays and not (slow and any(plan["kernel"]))
         with simulation.simulated(
             plan["kernel"],
             kinds=[kind for kind in simulation.KINDS if kind in kinds],
@@ -181,6 +199,11 @@ class SimulatedWorld(World):
                 raise
         sim.check()
         # What came before its last events has left its trace in their number and their times.
+        try:
+            conduct.check(sim.happened, self)
+        except AssertionError:
+            print(sim.trace(TRACE_SHOWN))
+            raise
         by_seed.note(f"{sim.books} {hashlib.sha256(sim.happened).hexdigest()}")
 
     def stale_cqes(self) -> int:
@@ -255,6 +278,8 @@ class Program:
         self.tasks: list[Task] = []
         self.seen: set[str] = set()
         self.service = Service(self)
+        self.network_kinds = self.option("network_kinds", ())
+        self.crowd: programs_crowd.Crowd | None = None
         self.spare_fd = -1
         self.began = 0.0
 
@@ -274,6 +299,9 @@ class Program:
             await self.make_channel(number, kind)
         for word in self.option("listeners", []):
             self.make_listener(word)
+        self.crowd = programs_crowd.make(self, self.option("crowd", 0))
+        if self.crowd is not None and isinstance(self.world, SimulatedWorld):
+            self.world.crowd_fds = self.crowd.fds
 
     async def make_channel(self, number: int, kind: str) -> None:
         queues = [queue(2 * number + side, kind) for side in (0, 1)]
@@ -446,6 +474,11 @@ class Program:
             listener = self.listeners[place % len(self.listeners)]
             how = await getattr(self, verb)(listener, size)
             self.saw(verb, how)
+        elif verb in OF_CROWDS:
+            if self.crowd is None:
+                return "left out"
+            how = await self.crowd.do(verb, place, size)
+            self.saw(verb, how)
         else:
             how = await getattr(self, verb)(task, place, size)
         return how
@@ -609,6 +642,8 @@ class Program:
         with trio.fail_after(FINAL_S * (1 + len(self.ends))):
             for listener in self.listeners:
                 await self.finish_listener(listener)
+            if self.crowd is not None:
+                await self.crowd.finish()
             for end in self.ends:
                 end.has_low_water = False
                 if isinstance(end, Served):

@@ -46,6 +46,9 @@ STRAY = {
     "both": 6,
     "dial": 6,
     "answer": 6,
+    "crowd_send": 4,
+    "crowd_rush": 2,
+    "crowd_take": 2,
 }
 KINDS = (*simulation.HARMLESS, "stale")
 # A stranger takes what the model knows of.
@@ -87,8 +90,11 @@ def wait(random: random.Random) -> int:
 class Scenes:
     """Draws the steps of a program with so many ends and listeners."""
 
-    def __init__(self, random: random.Random, ends: int, listeners: int, *, closes: bool) -> None:
+    def __init__(
+        self, random: random.Random, ends: int, listeners: int, crowd: int = 0, *, closes: bool
+    ) -> None:
         self.random = random
+        self.crowd = crowd
         self.ends = ends
         self.listeners = listeners
         self.steps: Steps = []
@@ -97,6 +103,8 @@ class Scenes:
         weights = dict(STRAY)
         if not listeners:
             weights["dial"] = weights["answer"] = 0
+        if not crowd:
+            weights |= dict.fromkeys(programs.OF_CROWDS, 0)
         if not ends:
             weights["receives"] = weights["sends"] = 0
         if not closes:
@@ -138,6 +146,8 @@ class Scenes:
             return random.randrange(programs.TASKS_MAX), wait(random)
         if verb in programs_gain.OF_SERVER:
             return 2 * random.randrange(max(1, self.ends // 2)) + 1, size(random)
+        if verb in programs.OF_CROWDS:
+            return random.randrange(max(1, self.crowd)), size(random)
         if verb in programs.OF_LISTENERS:
             return random.randrange(max(1, self.listeners)), size(random)
         return random.randrange(max(1, self.ends)), size(random)
@@ -146,7 +156,9 @@ class Scenes:
         random = self.random
         verb = self.stray_verb()
         step = [random.randrange(programs.TASKS_MAX), verb, *self.place_and_size(verb)]
-        step.append(limit(random))
+        # (Where many wait for long, much is tried, and that takes its time.)
+        patience = random.choice([1, 20, 100, 300]) if verb in programs.OF_CROWDS else limit(random)
+        step.append(patience)
         if verb == "both":
             for _ in range(2):
                 other = self.stray_verb()
@@ -267,6 +279,28 @@ class Scenes:
             if random.random() < 0.4:
                 self.add(four, "cancel", random.choice([one, two, three]), wait(random))
 
+    def crowded(self) -> None:
+        """More send to one receiver than it has room for, which it makes now and then."""
+        random = self.random
+        one, two, three, four = self.begin()
+        rush = random.choice([self.crowd - 1, random.randrange(self.crowd)])
+        patience = random.choice([0, 0, 100, 300, 1000])
+        self.add(one, "crowd_rush", 0, rush, patience)
+        for _ in range(random.randint(0, 4)):
+            self.add(two, "crowd_send", random.randrange(self.crowd), size(random), limit(random))
+        # Nothing is taken for a while, which is long where they give up, or shorter.
+        self.add(three, "sleep", 0, random.choice([1, 2, 5, 10, 20, 50, 200, 700]))
+        for _ in range(random.randint(0, 8)):
+            self.add(three, "crowd_take", 0, random.choice([0, 0, 1, 5, 10, 31]))
+            self.add(three, "sleep", 0, random.choice([0, 1, 2, 5, 20, 40, 100]))
+        for _ in range(random.randint(0, 2)):
+            self.add(four, "sleep", 0, random.choice([1, 5, 20, 40, 100]))
+            self.add(four, "cancel", random.choice([one, two]), 0)
+        if not patience or random.random() < 0.5:
+            for _ in range(2 + self.crowd // 10):
+                self.add(three, "crowd_take", 0, 31)
+                self.add(three, "sleep", 0, 40)
+
     # ---- scenes of callback servers ------------------------------------------------------
 
     def served_and_closed(self) -> None:
@@ -335,6 +369,8 @@ class Scenes:
             scenes += [*(self.served_and_closed, self.paused) * 3, self.deadlines]
         if self.listeners:
             scenes += [self.dialling] * (3 if self.ends else 1)
+        if self.crowd:
+            scenes += [self.crowded] * (3 if self.ends else 1)
         for _ in range(self.random.randint(1, SCENES_MAX)):
             self.random.choice(scenes)()
             for _ in range(self.random.randint(0, STRAY_MAX)):
@@ -376,13 +412,15 @@ def draw(random: random.Random) -> Plan:
     listeners_of = programs.LISTENERS if network else ("unix",)
     channels = [random.choice(channels_of) for _ in range(random.randint(0, CHANNELS_MAX))]
     listeners = [random.choice(listeners_of)] if random.random() < 0.25 or not channels else []
-    scenes = Scenes(random, 2 * len(channels), len(listeners), closes=random.random() < 0.6)
+    crowd = random.choice([2, 12, 20, 64]) if random.random() < 0.15 else 0
+    scenes = Scenes(random, 2 * len(channels), len(listeners), crowd, closes=random.random() < 0.6)
     options = {
         "order": random.randrange(1000),
         "channels": channels,
         "rooms": [random.randrange(len(programs.ROOMS)) for _ in channels],
         "listeners": listeners,
         "backlog": random.choice([0, 0, 1, 3, 100]),
+        "crowd": crowd,
         "kinds": kinds(random),
         "switches": switches(random),
         "network": network,
