@@ -11,16 +11,14 @@ from typing import Any
 
 import gain_tools
 import guest_tools
+import machine_speed
 import pytest
 import simulation
 import trio
-from marks import needs_ring
 
 import uring_trio
 from uring_trio import gain
 from uring_trio.gain import _capabilities
-
-pytestmark = needs_ring
 
 SEEDS = 20
 
@@ -61,7 +59,7 @@ def test_a_program_runs_in_virtual_time() -> None:
         took = sim.run(talk)
     sim.check()
     assert 15 <= took < 15.1
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5 * machine_speed.slowness()
     assert sim.books.sqes > 20
 
 

@@ -42,6 +42,9 @@
 
 #define WORK_MAX 20         /* pieces of deferred work that an enter runs */
 #define CLOCK_NS 40         /* what a look at the clock takes */
+#define HELD_UP_NS 700000   /* ... where the processor was another's meanwhile */
+#define STANDSTILL_NS 10000000
+#define ENTERS_MAX 20000    /* while time stands still: ten times what any program makes */
 #define ENDLESS_NS 3600000000000u /* a wait of an hour has no end */
 #define ENDLESS_MAX 3            /* that are only told */
 #define START_NS 1000000000u
@@ -308,7 +311,7 @@ void sim_sleep(uint64_t ns)
 static uint64_t now_ns(void)
 {
     sim_lock();
-    uint64_t now = sim.now_ns += CLOCK_NS;
+    uint64_t now = sim.now_ns += sim_choose(SIM_CLOCK, 4) == 1 ? HELD_UP_NS : CLOCK_NS;
     if (now >= sim.next_due_ns) {
         sim_world_advance();
         sim_signal();
@@ -410,21 +413,25 @@ static int sleep_once(struct sim_ring *ring, uint64_t until_ns, bool is_endless,
 
 static int wait_events(struct sim_ring *ring, unsigned min_complete, uint64_t until_ns)
 {
-    bool is_endless = until_ns - sim.now_ns >= ENDLESS_NS;
+    bool is_endless = until_ns - sim.now_ns >= ENDLESS_NS, has_slept = false;
     unsigned waited = 0;
     int error = 0;
     (void)sim_files_look(0);
     for (;;) {
         sim_run_work(ring, WORK_MAX);
         kring_cq_flush(&ring->k);
-        if (kring_cq_ready(&ring->k) >= min_complete)
+        bool is_enough = kring_cq_ready(&ring->k) >= min_complete;
+        if (is_enough && !(has_slept && ring->dropped))
             return 0;
+        if (ring->dropped)
+            return -EBADR; /* also where other cqes have come */
         if (error == 0 && !is_endless && sim.now_ns >= until_ns)
             error = -ETIME; /* others have moved the time on */
         if (error == 0 && waited == 0)
             error = (int[]){0, -EINTR, -EBUSY, 0, 0, 0, 0, 0}[sim_choose(SIM_ENTER, 8)];
         if (error < 0) /* told where there is nothing else */
             return kring_cq_ready(&ring->k) > 0 ? 0 : error;
+        has_slept = true;
         error = sleep_once(ring, until_ns, is_endless, &waited);
     }
 }
@@ -435,6 +442,18 @@ static uint64_t end_of_wait(struct sim_ring *ring, const struct io_uring_geteven
         return SIM_NEVER;
     uint64_t ns = kring_timespec(&ring->k, arg->ts);
     return ns > SIM_NEVER - 1 - sim.now_ns ? SIM_NEVER - 1 : sim.now_ns + ns;
+}
+
+/* Whether a program asks and asks, and no time goes by: it would never end. */
+static bool spins(struct sim_ring *ring)
+{
+    if (sim.now_ns > ring->moved_ns + STANDSTILL_NS) {
+        ring->moved_ns = sim.now_ns;
+        ring->enters = 0;
+    }
+    if (++ring->enters == ENTERS_MAX)
+        sim_fault("a spin: too many enters within 10 ms");
+    return ring->enters >= ENTERS_MAX;
 }
 
 static int enter_ring(struct sim_ring *ring, unsigned to_submit, unsigned min_complete,
@@ -450,7 +469,8 @@ static int enter_ring(struct sim_ring *ring, unsigned to_submit, unsigned min_co
     case 1:
         return -ENOMEM;
     case 2:
-        return -EBADR;
+        ring->dropped = true; /* a wait tells of it, and an enter that takes nothing */
+        break;
     default:
         break;
     }
@@ -472,6 +492,7 @@ static int enter_ring(struct sim_ring *ring, unsigned to_submit, unsigned min_co
     if (taken != to_submit || !(flags & IORING_ENTER_GETEVENTS))
         return (int)taken;
     int ended = wait_events(ring, min_complete, until_ns);
+    ring->dropped = ring->dropped && (taken > 0 || ended != -EBADR);
     return taken > 0 ? (int)taken : ended;
 }
 
@@ -485,7 +506,8 @@ static int enter(int ring_fd, unsigned to_submit, unsigned min_complete, unsigne
         sim.books.enters++;
         sim_note(SIM_NOTE_ENTERED, ring_fd, sim.now_ns, to_submit, min_complete);
         ring->is_absent = false;
-        result = enter_ring(ring, to_submit, min_complete, flags, arg, arg_size);
+        result = spins(ring) ? -EDEADLK
+                             : enter_ring(ring, to_submit, min_complete, flags, arg, arg_size);
         ring->sleeps = false;
         look_at_ring(ring);
         sim_note(SIM_NOTE_LEFT, ring_fd, sim.now_ns, result, 0);

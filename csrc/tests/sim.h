@@ -43,6 +43,7 @@ enum sim_choice {
     SIM_NETWORK,  /* what the network does; which of it: net_choices */
     SIM_FATAL,    /* ENOMEM, EBADR from enter: the run has lost its ring */
     SIM_STALE,    /* a cqe comes twice, at once or later */
+    SIM_CLOCK,    /* the program was held up before it looked at the clock */
     SIM_CHOICES,
 };
 

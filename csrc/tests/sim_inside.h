@@ -131,6 +131,9 @@ struct sim_ring {
     bool signalled; /* the eventfd, for the work that waits */
     bool sleeps;    /* its thread, in an enter */
     bool is_absent; /* not waited for, until it enters again */
+    bool dropped;   /* a cqe, for want of memory; not told yet */
+    uint64_t moved_ns; /* when time went by last, and */
+    unsigned enters;   /* ... since then */
     uint64_t wakes_ns; /* when it will wake by itself; SIM_NEVER */
 };
 

@@ -88,7 +88,7 @@ static void submissions(void)
 
 static void fatal(void)
 {
-    say(" %s", name_of(enter(0, 0, IORING_ENTER_GETEVENTS, -1)));
+    say(" %s", name_of(enter(0, 1, IORING_ENTER_GETEVENTS, 1000000)));
 }
 
 static void cancel_while_there_is_data(void)

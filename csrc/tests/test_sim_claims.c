@@ -326,7 +326,7 @@ static void pieces_of_work(void)
 static void *enter_elsewhere(void *unused)
 {
     (void)unused;
-    say(" %s", name_of(enter(0, 0, IORING_ENTER_GETEVENTS, -1)));
+    say(" %s", name_of(enter(0, 1, IORING_ENTER_GETEVENTS, 1000000)));
     return NULL;
 }
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import builds
 import kernel_table
+import machine_speed
 import trio
 from harness import BooksError
 
@@ -50,13 +51,13 @@ CHOICES_MAX = 65536
 ENDLESS_S = 3600  # a longer wait has no end; as in sim.c
 TRACE_SHOWN = 60  # events in a failure's message
 
-#: What may be chosen, by name; the last two no kernel does that works.
+#: What may be chosen, by name; "fatal" and "stale" no kernel does that works.
 KINDS = trace.CHOICES
 #: What may be chosen of "network", by name: csrc/tests/net.h.
 NETWORK = ("delays", "shorts", "order", "losses", "strangers", "no_buffers")
 #: Those that a program need not know of.
 NETWORK_HARMLESS = ("delays", "shorts", "order")
-HARMLESS = tuple(kind for kind in KINDS if kind not in ("fatal", "stale"))
+HARMLESS = tuple(kind for kind in KINDS if kind not in ("fatal", "stale", "clock"))
 
 
 @dataclass(frozen=True)
@@ -326,7 +327,7 @@ def simulated(
       kinds: what may be chosen at all.
       switches: the kernel's faults.
       schedule: the seed of trio's order of tasks.
-      patience: seconds of real time that a wait which nothing simulated ends looks at the
+      patience: seconds of an idle machine's time that a wait which nothing simulated ends looks at the
         machine's files.
       probing: have the product try this kernel, by its choices; else it knows already what it
         would find without any. (What servers try needs the machine's files.)
@@ -346,7 +347,7 @@ def simulated(
         if seed is not None:
             lib.sim_draw_choices(seed)
         lib.sim_allow(sum(1 << KINDS.index(kind) for kind in kinds))
-        lib.sim_set_patience(int(patience * 1000))
+        lib.sim_set_patience(int(patience * machine_speed.slowness() * 1000))
         if network:
             lib.sim_use_network(sum(1 << NETWORK.index(kind) for kind in network_kinds))
         sim = Simulation()

@@ -17,7 +17,7 @@ CALLS = (
 )
 CHOICES = (
     *("order", "delay", "short", "refuse", "enter", "submit", "buffers", "end", "cancel"),
-    *("network", "fatal", "stale"),
+    *("network", "fatal", "stale", "clock"),
 )
 POLL_BITS = {1: "IN", 2: "PRI", 4: "OUT", 8: "ERR", 16: "HUP", 0x20: "NVAL", 0x2000: "RDHUP"}
 CQE_FLAGS = {1: "BUFFER", 2: "MORE", 4: "NONEMPTY"}
