@@ -42,6 +42,7 @@ ATTEMPT_EVERY_NS = 12_000_000
 ATTEMPTS_AN_ANSWER = 8
 AT_ONCE_NS = 300_000  # less than the shortest pause
 TURNS = 2
+OWN_PAUSES_MAX = 2
 BEFORE_LINE = 2  # attempts: the first, and one after its poll
 
 
@@ -81,9 +82,9 @@ class Conduct:
     def members(self) -> Iterator[tuple[int, Operation]]:
         """Those of the crowd that wait for their turn."""
         for token, op in self.operations.items():
-            if op.fd in self.world.crowd_fds and op.is_refused and op.request == NOTHING:
-                if op.attempts > BEFORE_LINE:
-                    yield token, op
+            is_here = op.fd in self.world.crowd_fds and op.attempts > BEFORE_LINE
+            if is_here and op.is_refused and op.request == NOTHING:
+                yield token, op
 
     # ---- what happens --------------------------------------------------------------------
 
@@ -104,7 +105,8 @@ class Conduct:
         op.seen_ns = now
         if token & WATCH:
             # (A turn has one armed anew, and is told of by the line's clock or another's answer.)
-            blind = self.world.has_stale or op.fd in self.world.crowd_fds
+            # (Nor where a pause was no longer young when it began: its cut is the pause's end.)
+            blind = self.world.is_blurred or op.fd in self.world.crowd_fds
             words = "a watch is armed again because it has ended"
             require(blind or not op.watch_ended, NotAsleep, words)
             return
@@ -170,15 +172,17 @@ class Conduct:
         reasons = ATTEMPTS_MAX + life_ns // ATTEMPT_EVERY_NS + op.wakes
         if op.fd in self.world.crowd_fds:
             reasons += self.answers * ATTEMPTS_AN_ANSWER
+            words = f"one of a crowd has paused {op.pauses} times by itself"
+            require(op.pauses <= OWN_PAUSES_MAX, NotAsleep, words)
         words = f"{op.attempts} attempts within {life_ns / 1e6:.3f} ms, and {op.wakes} wake-ups"
         require(op.attempts <= reasons, NotAsleep, words)
 
     def pass_to(self, now: int, _token: int, _fd: int, _a: int, _b: int) -> None:
         """Time has gone on."""
-        if not self.world.is_prompt:
+        if not self.world.is_heard:
             self.cuts.clear()
+        if not self.world.is_prompt:
             self.turns.clear()
-            return
         for key in self.cuts:
             late = now - self.operations[key].change_ns > AT_ONCE_NS
             require(not late, TooLate, "a change comes late in a pause, and does not cut it")

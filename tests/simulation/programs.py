@@ -23,6 +23,7 @@ that hangs ends at once, with what it noted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -40,7 +41,17 @@ import trio.testing
 
 import simulation
 from simulation import conduct, programs_crowd
-from simulation.faults import BytesLost, LeftBehind, NotTold, WrongBytes, WrongError, require
+from simulation.build import load
+from simulation.faults import (
+    BytesLost,
+    ErrorUntold,
+    LeftBehind,
+    NotAsleep,
+    NotTold,
+    WrongBytes,
+    WrongError,
+    require,
+)
 from simulation.pinned import trio_pinned
 from simulation.programs_anyio import AnyioEnd
 from simulation.programs_ends import (
@@ -72,7 +83,10 @@ BOOKS_S = 1.0
 EVENT = struct.Struct("QQiiii")  # struct sim_event
 TRACE_SHOWN = 600  # of a run that failed
 # Choices by which something takes longer than the program has it take.
-LATE_KINDS = ("delay", "refuse", "enter", "submit", "cancel", "fatal", "stale")
+LATE_KINDS = ("delay", "refuse", "enter", "submit", "cancel", "fatal", "stale", "clock")
+# ... and those by which it is not heard at once.
+DEAF_KINDS = ("enter", "submit", "fatal", "stale")
+FATAL = {errno.ENOMEM, errno.EBADR}
 LATE_NETWORK = ("delays", "losses", "strangers")
 LOOK_S = 0.1  # between two looks of a peer that does not wait
 
@@ -90,10 +104,10 @@ LISTENERS = ("tcp", "unix")
 RECEIVES = ("receive", "receive_any", "recv", "recv_into", "recvfrom", "recvmsg", "recvmsg_into")
 SENDS = ("send_all", "send_all_changing", "send", "sendmsg", "send_fd")
 CLOSES = ("close", "aclose", "leave")
-READS = (*RECEIVES, "peek", "readable", "low_water")
+READS = (*RECEIVES, "peek", "readable", "low_water", "rubbish")
 WRITES = (*SENDS, "writable", "send_eof")
 OF_ENDS = (*READS, *WRITES, *CLOSES, "abort", *OF_SERVER)
-OF_TASKS = ("stop", "at", "sleep", "checkpoints", "cancel", "settle", "both")
+OF_TASKS = ("stop", "at", "sleep", "nap", "checkpoints", "cancel", "settle", "both")
 OF_CROWDS = programs_crowd.VERBS
 OF_LISTENERS = ("dial", "answer")
 
@@ -105,6 +119,8 @@ class World:
       strict: its clock stands still while anything is under way, so that who slept for seconds
         slept over what was there.
       is_simulated: the kernel is, and all that was asked of it is known.
+      idle_s: real seconds in which nothing happens, before time is jumped over.
+      is_heard: it takes what is asked of it at once.
       is_prompt: it does at once what is asked of it, and nobody else takes anything: so how long
         something takes is the program's own.
     """
@@ -112,12 +128,13 @@ class World:
     strict = True
     is_simulated = False
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str, idle_s: float = 0.0) -> None:
         self.backend = backend
-        self.is_prompt = False
+        self.idle_s = idle_s
+        self.is_prompt = self.is_heard = self.is_lost = False
 
     def run(self, main: Callable[[], Awaitable[None]], plan: Plan, door: str) -> None:
-        clock = trio.testing.MockClock(autojump_threshold=0)
+        clock = trio.testing.MockClock(autojump_threshold=self.idle_s)
         if door == "trio":
             harness.run_raw(self.backend, main, clock=clock)
         elif self.backend == harness.EPOLL:
@@ -128,6 +145,10 @@ class World:
     def pair(self, family: int, type_: int) -> tuple[Any, Any]:
         """Two connected sockets of the standard library's."""
         return stdlib_socket.socketpair(family, type_)
+
+    def udp_pair(self) -> tuple[Any, Any]:
+        """Two sockets that are connected to each other."""
+        return udp_pair()
 
     def stale_cqes(self) -> int:
         """How many the kernel has made up."""
@@ -154,7 +175,7 @@ class SimulatedWorld(World):
         self.simulation: simulation.Simulation | None = None
         self.has_network = False
         self.crowd_fds: set[int] = set()
-        self.has_stale = False
+        self.is_blurred = False
 
     @property
     def chosen(self) -> set[str]:
@@ -172,13 +193,20 @@ class SimulatedWorld(World):
             return self.simulation.pair(family, type_)
         return super().pair(family, type_)
 
+    def udp_pair(self) -> tuple[Any, Any]:
+        # (Sockets that are really connected are none of the network's.)
+        if self.has_network:
+            return self.pair(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM)
+        return super().udp_pair()
+
     def run(self, main: Callable[[], Awaitable[None]], plan: Plan, door: str) -> None:
         options = plan["options"]
         self.has_network = options.get("network", False)
         kinds = options.get("kinds", list(simulation.HARMLESS))
         delays = {*LATE_KINDS}.intersection(kinds) and any(plan["kernel"])
+        self.is_heard = not {*DEAF_KINDS}.intersection(kinds) or not any(plan["kernel"])
         slow = {*LATE_NETWORK}.intersection(options.get("network_kinds", ()))
-        self.has_stale = "stale" in kinds
+        self.is_blurred = "stale" in kinds or "clock" in kinds
         self.is_prompt = not delays and not (slow and any(plan["kernel"]))
         with simulation.simulated(
             plan["kernel"],
@@ -194,9 +222,19 @@ class SimulatedWorld(World):
                     sim.run(main)
                 else:
                     run_anyio(main, clock=sim.clock)
-            except BaseException:
+            except BaseException as exc:
+                told = enters_told(sim.happened)
+                if told and set(errors_in(exc)) == told:
+                    self.is_lost = True
+                    by_seed.note(f"lost: {sorted(told)}")
+                    _lost.append(exc)
+                    return
                 print(f"{sim.trace(TRACE_SHOWN)}\n{sim.books}")
+                if any("spin" in fault for fault in sim.faults):
+                    raise NotAsleep(sim.faults[0]) from exc
                 raise
+        untold = errno.EBADR in enters_told(sim.happened)
+        require(not untold, ErrorUntold, "a cqe was lost, and nobody was told")
         sim.check()
         # What came before its last events has left its trace in their number and their times.
         try:
@@ -215,6 +253,29 @@ class SimulatedWorld(World):
         books = self.simulation.books
         limits = {"buffers_out": 0, "in_flight": harness.INTERNAL_READERS, "handed_over": 0}
         return [f"the kernel's {name}" for name in limits if getattr(books, name) > limits[name]]
+
+
+def enters_told(happened: bytes) -> set[int]:
+    """Errors by which a run has lost its ring."""
+    lib = load()[1]
+    left = lib.SIM_NOTE_LEFT
+    answers = {-a for _, _, what, _, a, _ in EVENT.iter_unpack(happened) if what == left}
+    return answers & FATAL
+
+
+def errors_in(exc: BaseException) -> Iterator[int]:
+    """Of lost rings."""
+    for each in getattr(exc, "exceptions", ()):
+        yield from errors_in(each)
+    cause = exc.__cause__
+    if isinstance(exc, trio.TrioInternalError) and isinstance(cause, OSError):
+        yield cause.errno or 0
+    elif cause is not None:
+        yield from errors_in(cause)
+
+
+#: Runs that were lost. Their tasks do not come to their ends, and would complain of that.
+_lost: list[BaseException] = []
 
 
 class Task:
@@ -304,7 +365,7 @@ class Program:
             self.world.crowd_fds = self.crowd.fds
 
     async def make_channel(self, number: int, kind: str) -> None:
-        queues = [queue(2 * number + side, kind) for side in (0, 1)]
+        queues = [queue(2 * number + side, kind, self.network_kinds) for side in (0, 1)]
         rooms = self.option("rooms", [])
         room = ROOMS[(rooms[number] if number < len(rooms) else 0) % len(ROOMS)]
         if kind in SERVED_KINDS:
@@ -318,6 +379,7 @@ class Program:
             end.in_turn = self.world.backend != harness.EPOLL
             end.no_memory = "no_buffers" in self.option("network_kinds", ())
             end.name = f"{number}{'ab'[side]} {kind}"
+            end.world = self.world
         self.ends += ends
 
     async def make_pair(self, kind: str, room: int) -> tuple[Any, Any]:
@@ -325,7 +387,7 @@ class Program:
         if kind.startswith("tcp"):
             pair = await self.tcp_pair(room)
         elif kind == "udp":
-            pair = udp_pair()
+            pair = self.world.udp_pair()
         else:
             types = {
                 "seqpacket": stdlib_socket.SOCK_SEQPACKET,
@@ -523,6 +585,11 @@ class Program:
         await trio.sleep(size / 1000)
         return "slept"
 
+    async def nap(self, _task: Task, _place: int, size: int) -> str:
+        """Tenths of a millisecond: less than a pause."""
+        await trio.sleep(size / 10_000)
+        return "slept"
+
     async def at(self, _task: Task, _place: int, size: int) -> str:
         """A moment of the program, the same for all tasks."""
         await trio.sleep_until(self.began + size * SCENE_S)
@@ -710,10 +777,12 @@ def udp_pair() -> tuple[stdlib_socket.socket, stdlib_socket.socket]:
 
 
 @contextlib.contextmanager
-def nothing_left() -> Iterator[None]:
+def nothing_left(world: World) -> Iterator[None]:
     """No descriptor and no thread more; trio keeps idle threads, and has them end later."""
     files, threads = harness.open_fds(), gain_tools.busy_threads()
     yield
+    if world.is_lost:
+        return  # what its tasks had is nobody's
     new = {fd: what for fd, what in harness.open_fds().items() if files.get(fd) != what}
     require(not new, LeftBehind, f"descriptors are left: {new}")
     left = gain_tools.busy_threads() - threads
@@ -727,7 +796,7 @@ def run(plan: Plan, world: World, door: str = "trio") -> Program:
       Exception: it does not hold.
     """
     program = Program(plan, world, door)
-    with nothing_left(), trio_pinned(program.option("order", 0)):
+    with nothing_left(world), trio_pinned(program.option("order", 0)):
         world.run(program.main, plan, door)
     return program
 

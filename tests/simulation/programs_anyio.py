@@ -136,6 +136,9 @@ class AnyioEnd(End):
         with self.writing.use() as use:
             try:
                 await anyio.wait_writable(self.sock)
+            except trio.Cancelled:
+                self.check_writable(use)
+                raise
             except self.errors as exc:
                 return self.judge(exc, use, sends=True)
             return "writable"

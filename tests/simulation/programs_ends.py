@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from simulation.faults import NotTold, ToldForNothing, WrongEnd, WrongError, require
+from simulation.faults import (
+    NotTold,
+    StillHeld,
+    ToldForNothing,
+    TooLate,
+    WrongEnd,
+    WrongError,
+    require,
+)
 from simulation.programs_model import HEADER, ByteQueue, MessageQueue
 from uring_trio._kernel import load_extension
 
@@ -33,6 +41,12 @@ if TYPE_CHECKING:
 
 # Seconds of the program's clock. A simulated network has no segment under way for so long.
 SLACK_S = 5.0
+# ... less than the shortest pause; and longer than the longest takes.
+LATE_S = 0.0005
+RUBBISH_S = 0.07
+
+# Of the smallest buffer that a program gives a socket (`programs.ROOMS`), which Linux doubles.
+UDP_HOLDS = 4608
 
 PEEK = int(stdlib_socket.MSG_PEEK)
 DONT_WAIT = int(stdlib_socket.MSG_DONTWAIT) | int(stdlib_socket.MSG_NOSIGNAL)
@@ -105,9 +119,12 @@ class End:
       in_turn: sends are done in the order of their calls (not so on stock).
       no_memory: the kernel may have none for what is sent.
       has_low_water: it may sleep over what is there.
+      is_left: nobody used it when it was closed, so nothing keeps its file open.
+      rubbish_at: when it was sent what cannot be received.
     """
 
     peer: End
+    world: Any  # where the program runs: `programs.World`
 
     # What the door's calls raise.
     busy: tuple[type[Exception], ...] = (trio.BusyResourceError,)
@@ -128,6 +145,8 @@ class End:
         self.has_low_water = self.no_memory = False
         self.reads = self.writes = self.in_turn = self.takes_all = True
         self.changed = 0.0
+        self.is_left = False
+        self.rubbish_at: list[float] = []
         self.reading = Way(self._settle)
         self.writing = Way(lambda: None)
 
@@ -151,6 +170,7 @@ class End:
 
     def note_close(self, *, abort: bool = False) -> None:
         self.left_unread = self.incoming.may_hold()
+        self.is_left = not self.reading.uses and not self.writing.uses
         self.closed = True
         self.aborted = abort
         self.touch()
@@ -243,6 +263,16 @@ class End:
                 full = self.outgoing.may_hold_before(sends)
                 require(full, NotTold, f"{self.name}: slept over room")
 
+    def check_writable(self, use: Use) -> None:
+        """A wait for room was cancelled: there was none, or not for long."""
+        if not self.strict or len(self.writing.uses) > 1 or self.closed:
+            return
+        since = max(use.alone, self.changed, self.peer.changed)
+        if trio.current_time() - since < SLACK_S or not self.peer.takes_all:
+            return
+        full = self.outgoing.may_hold()
+        require(full, NotTold, f"{self.name}: waits until it can write, and there is room")
+
     # ---- the directions ------------------------------------------------------------------
 
     async def receiving(self, room: int, call: Callable[[], Awaitable[bytes]]) -> str:
@@ -254,7 +284,25 @@ class End:
                 raise
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
+            self.check_prompt(use)
             return self.got(data, room)
+
+    def check_prompt(self, use: Use) -> None:
+        """A receive has got something: it was there for no longer than it takes.
+
+        What cannot be received (rubbish) is looked at once; whoever sends it again and again has
+        a receiver pause.
+        """
+        now = trio.current_time()
+        if not self.world.is_prompt or use.overlapped or self.has_low_water:
+            return
+        if self.peer.writing.uses:
+            return  # it may be what is just being sent
+        if sum(now - at < RUBBISH_S for at in self.rubbish_at) > 1:
+            return
+        late_s = now - max(use.began, self.peer.changed)
+        words = f"{self.name}: what was there was received after {late_s * 1e3:.3f} ms"
+        require(late_s <= LATE_S, TooLate, words)
 
     async def sending(
         self, size: int, call: Callable[[bytes], Awaitable[int | None]], *, is_all: bool = False
@@ -439,6 +487,9 @@ class TrioEnd(End):
         with self.writing.use() as use:
             try:
                 await trio.lowlevel.wait_writable(self.sock)
+            except trio.Cancelled:
+                self.check_writable(use)
+                raise
             except ValueError:
                 assert self.closed
                 return "ValueError"
@@ -499,6 +550,16 @@ class TrioEnd(End):
         self.sock.close()
         return "closed"
 
+    async def rubbish(self, size: int) -> str:
+        """A datagram comes whose checksum is wrong."""
+        if self.closed or self.sock.family != stdlib_socket.AF_INET or self.is_stream:
+            return "left out"
+        if not self.world.is_simulated:
+            return "left out"
+        self.rubbish_at.append(trio.current_time())
+        self.world.simulation.bad_datagram(self.sock, min(size, 1000))
+        return "sent"
+
     async def low_water(self, size: int) -> str:
         if self.closed or not self.is_stream:
             return "left out"
@@ -555,6 +616,19 @@ class FdEnd(End):
             require(justified, ToldForNothing, f"{self.name}: readable for nothing")
             return "readable"
 
+    async def writable(self, _size: int) -> str:
+        if self.closed:
+            return "left out"
+        with self.writing.use() as use:
+            try:
+                await trio.lowlevel.wait_writable(self.stream.fileno())
+            except trio.Cancelled:
+                self.check_writable(use)
+                raise
+            except self.errors as exc:
+                return self.judge(exc, use, sends=True)
+            return "writable"
+
     async def send_eof(self, _size: int) -> str:
         """An FdStream has none: the socket is shut beside it."""
         if self.closed or not self.is_socket:
@@ -606,11 +680,20 @@ class RawEnd(End):
             answer = self.kernel.recvfrom(self.fd, memory, size, DONT_WAIT, null, null)
         else:
             answer = self.kernel.read(self.fd, memory, size)
+        if answer == -errno.EAGAIN:
+            self.check_held()
         if answer < 0:
             return self._answer(answer, sends=False)
         how = self.got(bytes(self.ffi.buffer(memory, answer)), size)
         self._settle()
         return how
+
+    def check_held(self) -> None:
+        """There is neither anything to receive nor an end: the peer's file is open."""
+        peer = self.peer
+        held = peer.is_left and self.is_stream and self.world.is_simulated and self.world.is_prompt
+        words = f"{self.name}: its peer is closed, and something holds the file"
+        require(not held, StillHeld, words)
 
     async def receive(self, size: int) -> str:
         return self.receive_now(size)
@@ -660,8 +743,11 @@ class RawEnd(End):
         return "closed"
 
 
-def queue(stream: int, kind: str) -> ByteQueue | MessageQueue:
+def queue(stream: int, kind: str, network_kinds: Any = ()) -> ByteQueue | MessageQueue:
     """Of one direction of a channel."""
-    if kind.endswith(("dgram", "seqpacket", "udp")):
-        return MessageQueue(stream, loses=kind.endswith("udp"))
+    if kind.endswith("udp"):
+        loses = {"losses", "order"}.intersection(network_kinds)
+        return MessageQueue(stream, loses=bool(loses), holds=UDP_HOLDS)
+    if kind.endswith(("dgram", "seqpacket")):
+        return MessageQueue(stream)
     return ByteQueue(stream)

@@ -28,6 +28,7 @@ _TABLE = bytes((7 * i + 11 * (i // 240)) % 240 for i in range(240 * 240)) * 10
 # What several tasks receive at once is put in order by its contents. A chunk of so many bytes
 # has one place.
 CERTAIN = 8
+OVERHEAD = 1500  # bytes of a datagram's memory beside its own, at most
 HEADER = 4  # bytes of a message that say which it is
 
 
@@ -232,11 +233,13 @@ class MessageQueue:
 
     Attributes:
       loses: messages may be lost, come twice, and overtake each other (UDP).
+      holds: bytes that fit into it for certain; UDP throws away what does not.
     """
 
-    def __init__(self, stream: int, *, loses: bool = False) -> None:
+    def __init__(self, stream: int, *, loses: bool = False, holds: int = 1 << 62) -> None:
         self.stream = stream
         self.loses = loses
+        self.holds = holds
         self.messages: deque[Message] = deque()
         self.loose: list[tuple[bytes, int]] = []
         self.total = 0  # received
@@ -246,6 +249,7 @@ class MessageQueue:
         """A call sends a message of *size* bytes behind its header."""
         message = Message(self.stream, next(self._numbers), size)
         self.messages.append(message)
+        self.loses |= sum(len(each.data) + OVERHEAD for each in self.messages) > self.holds
         return message
 
     # ---- what it may hold ----------------------------------------------------------------
