@@ -29,7 +29,6 @@ import itertools
 import os
 import socket as stdlib_socket
 import struct
-import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -467,7 +466,7 @@ class Program:
         sock = stdlib_socket.socket(family)
         address: Any = ("127.0.0.1", 0)
         if kind == "unix":
-            address = f"\0program {os.getpid()} {threading.get_ident()} {len(self.listeners)}"
+            address = ""  # the kernel has a name that is nobody's
         sock.bind(address)  # trio's own would be done in a thread
         # (Stock takes a socket for connected that a full UNIX listener has refused.)
         full = self.world.backend == harness.EPOLL

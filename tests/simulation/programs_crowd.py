@@ -10,10 +10,8 @@ Stock trio spins beside a full receiver, so there is no crowd on the machine's o
 from __future__ import annotations
 
 import itertools
-import os
 import socket as stdlib_socket
 import struct
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +71,8 @@ class Crowd:
         self.limit = datagrams_queued()
         self.ffi, self.lib = load_extension()
         self.receiver = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM)
-        self.address = f"\0crowd {os.getpid()} {threading.get_ident()}"
-        self.receiver.bind(self.address)
+        self.receiver.bind("")  # the kernel has a name that is nobody's
+        self.address = self.receiver.getsockname()
         self.senders = [
             trio.socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM)
             for _ in range(min(count, SENDERS_MAX))
