@@ -67,6 +67,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 import children
 import machine_speed
+from exception_groups import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -237,17 +238,12 @@ class Outcome(NamedTuple):
 
 def types_in(exc: BaseException) -> set[str]:
     """The types of an exception, or of all in a group."""
-    inner = getattr(exc, "exceptions", None)
-    if inner is None:
-        return {type(exc).__name__}
-    return {name for each in inner for name in types_in(each)}
+    return {type(leaf).__name__ for leaf in leaves(exc)}
 
 
 def words_of(exc: BaseException) -> str:
     """The first line of an exception, or of the first in a group."""
-    while inner := getattr(exc, "exceptions", None):
-        exc = inner[0]
-    return str(exc).partition("\n")[0][:SAID_MAX]
+    return str(leaves(exc)[0]).partition("\n")[0][:SAID_MAX]
 
 
 @contextlib.contextmanager

@@ -39,6 +39,8 @@ import harness
 import kernel_table
 import scenarios
 import trio
+from exception_groups import leaves
+from scenarios import evenly
 
 import uring_trio
 from uring_trio import _probe
@@ -259,7 +261,7 @@ def ended(scenario: scenarios.Scenario) -> End:
         end.errors = [(type(each), getattr(each, "errno", None), str(each)) for each in found]
         # Then trio asserts much, for itself.
         is_lost = any(isinstance(each, trio.TrioInternalError) for each in found)
-        for leaf in scenarios.leaves(exc):
+        for leaf in leaves(exc):
             is_exit = isinstance(leaf, (trio.Cancelled, KeyboardInterrupt))
             if isinstance(leaf, (trio.TooSlowError, harness.BooksError)):
                 end.problems.append(f"{type(leaf).__name__}: {leaf}")
@@ -303,15 +305,6 @@ class Report:
         return json.dumps(
             {"problems": self.problems, "ends": self.ends, "slowest": self.slowest[::-1]}
         )
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """Of 1 to *count* at most so many, with the first and the last."""
-    if count <= most:
-        return list(range(1, count + 1))
-    if most == 1:
-        return [(count + 1) // 2]
-    return sorted({1 + round(each * (count - 1) / (most - 1)) for each in range(most)})
 
 
 def failures(

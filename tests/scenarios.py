@@ -15,6 +15,7 @@ consequence of an error, or of a cancel, somewhere else.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import socket as stdlib_socket
@@ -248,6 +249,49 @@ async def tls(course: Course) -> None:
                             raise Lost("an end in order, too early")
                         received += chunk
                     assert received == data
+
+
+async def drain(course: Course) -> None:
+    """A server of streams that ends in order: no new clients, and time for those it has."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = listeners[0].socket.getsockname()
+
+    async def part_serve(stream: trio.SocketStream) -> None:
+        async for chunk in stream:
+            await stream.send_all(chunk)
+
+    async def part_client(before: trio.Event, after: trio.Event) -> None:
+        """It says something, and more when nobody new is let in."""
+        sock = await course.again(connected, stdlib_socket.AF_INET, address)
+        async with trio.SocketStream(sock) as stream, trio.open_nursery() as nursery:
+            await stream.send_all(SMALL)
+            assert await receive_exactly(course, stream, len(SMALL)) == SMALL
+            before.set()
+            await after.wait()
+            nursery.start_soon(stream.send_all, LARGE)
+            assert await receive_exactly(course, stream, len(LARGE)) == LARGE
+            await stream.send_eof()
+            assert await course.again(stream.receive_some) == b""
+
+    async with trio.open_nursery() as connections:
+        idle = await course.again(connected, stdlib_socket.AF_INET, address)
+        async with trio.SocketStream(idle) as silent:
+            async with trio.open_nursery() as clients:
+                async with trio.open_nursery() as accepting:
+                    serve = functools.partial(
+                        trio.serve_listeners, part_serve, listeners, handler_nursery=connections
+                    )
+                    accepting.start_soon(serve)
+                    served, closed = [trio.Event(), trio.Event()], trio.Event()
+                    for event in served:
+                        clients.start_soon(part_client, event, closed)
+                    for event in served:
+                        await event.wait()
+                    accepting.cancel_scope.cancel()
+                closed.set()
+            # Whoever is there yet has had its time.
+            connections.cancel_scope.deadline = trio.current_time()
+            assert await course.again(silent.receive_some) == b""
 
 
 # ---- datagrams and descriptors -------------------------------------------------------------
@@ -486,6 +530,69 @@ async def server_tcp(course: Course) -> None:
     await served(course, handler, client, starts=2)
 
 
+async def exchange(
+    course: Course, handler: Recorder, stream: trio.SocketStream, data: bytes
+) -> None:
+    """Have this come back."""
+    try:
+        await stream.send_all(data)
+        assert await receive_exactly(course, stream, len(data)) == data
+    except (Lost, trio.BrokenResourceError) as exc:
+        raise told(handler, str(exc)) from None
+
+
+async def reload(course: Course, workers: int) -> None:
+    """A new server takes the address over from the old one, while clients are served."""
+    handlers = [Recorder(on_read=gain_tools.echo) for _ in range(2)]
+    config = gain.Config(workers=workers, reuse_port=True)
+    old, new = (gain.Server(handler, config) for handler in handlers)
+    over = trio.Event()
+
+    async def part_old(*, task_status: trio.TaskStatus[None]) -> None:
+        await course.serve(old, gain_tools.LOOPBACK, task_status=task_status)
+        over.set()
+
+    async def part_meanwhile() -> None:
+        """Whoever waits for the old one's accept when that ends is refused, and comes again."""
+        while True:
+            was_over = over.is_set()
+            try:
+                await ask(course, handlers[1], new)
+                return
+            except (Lost, OSError):
+                if was_over:
+                    raise
+
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(part_old)
+            address = address_of(old)
+            sock = await course.again(connected, stdlib_socket.AF_INET, tuple(address))
+            async with trio.SocketStream(sock) as stream, trio.open_nursery() as clients:
+                await exchange(course, handlers[0], stream, SMALL)
+                await nursery.start(course.serve, new, f"tcp://{address}")
+                clients.start_soon(part_meanwhile)
+                await exchange(course, handlers[0], stream, LARGE)
+                old.async_shutdown(1)
+                assert await course.again(stream.receive_some) == b""
+            await over.wait()
+            await ask(course, handlers[1], new)
+            new.async_shutdown(1)
+    finally:
+        for server, handler in zip((old, new), handlers, strict=True):
+            gain_tools.assert_ended(server, handler)
+
+
+async def server_reload(course: Course) -> None:
+    """Both with one worker, in this run."""
+    await reload(course, 1)
+
+
+async def server_reload_threads(course: Course) -> None:
+    """Both with two, in threads."""
+    await reload(course, 2)
+
+
 async def server_large(course: Course) -> None:
     """Messages so large that a connection goes over to polls, and its output waits."""
     handler = Recorder(on_read=gain_tools.echo)
@@ -616,10 +723,13 @@ def run(
         harness.run_raw(backend, audited, backend, body, instruments=instruments)
 
 
-def leaves(exc: BaseException) -> list[BaseException]:
-    """What a group holds, or it alone."""
-    parts = getattr(exc, "exceptions", None)
-    return [exc] if parts is None else [leaf for part in parts for leaf in leaves(part)]
+def evenly(count: int, most: int) -> list[int]:
+    """Of 1 to *count* at most so many, with the first and the last."""
+    if count <= most:
+        return list(range(1, count + 1))
+    if most == 1:
+        return [(count + 1) // 2]
+    return sorted({1 + round(each * (count - 1) / (most - 1)) for each in range(most)})
 
 
 # ---- the table -----------------------------------------------------------------------------
@@ -659,6 +769,7 @@ SCENARIOS: dict[str, Scenario] = {
     "connects": Scenario(connects, ring_only=True),
     "blocked senders": Scenario(blocked_senders, plain=True),
     "tls": Scenario(tls),
+    "drain": Scenario(drain),
     "datagrams": Scenario(datagrams, plain=True),
     "full receiver": Scenario(full_receiver),
     "passed descriptors": Scenario(passed_descriptors, plain=True),
@@ -671,6 +782,8 @@ SCENARIOS: dict[str, Scenario] = {
     "server tls": Scenario(server_tls, ring_only=True, sound=RECEIVING),
     "server async": Scenario(server_async, ring_only=True, sound=RECEIVING),
     "server threads": Scenario(server_threads, ring_only=True, sound=RECEIVING),
+    "server reload": Scenario(server_reload, ring_only=True, sound=RECEIVING),
+    "server reload threads": Scenario(server_reload_threads, ring_only=True, sound=RECEIVING),
     "server datagrams": Scenario(server_datagrams, ring_only=True),
     "server datagrams everywhere": Scenario(server_datagrams_everywhere, ring_only=True),
     "guest server": Scenario(server_tcp, hosted=True, ring_only=True, sound=(*EVENTFD, *RECEIVING)),

@@ -20,6 +20,7 @@ import harness
 import kernel_workers
 import machine_speed
 import trio
+from exception_groups import leaves
 
 import uring_trio
 from peers.books import Burnt, Early, Handed, Left, Lost, Strange, Stuck
@@ -336,9 +337,9 @@ def vain(call: Call) -> bool:
 
 def sole(exc: Exception) -> Exception:
     """The exception, out of the groups that a server's nursery puts around it."""
-    while isinstance(getattr(exc, "exceptions", None), tuple):
-        exc = exc.exceptions[0]  # type: ignore[attr-defined]
-    return exc
+    first = leaves(exc)[0]
+    assert isinstance(first, Exception)  # a group of them holds no others
+    return first
 
 
 # ---- around the run ----------------------------------------------------------------------
