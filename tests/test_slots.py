@@ -152,6 +152,13 @@ def test_a_taker_that_is_there_twice_is_taken_off_once(slots: Slots) -> None:
     assert taking(slots) == []
 
 
+def test_a_taker_may_be_taken_off_when_all_are_forgotten(slots: Slots) -> None:
+    """A run that was lost ends before its tasks do."""
+    with slots.taking(lambda _records: None):
+        slots.forget()
+    assert slots.takers == ()
+
+
 def test_at_the_end_each_slot_ends_once_and_nobody_is_told(slots: Slots, ring: FakeRing) -> None:
     withdrawn, cancelled, done, early = enter(slots, 0, 1, 2, 3)
     ring.queued = {0}

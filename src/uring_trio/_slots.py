@@ -155,7 +155,9 @@ class Slots:
             yield
         finally:
             takers = list(self.takers)
-            takers.remove(take)
+            # A lost run has forgotten them all; its tasks are closed later, by a finalizer.
+            with contextlib.suppress(ValueError):
+                takers.remove(take)
             self.takers = tuple(takers)
 
     def deliver(self, records: Iterable[Record]) -> None:
