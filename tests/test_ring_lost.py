@@ -378,3 +378,30 @@ def test_a_kernel_without_memory_for_a_moment_costs_none_of_ours() -> None:
     """The ring is lost, and what it works on is not given up: it is asked again to let go."""
     done = sandbox.run_python("NONE", MANY)
     assert done.stdout == f"{errno.ENOMEM}\n0 0\n", done.stderr
+
+
+UNWAKEABLE = """
+import errno, time, trio, uring_trio
+from uring_trio._polls import Polls
+
+begin = Polls.begin
+
+def refuse(*args):  # the first: trio's own
+    Polls.begin = begin
+    raise OSError(errno.ENOMEM, "no memory")
+
+async def main():
+    await trio.to_thread.run_sync(time.sleep, 0.1)
+
+Polls.begin = refuse
+try:
+    uring_trio.run(main, backend="io_uring")
+except trio.TrioInternalError as exc:
+    print(exc.__cause__.errno)
+"""
+
+
+def test_a_run_that_no_thread_can_wake_ends() -> None:
+    """It would sleep for ever beside the thread that it waits for."""
+    done = sandbox.run_python("NONE", UNWAKEABLE)
+    assert done.stdout == f"{errno.ENOMEM}\n", done.stderr

@@ -56,7 +56,7 @@ from uring_trio._polls import Poll, Polls
 from uring_trio._process import in_child
 from uring_trio._slots import NOTHING_TO_READ, Slots
 from uring_trio._statistics import IOStatistics, take_statistics
-from uring_trio._trio_private import make_waker, manager_of, park, run_context, runner_of
+from uring_trio._trio_private import is_wakeup, make_waker, manager_of, park, run_context, runner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -215,13 +215,24 @@ class UringIOManager:
 
     async def wait_readable(self, fd: Any) -> None:
         """Sleep until *fd* is readable; see `trio.lowlevel.wait_readable`."""
-        poll = self.polls.begin(fd, POLLIN)
+        try:
+            poll = self.polls.begin(fd, POLLIN)
+        except OSError as exc:
+            if is_wakeup(fd):
+                self._lose_wakeup(exc)
+            raise
         self.polls.end(poll, await park(poll.trap))
 
     async def wait_writable(self, fd: Any) -> None:
         """Sleep until *fd* is writable; see `trio.lowlevel.wait_writable`."""
         poll = self.polls.begin(fd, POLLOUT)
         self.polls.end(poll, await park(poll.trap))
+
+    def _lose_wakeup(self, exc: OSError) -> None:
+        """End the run: it would sleep for ever beside a thread that it waits for."""
+        lost = trio.TrioInternalError(f"no thread can wake this run any more: {exc}")
+        lost.__cause__ = exc
+        self.slots.fail(lost)
 
     # ---- operations -------------------------------------------------------------------
 

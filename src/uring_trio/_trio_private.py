@@ -161,6 +161,12 @@ def bound_socket_type() -> Any:
     return _socket._SocketType
 
 
+def is_wakeup(fd: Any) -> bool:
+    """Whether this is what trio itself waits on, so that other threads can wake the run."""
+    wakeup = getattr(getattr(run_context.runner, "entry_queue", None), "wakeup", None)
+    return wakeup is not None and getattr(wakeup, "wakeup_sock", None) is fd
+
+
 def current_runner() -> Any:
     """The runner of this thread's run.
 
@@ -190,6 +196,7 @@ def make_waker(runner: Any) -> Callable[[Any, Any], None]:
     # Instruments is a UserDict, whose ``in`` is a Python function (0.1 us); its dict's is not.
     hooks = getattr(instruments, "data", instruments)
 
+    @trio.lowlevel.enable_ki_protection
     def wake(task: Any, value: Any) -> None:
         # What Runner.reschedule does, without an Outcome around the value.
         task._next_send_fn = task.coro.send
@@ -200,9 +207,11 @@ def make_waker(runner: Any) -> Callable[[Any, Any], None]:
         if "task_scheduled" in hooks:
             instruments.call("task_scheduled", task)
 
+    @trio.lowlevel.enable_ki_protection
     def wake_plainly(task: Any, value: Any) -> None:
         runner.reschedule(task, value)
 
+    @trio.lowlevel.enable_ki_protection
     def wake_guest(task: Any, value: Any) -> None:
         if not runq:
             runner.force_guest_tick_asap()
