@@ -101,7 +101,7 @@ class Way(Course):
 class Whole(Way):
     """The scenario is cancelled."""
 
-    errors = (*CONSEQUENCES, trio.Cancelled)
+    errors: tuple[type[BaseException], ...] = (*CONSEQUENCES, trio.Cancelled)
 
     def act(self) -> None:
         self.scope.cancel()

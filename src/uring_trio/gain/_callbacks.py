@@ -113,6 +113,12 @@ class Host(Protocol):
     def ended_elsewhere(self, name: str, exc: Exception | None) -> None: ...
 
 
+@trio.lowlevel.disable_ki_protection
+async def interruptible(async_fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Call what is a user's: a KeyboardInterrupt may come in it, and not in what is around it."""
+    await async_fn(*args)
+
+
 class Elsewhere:
     """Runs callbacks as tasks and in threads, for one worker.
 
@@ -160,6 +166,7 @@ class Elsewhere:
         else:
             self._nursery.start_soon(self._run_async, host, name, function, args)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_async(
         self, host: Host, name: str, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> None:
@@ -170,7 +177,7 @@ class Elsewhere:
                 try:
                     # What it would be told of went with the connection.
                     if host.may_tell(name):
-                        await function(*args)
+                        await interruptible(function, args)
                 finally:
                     self._scopes.discard(scope)
         except Exception as exc:  # noqa: BLE001 - logged, and told in on_close
@@ -181,6 +188,7 @@ class Elsewhere:
         finally:
             host.ended_elsewhere(name, raised)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_on_close(
         self, host: Host, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> None:
@@ -191,7 +199,7 @@ class Elsewhere:
                 scope.deadline = trio.current_time() + self._deadline_s
                 self._closing.add(scope)
                 try:
-                    await function(*args)
+                    await interruptible(function, args)
                 finally:
                     self._closing.discard(scope)
             if scope.cancelled_caught:
@@ -209,6 +217,7 @@ class Elsewhere:
         finally:
             host.ended_elsewhere("on_close", raised)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_in_thread(
         self, host: Host, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> None:
@@ -279,6 +288,7 @@ class Tasks:
         """The connection is closed."""
         self._scope.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _host(self) -> None:
         try:
             with self._scope:
@@ -300,9 +310,10 @@ class Tasks:
                 self._failed("a task", alone(raised) or raised)
             raise rest from None
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self, async_fn: Any, args: tuple[Any, ...]) -> None:
         try:
-            await async_fn(*args)
+            await interruptible(async_fn, args)
         finally:
             self.running -= 1
             self._ended()

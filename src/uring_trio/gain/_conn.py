@@ -6,11 +6,12 @@ They hold no state but `context`, which is the user's: see `_connection` and `_d
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import socket
 import struct
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
 
 
 INPUT_OPEN, OPEN, FULL = Input.OPEN, Output.OPEN, Output.FULL
+T = TypeVar("T")
+
 READ_FROM_SIZE = 64 << 10  # bytes that one read() of a stream's read_from() asks for
 # Bytes: 65,535 of an IPv4 packet, less 20 for its header and 8 for UDP's.
 DATAGRAM_SIZE_MAX = 65_507
@@ -75,6 +78,19 @@ READ_SIZE = 16 << 10  # bytes that one read() of read_from() asks for
 TAKING = ("next", "read", "peek", "read_into", "discard", "write_to")
 
 
+def protected(cls: type[T]) -> type[T]:
+    """A KeyboardInterrupt comes before a method or after it, and not in the middle of it.
+
+    A task of a user's may call them, and what they note is the worker's. It costs nothing:
+    trio asks for the code where a signal finds it.
+    """
+    for method in vars(cls).values():
+        if inspect.isfunction(method):
+            trio.lowlevel.enable_ki_protection(method)
+    return cls
+
+
+@protected
 class Handle:
     """Input that is taken, and a socket with options; see `Conn` and `DatagramConn`.
 
@@ -281,6 +297,7 @@ def check(owner: Owner, name: str, *, alive: bool = True) -> None:
             raise ConnectionClosed(f"{name}: the connection is closed")
 
 
+@protected
 class Conn(Handle):
     """A connection of a callback server; made by the server.
 
@@ -549,6 +566,7 @@ def set_deadlines(
         connection.set_deadline(kind, seconds)
 
 
+@protected
 class DatagramConn(Handle):
     """One datagram, and the way back to its sender; made by the server.
 

@@ -176,6 +176,7 @@ class WorkerClock:
         """Whether it is."""
         return key in self._timers
 
+    @trio.lowlevel.enable_ki_protection
     async def _watch(self) -> None:
         while (deadline := self._timers.next_deadline()) < math.inf:
             with trio.CancelScope(deadline=deadline) as self._scope:

@@ -378,6 +378,7 @@ class Serving:
         elif not self._tell(news, *args):
             self._order_abort(worker)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_worker(self, worker: Worker) -> None:
         _runs_in.set(self)
         async with trio.open_nursery() as nursery:
@@ -398,6 +399,7 @@ class Serving:
             await result
         self._report(self.workers[0], self._on_start_over.set)
 
+    @trio.lowlevel.enable_ki_protection
     async def _listen(self, worker: Worker, assign: Callable[[Address], Worker] | None) -> None:
         for listener in self._take(worker):
             worker.listen(listener, assign)

@@ -138,6 +138,7 @@ class Worker:
 
     # ---- the loop ------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until a shutdown has come to its end; see the top of this module.
 
