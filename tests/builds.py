@@ -81,6 +81,7 @@ unsigned fail_alloc_count(void);
 int64_t fail_alloc_live(void);
 const struct ut_kernel *fail_calls_over(const struct ut_kernel *real);
 void fail_calls_at(unsigned place, unsigned nth, unsigned times, int error);
+void fail_calls_also(unsigned place, unsigned nth, unsigned times, int error);
 unsigned fail_calls_made(unsigned place);
 unsigned fail_calls_failed(void);
 int64_t fail_calls_mapped(void);

@@ -1,10 +1,12 @@
 """Runs scenarios with one call of the kernel's, or one allocation of ours, failing: each in turn.
 
-``python fail_everywhere.py SCENARIO ... [--most N] [--only CALL] [--times N]`` is what
-`test_fail_everywhere` starts, in a process of its own: it has an extension of `builds`, and may
+``python fail_everywhere.py SCENARIO ... [--most N] [--pairs N] [--cut-off N] [--only CALL]
+[--times N]`` is what `test_fail_everywhere` starts, in a process of its own: it has an extension of `builds`, and may
 be ended by an assertion in C. The last line of stdout is what was found, as JSON; the
 lines before it name what is about to be done, for whoever has to find out why there is no last
-one. ``--most`` takes so many of each kind of failure, evenly, and more of the allocations.
+one. ``--most`` takes so many of each kind of failure, evenly, and more of the allocations;
+``--pairs`` so many times two failures in one run, drawn by seed, and ``--cut-off`` so many points
+at which the run is cancelled and the very next enter, or allocation, fails.
 
 A run with a failure ends in one of two ways: with the scenario's result, as if nothing had been;
 or with an error that says what has failed. `HARMLESS` are failures after which the run goes on,
@@ -20,9 +22,11 @@ import contextlib
 import errno
 import faulthandler
 import gc
+import itertools
 import json
 import logging
 import os
+import random
 import sys
 import threading
 import time
@@ -30,16 +34,18 @@ import traceback
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import builds
+import cut_off
 import gain_tools
 import harness
 import kernel_table
 import scenarios
 import trio
-from exception_groups import leaves
+from exception_groups import everything_in, leaves
 from scenarios import evenly
 
 import uring_trio
@@ -56,6 +62,14 @@ VARIANT = "alloc"
 _, LIB = load_extension()
 
 UNRAISED = "raised where nobody could take it"
+
+# How a run ends.
+NOT_REACHED, AN_ERROR, THE_RESULT = "not reached", "an error", "the result"
+# Kinds of failures besides those of one call with one error.
+PAIR, CUT_OFF = "two", "cut off"
+
+# trio's own files, and ours.
+TRIO, OURS = str(Path(trio.__file__).parent), str(Path(uring_trio.__file__).parent)
 
 # Of the few allocations more are tried.
 ALLOCATIONS_FOR_A_CALL = 4
@@ -100,6 +114,8 @@ HARMFUL: dict[str, tuple[str, ...]] = {
     "queued": ("EINVAL",),
     "mode": ("ENOMEM",),
 }
+# Calls with which a run's ring begins, in each run in the same way.
+BEGINNING = ("setup", "register_op", "map", "allocate")
 # Errors that a run may end with, and what follows from them for others.
 CLEAR: tuple[type[BaseException], ...] = (
     *(OSError, MemoryError, trio.TrioInternalError, uring_trio.UringUnavailable),
@@ -121,20 +137,24 @@ class Failure:
     def harmless(self) -> bool:
         return self.error in HARMLESS.get(self.call, ())
 
-    def begin(self) -> None:
-        if self.call == ALLOCATION:
-            LIB.fail_alloc_at(self.nth)
-        else:
-            LIB.fail_calls_at(PLACES[self.call], self.nth, self.times, getattr(errno, self.error))
+    @property
+    def kind(self) -> str:
+        return f"{self.call} {self.error}"
 
     def __str__(self) -> str:
         return f"{self.call} {self.nth} x{self.times}: {self.error}"
 
 
-def begin_none() -> None:
-    """Count, and have nothing fail."""
+def begin(*failures: Failure) -> None:
+    """Count from now on, and have these fail: one allocation at most."""
     LIB.fail_alloc_at(0)
     LIB.fail_calls_at(0, 0, 0, 0)
+    for each in failures:
+        if each.call == ALLOCATION:
+            LIB.fail_alloc_at(each.nth)
+        else:
+            number = getattr(errno, each.error)
+            LIB.fail_calls_also(PLACES[each.call], each.nth, each.times, number)
 
 
 def has_failed() -> bool:
@@ -166,45 +186,55 @@ class End:
     errors: list[tuple[type[BaseException], int | None, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether trio was: its tasks are in the middle of something."""
+        return any(issubclass(kind, trio.TrioInternalError) for kind, _, _ in self.errors)
 
-def run(scenario: scenarios.Scenario) -> None:
-    scenarios.run(harness.RING, scenario, lambda: scenario.body(scenarios.Course()))
 
-
-def everything_in(exc: BaseException | None) -> Iterator[BaseException]:
-    """It, what it groups, and what has led to each."""
-    seen: set[int] = set()
-    left = [exc]
-    while left:
-        each = left.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        parts = getattr(each, "exceptions", None)
-        if parts is None:
-            yield each
-        else:
-            left.extend(parts)
-        left += [each.__cause__, each.__context__]
+def run(scenario: scenarios.Scenario, way: cut_off.Way | None = None) -> None:
+    if way is None:
+        scenarios.run(harness.RING, scenario, lambda: scenario.body(scenarios.Course()))
+    else:
+        scenarios.run(harness.RING, scenario, lambda: way.run(scenario.body), [way.points])
 
 
 class Unraised:
     """What was raised where nobody could take it: by a finalizer, or at a thread's end."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self._told: list[tuple[str, bool]] = []
         sys.unraisablehook = self.note
         threading.excepthook = self.note
 
     def note(self, args: Any) -> None:
-        words = "".join(
-            traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback)
-        )
-        self.told.append(f"{UNRAISED}: {words}")
+        words = traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback)
+        told = f"{UNRAISED}: {''.join(words)}"
+        self._told.append((told, is_of_a_lost_run(args.exc_value)))
 
-    def take(self) -> list[str]:
-        taken, self.told = self.told, []
-        return taken
+    def take(self, *, is_lost: bool) -> list[str]:
+        """All of it, but what there has to be where a run was lost."""
+        taken, self._told = self._told, []
+        return [words for words, is_usual in taken if not (is_lost and is_usual)]
+
+
+def is_of_a_lost_run(exc: BaseException | None) -> bool:
+    """Whether it is raised since tasks end in the middle of something, and in no run."""
+    if exc is None or is_raised_in(OURS, exc):
+        return False
+    # Files of theirs, coroutines that wait for something while they are closed, and what that
+    # leads to.
+    return (
+        isinstance(exc, ResourceWarning)
+        or "coroutine ignored GeneratorExit" in str(exc)
+        or is_raised_in(TRIO, exc)
+        or any(isinstance(each, GeneratorExit) for each in everything_in(exc))
+    )
+
+
+def is_raised_in(folder: str, exc: BaseException) -> bool:
+    frames = traceback.extract_tb(exc.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(folder)
 
 
 def forget_trios_locks() -> None:
@@ -229,7 +259,7 @@ class Books:
             "blocks": int(LIB.fail_alloc_live()),
         }
 
-    def problems(self) -> list[str]:
+    def problems(self, *, is_lost: bool = False) -> list[str]:
         forget_trios_locks()
         gc.collect()  # what a lost run has left is not to be found by a later one
         deadline = time.monotonic() + harness.FDS_TIMEOUT_S
@@ -246,31 +276,41 @@ class Books:
                 break
             gc.collect()
             time.sleep(0.002)
+        gc.collect()  # what a thread had that has ended meanwhile
         if found:
             self.before, self.threads = self.now(), gain_tools.busy_threads()
-        return found + self.unraised.take()
+        return found + self.unraised.take(is_lost=is_lost)
 
 
-def ended(scenario: scenarios.Scenario) -> End:
+def ended(scenario: scenarios.Scenario, way: cut_off.Way | None = None) -> End:
     """Run it: how it ended."""
     end = End()
+    clear = CLEAR if way is None else (*CLEAR, *way.errors)
     try:
-        run(scenario)
+        run(scenario, way)
     except BaseException as exc:  # noqa: BLE001  it is told as a whole
         found = list(everything_in(exc))
         end.errors = [(type(each), getattr(each, "errno", None), str(each)) for each in found]
-        # Then trio asserts much, for itself.
-        is_lost = any(isinstance(each, trio.TrioInternalError) for each in found)
         for leaf in leaves(exc):
-            is_exit = isinstance(leaf, (trio.Cancelled, KeyboardInterrupt))
             if isinstance(leaf, (trio.TooSlowError, harness.BooksError)):
                 end.problems.append(f"{type(leaf).__name__}: {leaf}")
-            elif is_exit or not (is_lost or isinstance(leaf, CLEAR)):
-                where = "".join(traceback.format_exception(type(leaf), leaf, leaf.__traceback__))
-                end.problems.append(f"not a clear error: {where}")
-        if not isinstance(exc, Exception):
+            elif not isinstance(leaf, clear):
+                end.problems.append(f"not a clear error: {words_of(leaf)}")
+        if end.is_lost:
+            # Its tasks have not ended, and trio asserts that they have.
+            end.problems += [
+                f"not a clear error of a lost run: {words_of(each)}"
+                for each in found
+                if not isinstance(each, clear)
+                and not (isinstance(each, AssertionError) and is_raised_in(TRIO, each))
+            ]
+        if way is None and not isinstance(exc, Exception):
             end.problems.append(f"no Exception: {exc!r}")
     return end
+
+
+def words_of(exc: BaseException) -> str:
+    return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
 
 
 def names_the_failure(end: End, failure: Failure) -> bool:
@@ -307,63 +347,153 @@ class Report:
         )
 
 
-def failures(
-    scenario: scenarios.Scenario, made: dict[str, int], most: int, times: int, only: str
-) -> Iterator[Failure]:
-    for call, count in made.items():
-        if only not in ("", call) or call in scenario.sound:
-            continue
-        if call == ALLOCATION:
-            yield from (Failure(call, nth) for nth in evenly(count, ALLOCATIONS_FOR_A_CALL * most))
-            continue
-        for error in HARMLESS.get(call, ()) + HARMFUL.get(call, ()):
-            for nth in evenly(count, most):
-                yield Failure(call, nth, error, times)
+def errors_of(call: str) -> tuple[str, ...]:
+    return ("ENOMEM",) if call == ALLOCATION else HARMLESS.get(call, ()) + HARMFUL.get(call, ())
 
 
-def fail_everywhere(
-    name: str, books: Books, report: Report, *, most: int, times: int, only: str
-) -> None:
-    scenario = scenarios.SCENARIOS[name]
-    made: Counter[str] = Counter()
-    for _ in range(2):  # the second: what is made once in a process is made
-        begin_none()
-        end = ended(scenario)
-        assert not end.errors, (name, end)
-        made = Counter(counts())
-        report.note(f"{name}, nothing fails", books.problems())
-    usual = enters()
-    for failure in failures(scenario, dict(made), most, times, only):
-        where = f"{name}, {failure}"
+class Trial:
+    """A scenario, which is run again and again; something fails each time."""
+
+    def __init__(self, name: str, books: Books, report: Report) -> None:
+        self._name = name
+        self._scenario = scenarios.SCENARIOS[name]
+        self._books, self._report = books, report
+        for _ in range(2):  # the second: what is made once in a process is made
+            begin()
+            end = ended(self._scenario)
+            assert not end.errors, (name, end)
+            made = counts()
+            report.note(f"{name}, nothing fails", books.problems())
+        self._usual = enters()
+        #: How often each call is made that may fail.
+        self.made = {
+            call: count
+            for call, count in made.items()
+            if count and errors_of(call) and call not in self._scenario.sound
+        }
+
+    def fail(self, *failures: Failure) -> None:
+        """Run it with these."""
+        where = f"{self._name}, {' and '.join(map(str, failures))}"
+        with self._watched(where):
+            begin(*failures)
+            end = ended(self._scenario)
+            happened, entered = has_failed(), enters()
+            begin()
+            problems = end.problems
+            if end.errors and not happened:
+                problems.append(f"nothing failed, and it ended with {end.errors}")
+            elif end.errors and all(each.harmless for each in failures):
+                problems.append(f"it ended with {end.errors}")
+            elif end.errors and not any(names_the_failure(end, each) for each in failures):
+                problems.append(f"nothing says what has failed: {end.errors}")
+            if entered > max(ENTERS_AT_LEAST, ENTERS_FACTOR * self._usual):
+                problems.append(f"{entered} enters, and usually {self._usual}")
+            self._note(where, end)
+        how = NOT_REACHED if not happened else AN_ERROR if end.errors else THE_RESULT
+        kind = failures[0].kind if len(failures) == 1 else PAIR
+        self._report.ends[f"{kind}: {how}"] += 1
+
+    def cut_off(self, at: int, failure: Failure) -> None:
+        """Run it until that point; there it is cancelled, and the next thing fails."""
+        where = f"{self._name}, cut off at {at}, with {failure}"
+        with self._watched(where):
+            begin()
+            # Nobody here keeps it: it knows tasks, and a lost run's are to be collected.
+            end = ended(self._scenario, CutOff(at, failure))
+            happened = has_failed()
+            begin()
+            self._note(where, end)
+        how = NOT_REACHED if not happened else AN_ERROR if end.errors else THE_RESULT
+        self._report.ends[f"{CUT_OFF}: {how}"] += 1
+
+    def points(self) -> int:
+        """How many it has."""
+        begin()
+        way = CutOff(None, Failure("enter", 0))
+        run(self._scenario, way)
+        return way.points.count
+
+    def end(self) -> None:
+        """Whatever was: the next run in this process is one as any."""
+        end = ended(self._scenario)
+        problems = [*end.problems, *map(str, end.errors), *self._books.problems()]
+        self._report.note(f"{self._name}, after all", problems)
+
+    def _note(self, where: str, end: End) -> None:
+        left = self._books.problems(is_lost=end.is_lost)
+        _probe.forget_kernel()  # of which it may have learned that it refuses rings
+        self._report.note(where, end.problems + left)
+
+    @contextlib.contextmanager
+    def _watched(self, where: str) -> Iterator[None]:
         print(where, flush=True)
         faulthandler.dump_traceback_later(4 * scenarios.BOUND_S, exit=True)
         started = time.monotonic()
-        failure.begin()
-        end = ended(scenario)
-        happened, entered = has_failed(), enters()
-        begin_none()
-        problems = end.problems
-        if end.errors and not happened:
-            problems.append(f"nothing failed, and it ended with {end.errors}")
-        elif end.errors and failure.harmless:
-            problems.append(f"it ended with {end.errors}")
-        elif end.errors and not names_the_failure(end, failure):
-            problems.append(f"nothing says what has failed: {end.errors}")
-        if entered > max(ENTERS_AT_LEAST, ENTERS_FACTOR * usual):
-            problems.append(f"{entered} enters, and usually {usual}")
-        left = books.problems()
-        if any(issubclass(kind, trio.TrioInternalError) for kind, _, _ in end.errors):
-            # Its tasks are in the middle of something, and trio's own finalizers complain.
-            left = [problem for problem in left if not problem.startswith(UNRAISED)]
-        _probe.forget_kernel()  # of which it may have learned that it refuses rings
-        report.note(where, problems + left)
-        report.took(time.monotonic() - started, where)
-        how = "not reached" if not happened else "an error" if end.errors else "the result"
-        report.ends[f"{failure.call}: {how}"] += 1
-    faulthandler.cancel_dump_traceback_later()
-    # Whatever was: the next run in this process is one as any.
-    end = ended(scenario)
-    report.note(f"{name}, after all", [*end.problems, *map(str, end.errors), *books.problems()])
+        yield
+        self._report.took(time.monotonic() - started, where)
+        faulthandler.cancel_dump_traceback_later()
+
+
+class CutOff(cut_off.Whole):
+    """It is cancelled, and something else fails at once."""
+
+    errors = (*cut_off.Whole.errors, *CLEAR)
+
+    def __init__(self, at: int | None, failure: Failure) -> None:
+        super().__init__(at)
+        self._failure = failure
+
+    def act(self) -> None:
+        begin(self._failure)
+        super().act()
+
+
+def each_of(made: dict[str, int], most: int, times: int, only: str) -> Iterator[Failure]:
+    for call, count in made.items():
+        if only in ("", call):
+            several = ALLOCATIONS_FOR_A_CALL if call == ALLOCATION else 1
+            for error in errors_of(call):
+                for nth in evenly(count, several * most):
+                    yield Failure(call, nth, error, times)
+
+
+def pairs_of(name: str, made: dict[str, int], count: int) -> Iterator[list[Failure]]:
+    """Two failures in a run, so many times; the same for the same scenario."""
+    for number in range(count):
+        draw = random.Random(f"{name} {number}")
+        chosen: list[Failure] = []
+        while len(chosen) < 2:
+            call = draw.choice(sorted(made))
+            error = draw.choice(errors_of(call))
+            if not any(each.call == ALLOCATION == call for each in chosen):
+                times = draw.choice([1, 1, 2, 3])
+                chosen.append(Failure(call, draw.randint(1, made[call]), error, times))
+        yield chosen
+
+
+#: What fails when a run is cut off, at once.
+AT_ONCE = [Failure("enter", 1, error) for error in errors_of("enter")]
+AT_ONCE.append(Failure(ALLOCATION, 1))
+
+
+def fail_everywhere(
+    name: str, books: Books, report: Report, options: argparse.Namespace, *, is_first: bool
+) -> None:
+    trial = Trial(name, books, report)
+    made = dict(trial.made)
+    if not is_first and made["setup"] == 1:
+        # It begins as the first of them did.
+        made = {call: count for call, count in made.items() if call not in BEGINNING}
+    for failure in each_of(made, options.most, options.times, options.only):
+        trial.fail(failure)
+    for pair in pairs_of(name, trial.made, options.pairs):
+        trial.fail(*pair)
+    # In turn, each point with another of them, so that all have their turn.
+    failing = itertools.cycle(AT_ONCE)
+    for at in evenly(trial.points(), options.cut_off) if options.cut_off else []:
+        trial.cut_off(at, next(failing))
+    trial.end()
 
 
 def main() -> None:
@@ -371,6 +501,8 @@ def main() -> None:
     parser.add_argument("names", nargs="+")
     parser.add_argument("--most", type=int, default=1 << 30)
     parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=0)
+    parser.add_argument("--cut-off", type=int, default=0)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     if builds.loaded() != VARIANT:
@@ -385,9 +517,7 @@ def main() -> None:
     with kernel_table.in_use(table), contextlib.suppress(BrokenPipeError):
         books = Books()
         for name in options.names:
-            fail_everywhere(
-                name, books, report, most=options.most, times=options.times, only=options.only
-            )
+            fail_everywhere(name, books, report, options, is_first=name == options.names[0])
     print(report.as_json(), flush=True)
 
 

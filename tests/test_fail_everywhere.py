@@ -1,6 +1,6 @@
 """Fail everywhere: each scenario, once for each of its calls and allocations that may fail.
 
-What is run is `fail_everywhere`, in a process of its own for each subject. Of the calls that a
+Some times two of them fail in one run, or one fails where the run is cancelled. What is run is `fail_everywhere`, in a process of its own for each subject. Of the calls that a
 scenario makes most often only some fail here; all do in the long one, also several times in a row.
 """
 
@@ -15,31 +15,62 @@ import builds
 import fail_everywhere
 import harness
 import pytest
+from fail_everywhere import AN_ERROR, BEGINNING, HARMFUL, NOT_REACHED, THE_RESULT
 from marks import needs_ring
 from scenarios import SCENARIOS
 
 pytestmark = needs_ring
 
+ENDS = (NOT_REACHED, AN_ERROR, THE_RESULT)
 PROGRAM = str(Path(fail_everywhere.__file__))
 
 #: What is run in one process.
 SUBJECTS = {
-    "streams": ("echo", "connects", "blocked senders", "tls"),
+    "streams": ("echo", "connects", "blocked senders", "tls", "drain"),
     "datagrams": ("datagrams", "full receiver", "passed descriptors"),
     "files": ("files", "anyio"),
     "guests": ("guest echo", "guest files", "guest server"),
     "servers": ("server tcp", "server large", "server tls", "server async", "server threads"),
+    "servers that take over": ("server reload", "server reload threads"),
     "datagram servers": ("server datagrams", "server datagrams everywhere"),
 }
 # On an idle machine the longest takes 9 s.
 TIMEOUT_S, LONG_TIMEOUT_S = 45 * harness.SLOWNESS, 1800
 
-# Of each kind of failure that a scenario can have.
-SAMPLE = 2
+# Of each kind of failure that a scenario can have; of two failures in a run, drawn by seed; and
+# of points at which the run is cancelled as well.
+SAMPLE, PAIRS, CUT_OFF = 2, 4, 6
+LONG_PAIRS = 100
+
+# Failures that somebody hears of, wherever they are tried: no other way is left.
+HEARD: tuple[str, ...] = (
+    "setup EMFILE",
+    "setup EPERM",
+    "enter EBADR",
+    "register_op EINVAL",
+    "mode ENOMEM",
+)
+HEARD += ("shutdown ENOTCONN", "read EIO", "write EIO", "write EPIPE", "connect ENOMEM")
+HEARD += ("connect ECONNREFUSED",)
+# Calls without which, or with another way instead, a run has its result all the same; once.
+OVERCOME: tuple[str, ...] = (
+    "map",
+    "allocate",
+    "getsockopt",
+    "setsockopt",
+    "sendto",
+    "sendmsg",
+    "recvfrom",
+)
+OVERCOME += ("recvmsg",)
 
 
-def run(*arguments: str, timeout_s: float) -> None:
-    """Run the program: it must find nothing."""
+def run(*arguments: str, timeout_s: float) -> dict[str, dict[str, int]]:
+    """Run the program: it must find nothing.
+
+    Returns:
+      By kind of failure: how often it ended in which way.
+    """
     ended = subprocess.run(
         [sys.executable, PROGRAM, *arguments],
         env=builds.environment(fail_everywhere.VARIANT),
@@ -52,10 +83,14 @@ def run(*arguments: str, timeout_s: float) -> None:
     assert ended.returncode == 0, f"{lines[-1:]} {ended.stderr}"
     found = json.loads(lines[-1])
     assert found["problems"] == []
+    kinds: dict[str, dict[str, int]] = {}
+    for kind_and_end, count in found["ends"].items():
+        kind, _, end = kind_and_end.partition(": ")
+        kinds.setdefault(kind, dict.fromkeys(ENDS, 0))[end] = count
     # Else nothing has failed, and nothing was tried.
-    ends = found["ends"]
-    assert sum(n for end, n in ends.items() if end.endswith("an error")) > 0
-    assert sum(n for end, n in ends.items() if end.endswith("the result")) > 0
+    assert [kind for kind, ends in kinds.items() if sum(ends.values()) == ends[NOT_REACHED]] == []
+    assert [kind for kind in HEARD if kind in kinds and not kinds[kind][AN_ERROR]] == []
+    return kinds
 
 
 def test_each_scenario_has_its_subject() -> None:
@@ -65,7 +100,18 @@ def test_each_scenario_has_its_subject() -> None:
 @pytest.mark.timeout(TIMEOUT_S + 10)
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_some_calls_and_most_allocations_fail(subject: str) -> None:
-    run(*SUBJECTS[subject], "--most", str(SAMPLE), timeout_s=TIMEOUT_S)
+    kinds = run(
+        *SUBJECTS[subject],
+        *("--most", str(SAMPLE), "--pairs", str(PAIRS), "--cut-off", str(CUT_OFF)),
+        timeout_s=TIMEOUT_S,
+    )
+    assert {kind for kind in HEARD if kind.split()[0] in BEGINNING} <= kinds.keys()
+    # A server's client is not told why its accept waits, and it is served all the same.
+    in_order = OVERCOME if "server" not in subject else (*OVERCOME, "accept4")
+    told = {kind for kind, ends in kinds.items() if ends[AN_ERROR]}
+    assert [kind for kind in told if kind.split()[0] in in_order] == []
+    if "accept4 EMFILE" in kinds and "server" not in subject:
+        assert {f"accept4 {error}" for error in HARMFUL["accept4"]} <= told
 
 
 @pytest.mark.long
@@ -74,3 +120,11 @@ def test_some_calls_and_most_allocations_fail(subject: str) -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_each_call_fails(name: str, times: int) -> None:
     run(name, "--times", str(times), timeout_s=LONG_TIMEOUT_S)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(LONG_TIMEOUT_S)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_fail_or_one_and_a_cancel(name: str) -> None:
+    more = ("--pairs", str(LONG_PAIRS), "--cut-off", str(LONG_PAIRS))
+    run(name, "--most", "1", *more, timeout_s=LONG_TIMEOUT_S)

@@ -17,21 +17,32 @@ static const struct ut_kernel *behind;
 static unsigned made[CALLS];
 static unsigned failed;
 static int64_t mapped;
-static struct {
+/* What is to fail. */
+static struct plan {
     unsigned place, first, times;
     int error;
-} plan;
+} plans[FAIL_CALLS_MAX];
 
 void fail_calls_at(unsigned place, unsigned nth, unsigned times, int error)
 {
-    plan.times = 0;
+    for (unsigned i = 0; i < FAIL_CALLS_MAX; i++)
+        __atomic_store_n(&plans[i].times, 0, __ATOMIC_RELAXED);
     for (unsigned i = 0; i < CALLS; i++)
         __atomic_store_n(&made[i], 0, __ATOMIC_RELAXED);
     __atomic_store_n(&failed, 0, __ATOMIC_RELAXED);
-    plan.place = place;
-    plan.first = nth;
-    plan.error = error;
-    __atomic_store_n(&plan.times, times, __ATOMIC_RELEASE);
+    fail_calls_also(place, nth, times, error);
+}
+
+void fail_calls_also(unsigned place, unsigned nth, unsigned times, int error)
+{
+    struct plan *plan = plans;
+    while (__atomic_load_n(&plan->times, __ATOMIC_RELAXED) != 0)
+        if (++plan == plans + FAIL_CALLS_MAX)
+            return;
+    plan->place = place;
+    plan->first = nth;
+    plan->error = error;
+    __atomic_store_n(&plan->times, times, __ATOMIC_RELEASE);
 }
 
 unsigned fail_calls_made(unsigned place)
@@ -53,13 +64,16 @@ int64_t fail_calls_mapped(void)
 static int count_but(unsigned place, int not)
 {
     unsigned number = __atomic_add_fetch(&made[place], 1, __ATOMIC_RELAXED);
-    unsigned times = __atomic_load_n(&plan.times, __ATOMIC_ACQUIRE);
-    if (times == 0 || place != plan.place || number < plan.first || number - plan.first >= times)
-        return 0;
-    if (plan.error == not)
-        return 0;
-    __atomic_add_fetch(&failed, 1, __ATOMIC_RELAXED);
-    return -plan.error;
+    for (const struct plan *plan = plans; plan < plans + FAIL_CALLS_MAX; plan++) {
+        unsigned times = __atomic_load_n(&plan->times, __ATOMIC_ACQUIRE);
+        if (times == 0 || place != plan->place || plan->error == not)
+            continue;
+        if (number < plan->first || number - plan->first >= times)
+            continue;
+        __atomic_add_fetch(&failed, 1, __ATOMIC_RELAXED);
+        return -plan->error;
+    }
+    return 0;
 }
 
 static int count(unsigned place)
