@@ -220,7 +220,9 @@ class Unraised:
 
 def is_of_a_lost_run(exc: BaseException | None) -> bool:
     """Whether it is raised since tasks end in the middle of something, and in no run."""
-    if exc is None or is_raised_in(OURS, exc):
+    if exc is None:
+        return False
+    if is_raised_in(OURS, exc) and "coroutine ignored GeneratorExit" not in str(exc):
         return False
     # Files of theirs, coroutines that wait for something while they are closed, and what that
     # leads to.

@@ -57,7 +57,6 @@ OVERCOME: tuple[str, ...] = (
     "map",
     "allocate",
     "getsockopt",
-    "setsockopt",
     "sendto",
     "sendmsg",
     "recvfrom",
