@@ -43,6 +43,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import ctypes
 import faulthandler
 import functools
 import gc
@@ -295,7 +296,7 @@ def run_here(which: Entry, plan: Plan | int) -> Outcome:
 
 def look_for_leaks() -> None:
     """Have a sanitizer that is in this process report them: it ends in a way that none sees."""
-    look = getattr(_libc, "__lsan_do_recoverable_leak_check", None)
+    look = getattr(ctypes.CDLL(None), "__lsan_do_recoverable_leak_check", None)
     if look is not None:
         look()
 
