@@ -197,7 +197,7 @@ class Account:
         self.kept = 0  # of these, what certainly is with the server's kernel, if it resets
         self.end = ""  # how the peer has ended: "eof", "ragged", "close", "reset"
         self.gone = False  # its socket is closed
-        self.foreign = False  # somebody else has it, or it never is a connection
+        self.stolen = False  # a stranger has it
         self.spoiled = False  # it has sent what is no TLS
         self.asked = 0  # what another thread has asked for, and was not called yet
         # Written by the handler's threads.
@@ -212,6 +212,7 @@ class Account:
         self.limit = rules.read_buffer_limit
         self.limit_max = self.limit
         self.paused = False
+        self.known_max = -1  # since reading has stopped: no more than this can be known; -1: it may
         self.next_number = [0] * WRITERS
         self.written = 0
         self.told_written = 0
@@ -300,11 +301,29 @@ class Account:
         assert self.conn is not None
         self.buffered = self.conn.inbound_buffered()
         self.known = max(self.known, self.taken + self.buffered)
+        if 0 <= self.known_max < self.known:
+            raise Unbounded(f"input of after reading had stopped has come: {self}")
+
+    def stopped(self) -> bool:
+        """Nothing moves: note that it does not read, if that is so; whether it is."""
+        stops = self.paused or self.buffered >= self.limit
+        if not stops or self.closed_at or self.ended_by_us or not self.accepted:
+            return False
+        if self.known_max < 0:
+            # What has come by now may have been taken before it stopped.
+            self.known_max = self.sent
+        return True
+
+    def goes_on(self) -> None:
+        """Reading may."""
+        self.known_max = -1
 
     def took(self, data: bytes) -> None:
         """A handler has consumed *data*."""
         self.check(data)
+        self.goes_on()
         self.taken += len(data)
+        self.buffered = max(0, self.buffered - len(data))
         self.known = max(self.known, self.taken)
 
     def check(self, data: bytes) -> None:
@@ -361,7 +380,7 @@ class Account:
     def unsettled(self) -> str:
         """What is to happen yet, with nobody's help; "" if nothing is."""
         peer = self.peer
-        if self.foreign or peer is None or peer.failed or self.generation != self.rules.generation:
+        if self.stolen or peer is None or peer.failed or self.generation != self.rules.generation:
             return ""
         if self.inside:
             return f"{self.inside} runs"
@@ -421,7 +440,7 @@ class Account:
 
     def verify(self) -> None:
         """The server has ended, and all that its peer could receive has been."""
-        if self.foreign or not self.accepted:
+        if self.stolen or not self.accepted:
             return
         if not self.closed_at or not self.close_over:
             raise NotTold(f"on_close has not {'ended' if self.closed_at else 'come'}: {self}")

@@ -1,8 +1,10 @@
 """A plan by a seed.
 
 It is drawn with moods: a plan has few peers and much to do for each, or many with little; its
-peers are gentle or rude; its sizes are small, or those at which something overflows. What one
-peer does comes in bursts, since what it does in a row is what meets a server in one moment.
+peers are gentle or rude; its sizes are small, or those at which something overflows; all are
+datagrams; a stranger has the server's sockets, too. What one peer does comes in bursts, since
+what it does in a row is what meets a server in one moment; and so does what some peers do while
+their worker is busy.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ class Drawing:
         self.options: dict[str, Any] = {}
         self.sizes = random.choice([SIZES, SIZES[:6], SIZES[4:], SIZES])
         self.rude = random.random() < 0.5
+        self.strange = random.random() < 0.3
+        self.all_udp = random.random() < 0.12
         self.streams = 0
         self.udps = 0
         self.listeners: list[str] = []
@@ -73,6 +77,10 @@ class Drawing:
         some["host"] = self.choice("start", "serve", "serve", "beside")
         count = self.choice(1, 1, 1, 2, 3)
         streams = [self.random.choice(STREAMS) for _ in range(count)]
+        if self.all_udp:
+            streams = [self.random.choice(UDPS) for _ in streams]
+        elif self.strange and self.chance(0.4):
+            streams[0] = self.choice("unix", "abstract")
         if self.chance(0.25):
             streams[self.random.randrange(count)] = self.random.choice(UDPS)
         self.listeners = some["listeners"] = streams
@@ -140,33 +148,77 @@ class Drawing:
         self.steps.append(step)
 
     def draw_steps(self) -> None:
+        if self.strange:
+            self.stranger()
         for _ in range(self.choice(1, 1, 2, 3)):
             self.connect()
-        for _ in range(self.random.randrange(3, 14)):
+        if self.chance(0.2):
+            self.more_than_wanted()
+        for _ in range(self.random.randrange(3, 12)):
             if self.chance(0.12):
                 self.connect()
+            elif self.strange and self.chance(0.12):
+                self.stranger()
             elif self.chance(0.1):
                 self.about_the_server()
             else:
                 self.burst(self.random.randrange(self.streams + self.udps))
         for _ in range(self.random.randrange(0, 14)):
             self.of_handler(self.random.randrange(self.streams + self.udps))
-        if self.chance(0.3):
+        if self.chance(0.06):
+            self.crowd()
+        while self.chance(0.45):
             self.while_busy()
 
     def while_busy(self) -> None:
-        """What one peer does in a row while its worker is busy, and sees none of it happen."""
+        """What peers do in a row while their worker is busy, and sees none of it happen."""
         number = self.streams + self.udps
-        acts = self.choice(1, 2, 3)
+        acts = self.choice(1, 2, 3, 5)
         on = self.choice("accept", "read", "read")
+        if self.all_udp:
+            on = "read"
         self.steps.append({"of": number, "on": on, "do": "hold", "n": acts + 1})
         self.connect()
+        peers = [number]
+        if self.all_udp or self.chance(0.3):
+            peers.append(self.streams + self.udps)
+            self.connect()
         self.steps.append({"do": "send", "peer": number, "n": self.small(), "ms": 5})
         for _ in range(acts - 1):
-            self.steps.append({"do": "send", "peer": number, "n": self.size()})
-        how = self.choice("reset", "reset", "close", "eof")
-        self.steps.append({"do": "end", "peer": number, "how": how, "flush": self.chance(0.7)})
+            peer = self.random.choice(peers)
+            if self.chance(0.3):
+                self.end(peer)
+            else:
+                self.steps.append({"do": "send", "peer": peer, "n": self.size()})
+        self.end(self.random.choice(peers))
         self.steps += [{"do": "wait", "ms": 1}, {"do": "idle"}]
+
+    def end(self, peer: int) -> None:
+        how = self.choice("reset", "reset", "close", "eof", "eof")
+        self.steps.append({"do": "end", "peer": peer, "how": how, "flush": self.chance(0.7)})
+
+    def crowd(self) -> None:
+        """Many send much at once, while their worker is busy: more than its ring has room for."""
+        first = self.streams + self.udps
+        count = self.choice(8, 12, 16)
+        for _ in range(count):
+            self.connect()
+        self.add("idle")
+        self.steps.append({"of": first, "on": "read", "do": "hold", "n": count})
+        for peer in range(first, first + count):
+            self.steps.append({"do": "send", "peer": peer, "n": 200_000})
+        self.steps.append({"do": "idle"})
+
+    def more_than_wanted(self) -> None:
+        """A peer sends more than its handler lets come, and goes on."""
+        number = self.random.randrange(self.streams + self.udps)
+        self.steps.append({"of": number, "on": "accept", "do": "limit", "n": self.small()})
+        for _ in range(3):
+            self.steps.append({"of": number, "on": "read", "do": "peek", "n": self.small()})
+        for _ in range(self.choice(2, 3)):
+            for _ in range(self.choice(1, 1, 3)):
+                self.add("send", peer=number, n=self.size())
+            self.add("idle")
 
     def connect(self) -> None:
         number = self.streams + self.udps
@@ -224,17 +276,21 @@ class Drawing:
             for _ in range(count):
                 self.add("ask", of=number, what=what, n=self.small())
         elif x < 0.96:
-            self.add("foreign", of=number)
+            self.add("thread", of=number)
         else:
             self.add("wait", ms=self.choice(1, 3, 10))
+
+    def stranger(self) -> None:
+        """What another process does that has the server's sockets, too."""
+        self.add(self.choice("rival", "rival", "block", "block", "steal", "shut"), n=1)
+        if self.chance(0.2):
+            self.add("block", n=0)
 
     def about_the_server(self) -> None:
         x = self.random.random()
         if x < 0.35:
             self.add("steal")
-        elif x < 0.5:
-            self.add("blocking", n=self.choice(0, 1))
-        elif x < 0.6:
+        elif x < 0.45:
             self.add("restart", n=self.choice(0, 20, 1000))
         elif x < 0.9:
             self.add("idle")

@@ -292,6 +292,8 @@ class Handler:
             self.end(account, conn, what, n)
         elif what in WAITS:
             await self.wait(account, conn, what, n, can_wait=can_wait)
+        elif what == "look":
+            account.look()
         elif what == "task":
             self.start_task(account, conn, step)
         elif what == "tell":
@@ -353,9 +355,11 @@ class Handler:
                 conn.pause_reading()
                 account.paused = True
             elif what == "resume":
+                account.goes_on()
                 conn.resume_reading()
                 account.paused = False
             elif what == "limit" and hasattr(conn, "set_read_buffer_limit"):
+                account.goes_on()
                 conn.set_read_buffer_limit(max(1, n))
                 account.limit = max(1, n)
                 account.limit_max = max(account.limit, account.limit_max)
@@ -463,7 +467,7 @@ class Handler:
     def tell_other(self, account: Account, step: dict[str, Any]) -> None:
         """Write to another connection, as a chat does."""
         other = self.world.accounts.get(step["to"])
-        if other is None or other is account or other.conn is None or other.foreign:
+        if other is None or other is account or other.conn is None or other.stolen:
             return
         conn, size = other.conn, step.get("n", 0)
         try:

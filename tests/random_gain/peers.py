@@ -339,7 +339,7 @@ class StreamPeer:
 
     def _broke(self, exc: OSError) -> None:
         if isinstance(exc, ssl.SSLError):
-            if not self.account.spoiled and not self.account.foreign:
+            if not self.account.spoiled and not self.account.stolen:
                 raise WrongEnd(f"{exc!r} at its peer: {self.account}") from exc
         elif exc.errno not in ENDED:
             raise exc

@@ -38,6 +38,7 @@ from random_gain.datagrams import Datagrams
 from random_gain.handler import Handler, Script, callbacks_of
 from random_gain.host import Host
 from random_gain.peers import StreamPeer
+from random_gain.stranger import Stranger, is_listening
 from uring_trio import gain
 
 if TYPE_CHECKING:
@@ -105,8 +106,9 @@ class World:
         self.places: list[gain.Address] = []
         self._by_name: dict[Any, Account] = {}
         self._names: set[Any] = set()
-        self._stolen: list[socket.socket] = []
-        self._taking: list[socket.socket] = []
+        strange = any(step.get("do") in STRANGE for step in self.steps)
+        self._stranger = Stranger() if strange else None
+        self._is_shut = False
         self._folder = tempfile.mkdtemp(prefix="random-gain-")
         self._log = Log(self.faults)
         self._retried = ""  # what the kernel itself would have tried again
@@ -137,8 +139,8 @@ class World:
                     account.peer.shut()
             for peer in self.datagrams.peers.values():
                 peer.close()
-            for sock in (*self._stolen, *self._taking):
-                sock.close()
+            if self._stranger is not None:
+                self._stranger.close()
             shutil.rmtree(self._folder, ignore_errors=True)
         self._verify_nothing_left(threads, fds)
         # The last to be told, for it would be the only one where all is left to the kernel.
@@ -178,8 +180,8 @@ class World:
         account.conn = conn
         conn.context = account
         account.generation = self.rules.generation
-        if account.foreign:
-            self.faults.add(WrongOrder(f"accepted, and somebody else has it: {account}"))
+        if account.stolen:
+            self.faults.add(WrongOrder(f"accepted, and a stranger has it: {account}"))
         return account
 
     def account_of(self, conn: gain.Conn) -> Account:
@@ -206,7 +208,7 @@ class World:
         if conn is None:
             return
         account.asked += 1
-        self.rules.only_callbacks = False
+        self.rules.only_callbacks &= step["do"] == "look"
         try:
             conn.call_soon_threadsafe(self.handler.asked, account, conn, step)
         except gain.ConnectionClosed:
@@ -267,7 +269,7 @@ class World:
         if self.stopping:
             return ""
         self.rules.contenders = sum(
-            a.peer is not None and a.peer.connected and not (a.closed_at or a.foreign)
+            a.peer is not None and a.peer.connected and not (a.closed_at or a.stolen)
             for a in self._mine()
         )
         for account in self.accounts.values():
@@ -339,7 +341,7 @@ class World:
         if account is not None:
             self.ask(account, {"do": step["what"], "n": step.get("n", 0)})
 
-    def step_foreign(self, step: dict[str, Any]) -> None:
+    def step_thread(self, step: dict[str, Any]) -> None:
         """Another thread uses a connection, which it may not."""
         account = self.accounts.get(step["of"])
         if account is None or account.conn is None:
@@ -361,31 +363,38 @@ class World:
         self.be_idle()
 
     def step_steal(self, step: dict[str, Any]) -> None:
-        """Another process accepts one, or receives a datagram."""
-        for sock in self._listening():
-            with contextlib.suppress(OSError):
-                if is_listening(sock):
-                    if os.get_blocking(sock.fileno()):
-                        continue  # it might wait for ever
-                    taken, name = sock.accept()
-                    account = self._by_name.get(name_of(name))
-                    taken.close()
-                    if account is not None:
-                        account.foreign = True
-                else:
-                    self.datagrams.stolen(sock.recv(65_536, socket.MSG_DONTWAIT))
-                return
+        """A stranger accepts one, or receives a datagram."""
+        if (stranger := self._informed()) is not None:
+            name, data = stranger.take()
+            if data:
+                self.datagrams.stolen(data)
+            elif name is not None and name_of(name) in self._by_name:
+                self._by_name[name_of(name)].stolen = True
 
-    def step_blocking(self, step: dict[str, Any]) -> None:
-        """Another process says how its calls on the listeners are to wait."""
-        for sock in self._listening():
-            os.set_blocking(sock.fileno(), bool(step.get("n")))
+    def step_block(self, step: dict[str, Any]) -> None:
+        """A stranger says how calls on the listeners are to wait."""
+        if (stranger := self._informed()) is not None and not self._is_shut:
+            stranger.block(on=bool(step.get("n")))
+
+    def step_rival(self, step: dict[str, Any]) -> None:
+        """A stranger waits for connections, and takes none."""
+        if (stranger := self._informed()) is not None:
+            stranger.wait()
+
+    def step_shut(self, step: dict[str, Any]) -> None:
+        """A stranger shuts down what tells of input from then on, for ever."""
+        if (stranger := self._informed()) is not None:
+            # One that blocks and is shut down has ended, and that is said.
+            stranger.block(on=False)
+            stranger.shut()
+            self._is_shut = True
 
     def step_restart(self, step: dict[str, Any]) -> None:
         """The server ends, and begins anew at the same place."""
         if self.stopping:
             return
         self._forget_listening()
+        self._is_shut = False
         self.datagrams.lossy = True  # those that come meanwhile
         self.stop(step.get("n", 0) / 1000)
         self._see_it_end(step.get("n", 0) / 1000 + RESTART_S)
@@ -395,29 +404,31 @@ class World:
         self.host.start([again(place) for place in self.places])
         self.places = list(self.host.server.addresses())
 
-    # ---- as another process --------------------------------------------------------------------
+    # ---- the stranger --------------------------------------------------------------------------
 
-    def _listening(self) -> list[socket.socket]:
-        """The server's sockets, as one has them who has inherited them."""
-        if not self._taking:
-            names = {name_of(place) for place in self.places}
-            for fd, what in harness.open_fds().items():
-                if not what.startswith("socket:"):
-                    continue
-                with contextlib.suppress(OSError):
-                    sock = socket.socket(fileno=os.dup(fd))
-                    own = name_of(sock.getsockname()) in names and sock.family in FAMILIES
-                    udp = sock.type == socket.SOCK_DGRAM
-                    if own and (udp or is_listening(sock)) and not is_connected(sock):
-                        self._taking.append(sock)
-                    else:
-                        sock.close()
-        return self._taking
+    def _informed(self) -> Stranger | None:
+        """It, and it has the server's sockets, as one has them who has inherited them."""
+        if self._stranger is not None and not self.stopping:
+            self._stranger.have(self._sockets())
+        return self._stranger
+
+    def _sockets(self) -> list[int]:
+        """The descriptors that the server listens and receives with."""
+        names = {name_of(place) for place in self.places}
+        found = []
+        for fd, what in harness.open_fds().items():
+            if not what.startswith("socket:"):
+                continue
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+                own = sock.family in FAMILIES and name_of(sock.getsockname()) in names
+                udp = sock.type == socket.SOCK_DGRAM
+                if own and (udp or is_listening(sock)) and not is_connected(sock):
+                    found.append(fd)
+        return found
 
     def _forget_listening(self) -> None:
-        for sock in self._taking:
-            sock.close()
-        self._taking = []
+        if self._stranger is not None:
+            self._stranger.leave()
 
     # ---- looking -------------------------------------------------------------------------------
 
@@ -439,6 +450,15 @@ class World:
         self.faults.check()
         self._look_at_the_kernel()
         self._look_at_counts()
+        self._look_at_those_who_stopped()
+
+    def _look_at_those_who_stopped(self) -> None:
+        """Each that does not read is asked what it has: a look that wakes its worker."""
+        # TLS has bytes of its own, in records that are not whole.
+        for account in self._mine():
+            may_be_asked = not (self.stopping or self.rules.is_tls(account))
+            if may_be_asked and account.stopped():
+                self.ask(account, {"do": "look"})
 
     def __str__(self) -> str:
         return "; ".join(str(account) for account in self.accounts.values())
@@ -519,7 +539,7 @@ class World:
     def _unended(self) -> str:
         """All peers have ended: what has not, and has no reason to stay."""
         for account in self._mine():
-            stays = account.eof_told or account.may_not_read() or account.foreign
+            stays = account.eof_told or account.may_not_read() or account.stolen
             stays = stays or (account.peer is not None and account.peer.urgent_sent)
             if account.accepted and not (account.closed_at or stays or self.stopping):
                 return f"all peers have ended: {account}"
@@ -580,6 +600,7 @@ class World:
             raise LeftBehind(f"descriptors: {new}")
 
 
+STRANGE = ("steal", "block", "rival", "shut")
 RECV = 27  # <linux/io_uring.h>
 FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 CONFIG = {field.name for field in fields(gain.Config)}
@@ -657,10 +678,6 @@ def times_of_threads() -> dict[str, tuple[float, float]]:
 def busy_threads() -> set[threading.Thread]:
     """All but the idle ones that trio keeps for later."""
     return {t for t in threading.enumerate() if not re.fullmatch(r"Trio thread \d+", t.name)}
-
-
-def is_listening(sock: socket.socket) -> bool:
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def is_connected(sock: socket.socket) -> bool:
