@@ -15,12 +15,16 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
+import machine_speed
+
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from random_gain.peers import StreamPeer
 
 MIB = 1 << 20
+# A bound that makes a failure of a hang is for an idle machine, and longer on a busy one.
+SLOWNESS = machine_speed.slowness()
 
 # A turn's budget of input, which may come on top of `read_buffer_limit`; see docs/limits.md.
 TURN_BYTES_MAX = MIB
@@ -29,7 +33,7 @@ CALLS_OVER_LIMIT_MAX = 3
 # A clock is read before a deadline is set, and after it is over.
 EARLY_S = 0.002
 # Below this a handshake may take too long on a busy machine.
-HANDSHAKE_S = 1.0
+HANDSHAKE_S = 1.0 * SLOWNESS
 
 
 # ---- faults, each of its own type, by which a plan is shrunk --------------------------------
@@ -194,6 +198,7 @@ class Account:
         self.peer: StreamPeer | None = None
         self.sent = 0  # bytes of its stream that the kernel has taken
         self.sent_at: list[tuple[float, int]] = []
+        self.delivered_at: list[tuple[float, int]] = []  # with the server's kernel by then
         self.kept = 0  # of these, what certainly is with the server's kernel, if it resets
         self.end = ""  # how the peer has ended: "eof", "ragged", "close", "reset"
         self.gone = False  # its socket is closed
@@ -218,6 +223,7 @@ class Account:
         self.told_written = 0
         self.refused = False
         self.eof_told = self.eof_sent = False
+        self.accepted_at = 0.0
         self.closing_at = 0.0
         self.aborted = False
         self.raised = False
@@ -266,6 +272,8 @@ class Account:
             raise WrongOrder(f"on_read behind close(): {self}")
         self.history.append(name)
         self.inside = name
+        if name == "on_accept":
+            self.accepted_at = time.monotonic()
         if name == "on_read":
             self.told_of(value)
         elif name == "on_write":
@@ -419,9 +427,7 @@ class Account:
             if stuck and self.end and not self.unsent() and peer.has_delivered():
                 return "its input is stuck, its peer has ended, and it is not closed"
             return ""
-        # At an urgent byte Linux's recv answers EAGAIN if a signal is pending, whatever is behind
-        # it; a multishot receive then waits for what comes next. So the rest may, too.
-        if peer.urgent_sent:
+        if peer.may_be_at_urgent():
             return ""
         if self.known < self.sent:
             return "bytes have come that were not announced"
@@ -468,8 +474,8 @@ class Account:
             fine = self._deadline_was_over(now)
         elif type(err).__name__ == "StuckInput":
             fine = self.buffered >= self.limit and not self.paused
-        elif isinstance(err, (ConnectionError, BrokenPipeError)):
-            fine = self.gone
+        elif isinstance(err, ConnectionError):
+            fine = self.gone and self._may_be_reset()
         elif isinstance(err, TimeoutError):
             closed = self.closing_at and now - self.closing_at >= self.rules.close_timeout
             fine = closed or self.eof_told or self.rules.stopped(self.generation, now)
@@ -478,15 +484,25 @@ class Account:
         if not fine:
             raise WrongEnd(f"on_close of {err!r}: {self}") from err
 
+    def _may_be_reset(self) -> bool:
+        """Whether its peer, which has gone, has sent a reset, or answered with one."""
+        peer = self.peer
+        assert peer is not None
+        if peer.resets or self.end == "reset" or self.rules.is_tls(self):
+            return True  # TLS has words of its own at an end, which come too late as well
+        return peer.left_unread or self.written > peer.received()
+
     def _deadline_was_over(self, now: float) -> bool:
-        if self.rules.is_tls(self) and now - self.rules.began >= self.rules.handshake_timeout:
+        # A handshake is over before on_accept, or begins there.
+        begins = self.peer is not None and self.peer.kind == "start_tls"
+        if begins and now - self.accepted_at >= self.rules.handshake_timeout - EARLY_S:
             return True
         due = {kind: t + s for kind, (t, s, _) in self.deadlines.items() if now >= t + s - EARLY_S}
         if self.missed or set(due) != {"read"} or self.rules.is_tls(self) or self.may_not_read():
             return self.missed or bool(due)
-        # Met by what comes, be it that a callback keeps it from being told. 20 ms: to arrive.
+        # Met by what comes, be it that a callback keeps it from being told.
         at, _, known = self.deadlines["read"]
-        before = [sent for t, sent in self.sent_at if t < due["read"] - 0.02]
+        before = [sent for t, sent in self.delivered_at if t < due["read"] - EARLY_S]
         came = bool(before) and before[-1] > known and any(t > at for t, _ in self.sent_at)
         return not came
 
@@ -517,7 +533,7 @@ class Account:
             raise WrongCounts(f"on_write has told of less than has arrived: {self}")
         graceful = self.err is None or isinstance(self.err, gain.EndOfStream)
         whole = graceful and not self.aborted and not self.rules.was_aborted(self.generation)
-        if not whole or self.rules.may_defer:
+        if not whole:
             return
         if told != self.written:
             raise WrongCounts(f"it was flushed, and on_write has not told of all: {self}")
@@ -531,7 +547,6 @@ class Rules:
     Attributes:
       has_tasks: callbacks may be tasks, or run in threads.
       only_callbacks: nobody but callbacks has used a connection.
-      may_defer: a write of the worker's may have to wait until a thread is done.
       tells_written: on_write is defined.
       legacy_writes: a write to a connection that is over raises, whatever the options say.
       generation: which start of the server this is.
@@ -545,17 +560,17 @@ class Rules:
         self.handshake_timeout: float = options.get("tls_handshake_timeout", 30.0)
         self.max_connections: int | None = options.get("max_connections")
         self.tls = bool(options.get("tls"))
-        self.may_defer = bool(options.get("async_handler"))
-        self.has_tasks = bool(options.get("async")) or self.may_defer
+        self.has_tasks = bool(options.get("async") or options.get("async_handler"))
         self.only_callbacks = True
         self.tells_written = "on_write" not in options.get("without", [])
         # Releases that have no such option raise for what they do not take.
         self.legacy_writes = not hasattr(gain.Config(), "write_strict")
-        self.began = time.monotonic()
         self.generation = 0
         self.contenders = 0
+        # By generation: when it was told to end, when its time is over, and when it had ended.
         self._stopped: dict[int, float] = {}
-        self._aborted: set[int] = set()
+        self._over: dict[int, float] = {}
+        self._ended: dict[int, float] = {}
 
     @property
     def is_plain(self) -> bool:
@@ -570,19 +585,23 @@ class Rules:
         """Whether some may have to wait until another closes."""
         return self.max_connections is not None and self.contenders > self.max_connections
 
-    def stop(self, *, aborted: bool) -> None:
-        """The server is told to end."""
-        self._stopped.setdefault(self.generation, time.monotonic())
-        if aborted:
-            self._aborted.add(self.generation)
+    def stop(self, drain_s: float) -> None:
+        """The server is told to end; what has not by then is aborted."""
+        now = time.monotonic()
+        self._stopped.setdefault(self.generation, now)
+        self._over[self.generation] = min(self._over.get(self.generation, math.inf), now + drain_s)
+
+    def has_ended(self, at: float) -> None:
+        """It has, by then."""
+        self._ended[self.generation] = at
 
     def stopped(self, generation: int, by: float) -> bool:
         """Whether the server had been told to end at that time."""
         return self._stopped.get(generation, math.inf) <= by
 
     def was_aborted(self, generation: int) -> bool:
-        """Or may have been, since its time to drain was short."""
-        return generation in self._aborted
+        """Or may have been, since it has not ended before its time was over."""
+        return self._over.get(generation, math.inf) <= self._ended.get(generation, math.inf)
 
 
 class Log(logging.Handler):

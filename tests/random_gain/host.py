@@ -17,14 +17,15 @@ import outcome
 import trio
 
 import uring_trio
-from random_gain.books import LeftBehind, NotTold, WrongCounts
+from random_gain.books import SLOWNESS, LeftBehind, NotTold, WrongCounts
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BOUND_S = 5.0
-GIVE_UP_S = 1.0
+START_MAX_S = 5.0 * SLOWNESS
+JOIN_MAX_S = 5.0 * SLOWNESS
+GIVE_UP_S = 1.0 * SLOWNESS
 
 
 class Host:
@@ -38,18 +39,17 @@ class Host:
         self._ends: list[outcome.Outcome[None]] = []
         self._scope = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None
-        self.cancelled = False
+        self.ended_at = 0.0
 
     def start(self, addresses: Sequence[str]) -> None:
         """Have it serve; returns once it runs."""
         self._ends = []
         self._scope = trio.CancelScope()
-        self.cancelled = False
         self._thread = threading.Thread(
             target=self._run, args=[list(addresses)], name="the server's start", daemon=True
         )
         self._thread.start()
-        deadline = time.monotonic() + BOUND_S
+        deadline = time.monotonic() + START_MAX_S
         while not self.server.is_running() and not self._ends:
             if time.monotonic() > deadline:
                 raise NotTold("the server does not start")
@@ -58,7 +58,9 @@ class Host:
             end.unwrap()
 
     def _run(self, addresses: list[str]) -> None:
-        self._ends.append(outcome.capture(self._serve, addresses))
+        end = outcome.capture(self._serve, addresses)
+        self.ended_at = time.monotonic()
+        self._ends.append(end)
 
     def _serve(self, addresses: list[str]) -> None:
         if self._how == "start":
@@ -81,7 +83,6 @@ class Host:
     def cancel(self) -> None:
         """Cancel what serves."""
         assert self._token is not None
-        self.cancelled = True
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._scope.cancel)
 
@@ -101,7 +102,7 @@ class Host:
           BaseException: what it has ended with.
         """
         assert self._thread is not None
-        self._thread.join(BOUND_S)
+        self._thread.join(JOIN_MAX_S)
         if self._thread.is_alive():
             raise LeftBehind("the thread that has started the server")
         for end in self._ends:

@@ -66,6 +66,7 @@ class StreamPeer:
       saw_end: how its input has ended: "eof", or an error's name.
       urgent_sent: it has sent an urgent byte.
       resets: its end was a reset, which reaches the server.
+      left_unread: input was there when it went, which a UNIX socket tells of as well.
       failed: it could not connect, since the server was ending.
     """
 
@@ -87,6 +88,8 @@ class StreamPeer:
         self._frames = FrameReader(account.number)
         self._wanted_end = ""
         self.urgent_sent = False
+        self.left_unread = False
+        self._before_news: tuple[int, str] | None = None
         # TLS: what is to be sent, sealed; of how much plaintext it is the record; for the
         # whole, where each record ends in both.
         self._sealed = bytearray()
@@ -139,6 +142,22 @@ class StreamPeer:
             with contextlib.suppress(OSError):
                 self.sock.send(b"!", socket.MSG_OOB)
                 self.urgent_sent = True
+
+    def may_be_at_urgent(self) -> bool:
+        """Whether the server may wait at its urgent byte for what comes next.
+
+        At such a byte Linux's recv answers EAGAIN if a signal is pending, whatever is behind it,
+        and a multishot receive then waits. What comes later is news again, and so is its end.
+        """
+        return self.urgent_sent and self._before_news in (None, self._news())
+
+    def note_quiet(self) -> None:
+        """Nothing moves any more."""
+        if self.urgent_sent and self._before_news is None:
+            self._before_news = self._news()
+
+    def _news(self) -> tuple[int, str]:
+        return self.account.sent, self.account.end
 
     def send_garbage(self) -> None:
         """What is no TLS, where that is spoken."""
@@ -204,8 +223,15 @@ class StreamPeer:
                 self._end()
             if self.is_reading() and not self.saw_end:
                 self._receive(at_least)
+            self._note_delivered()
         except OSError as exc:
             self._broke(exc)
+
+    def _note_delivered(self) -> None:
+        account = self.account
+        before = account.delivered_at[-1][1] if account.delivered_at else 0
+        if account.sent > before and not account.gone and self.has_delivered():
+            account.delivered_at.append((time.monotonic(), account.sent))
 
     def _connect(self) -> bool:
         error = self.sock.connect_ex(self.to)
@@ -375,8 +401,8 @@ class StreamPeer:
             self._notify()
         self._note_kept()
         with contextlib.suppress(OSError):
-            unread = queued_bytes(self.sock, termios.FIONREAD)
-            self.resets = not self.is_unix and (how == "reset" or unread > 0)
+            self.left_unread = queued_bytes(self.sock, termios.FIONREAD) > 0
+            self.resets = not self.is_unix and (how == "reset" or self.left_unread)
         if how == "reset":
             # A UNIX socket knows no linger, and is closed like any other.
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)

@@ -22,6 +22,7 @@ import harness
 
 from random_gain import tls
 from random_gain.books import (
+    SLOWNESS,
     Account,
     Faults,
     LeftBehind,
@@ -57,9 +58,9 @@ except ImportError:
 
 # What is due happens within milliseconds; the bound makes a hang a failure. Above the longest
 # that may take its time on purpose: input that is thrown away after a close (1 s).
-BOUND_S = 4.0
+BOUND_S = 4.0 * SLOWNESS
 # On a busy machine, as long as something still moves: so much more.
-PROGRESS_S = 8.0
+PROGRESS_S = 8.0 * SLOWNESS
 # While nothing can move: a stretch, and how much of a core it may take. What is still to be
 # done of the work before, and a busy machine's soft interrupts, are over after the first.
 IDLE_S = 0.04
@@ -67,9 +68,9 @@ IDLE_SHARE_MAX = 0.05
 IDLE_STRETCHES = 4
 COULD_S = 0.06  # seconds: less than that says nothing of a share
 POLL_MS = 1
-COUNTS_TRIES = 5
+COUNTS_MAX_S = 1.0 * SLOWNESS  # for a worker that the machine gives no time to
 SLOWEST_READER = 50_000  # bytes in a turn, while all is to settle
-RESTART_S = 2.0
+RESTART_S = 2.0 * SLOWNESS
 
 ADDRESSES = {
     "tcp4": "tcp4://127.0.0.1:0",
@@ -198,8 +199,7 @@ class World:
     def stop(self, drain_timeout: float) -> None:
         """Have the server end; from any thread."""
         self.stopping = True
-        # What takes no longer than a moment may be aborted with what it has.
-        self.rules.stop(aborted=drain_timeout < BOUND_S)
+        self.rules.stop(drain_timeout)
         self.host.server.async_shutdown(drain_timeout)
 
     def ask(self, account: Account, step: dict[str, Any]) -> None:
@@ -451,6 +451,9 @@ class World:
         self._look_at_the_kernel()
         self._look_at_counts()
         self._look_at_those_who_stopped()
+        for account in self._mine():
+            if account.peer is not None:
+                account.peer.note_quiet()
 
     def _look_at_those_who_stopped(self) -> None:
         """Each that does not read is asked what it has: a look that wakes its worker."""
@@ -474,12 +477,12 @@ class World:
             self._retried = f"the kernel itself tries {retried} again: {self}"
 
     def _look_at_counts(self) -> None:
-        # A worker that the machine gives no time to answers with what it last knew.
-        for _ in range(COUNTS_TRIES):
-            what = self._wrong_count()
-            if not what or self.stopping:
-                return
+        # It answers with what it last knew.
+        deadline = time.monotonic() + COUNTS_MAX_S
+        while (what := self._wrong_count()) and time.monotonic() < deadline:
             time.sleep(IDLE_S)
+        if not what or self.stopping:
+            return
         raise WrongCounts(f"{what}: {self}")
 
     def _wrong_count(self) -> str:
@@ -521,7 +524,7 @@ class World:
             self.settle(to_the_end=True)
         if end == "cancel" and self.host.can_be_cancelled() and not self.stopping:
             self.stopping = True
-            self.rules.stop(aborted=True)
+            self.rules.stop(0.0)
             self.host.cancel()
             drain_s = 0.0
         elif end == "abort":
@@ -540,7 +543,7 @@ class World:
         """All peers have ended: what has not, and has no reason to stay."""
         for account in self._mine():
             stays = account.eof_told or account.may_not_read() or account.stolen
-            stays = stays or (account.peer is not None and account.peer.urgent_sent)
+            stays = stays or (account.peer is not None and account.peer.may_be_at_urgent())
             if account.accepted and not (account.closed_at or stays or self.stopping):
                 return f"all peers have ended: {account}"
         return ""
@@ -568,6 +571,7 @@ class World:
             self._wait(POLL_MS)
             if time.monotonic() > deadline:
                 raise NotTold(f"the server does not end: {self}")
+        self.rules.has_ended(self.host.ended_at)
         self.faults.check()
 
     def _hear_the_last(self) -> None:
