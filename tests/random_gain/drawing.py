@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SIZES = (1, 2, 7, 100, 1000, 4096, 8192, 16_383, 16_384, 16_385, 40_000, 65_536, 100_000)
 FLOOD = 600_000
+CROWD_SIZE = 150_000  # bytes: about what a socket takes that nobody reads from
 BUFFERS = (0, 0, 0, 2048, 8192, 40_000, 300_000)
 LIMITS = (1, 100, 4096, 5000, 16_384, 65_536, 65_536, 65_536, 65_536)
 STREAMS = ("tcp4", "tcp4", "tcp4", "tcp6", "unix", "abstract", "tcp", "every")
@@ -81,7 +82,7 @@ class Drawing:
             streams = [self.random.choice(UDPS) for _ in streams]
         elif self.strange and self.chance(0.4):
             streams[0] = self.choice("unix", "abstract")
-        if self.chance(0.25):
+        if self.chance(0.15):
             streams[self.random.randrange(count)] = self.random.choice(UDPS)
         self.listeners = some["listeners"] = streams
         some["workers"] = 2 if self.chance(0.25) else 1
@@ -165,6 +166,8 @@ class Drawing:
                 self.burst(self.random.randrange(self.streams + self.udps))
         for _ in range(self.random.randrange(0, 14)):
             self.of_handler(self.random.randrange(self.streams + self.udps))
+        if self.all_udp and self.chance(0.4):
+            self.gossip()
         if self.chance(0.06):
             self.crowd()
         while self.chance(0.45):
@@ -197,16 +200,36 @@ class Drawing:
         how = self.choice("reset", "reset", "close", "eof", "eof")
         self.steps.append({"do": "end", "peer": peer, "how": how, "flush": self.chance(0.7)})
 
+    def gossip(self) -> None:
+        """In one callback all are written to, of whom some are not there any more."""
+        first = self.streams + self.udps
+        count = self.choice(2, 3, 4)
+        for _ in range(count):
+            self.connect()
+        for peer in range(first, first + count):
+            if self.chance(0.4):
+                self.steps.append({"do": "end", "peer": peer})
+        for peer in range(first, first + count):
+            tell = {"of": peer, "on": "read", "do": "tell", "more": 1}
+            others = self.random.sample(range(first, first + count), count)
+            self.steps += [{**tell, "to": other, "n": self.small()} for other in others]
+            self.steps.append({"of": peer, "on": "read", "do": "write", "n": self.small()})
+            self.add("send", peer=peer, n=self.small())
+        self.add("idle")
+
     def crowd(self) -> None:
         """Many send much at once, while their worker is busy: more than its ring has room for."""
         first = self.streams + self.udps
-        count = self.choice(8, 12, 16)
-        for _ in range(count):
-            self.connect()
-        self.add("idle")
-        self.steps.append({"of": first, "on": "read", "do": "hold", "n": count})
+        count = self.choice(16, 20)
+        to = self.random.randrange(3)
+        self.streams += count
         for peer in range(first, first + count):
-            self.steps.append({"do": "send", "peer": peer, "n": 200_000})
+            self.steps.append({"do": "connect", "peer": peer, "to": to})
+        self.steps.append({"do": "idle"})
+        self.steps.append({"of": first, "on": "read", "do": "hold", "n": count})
+        self.steps.append({"do": "send", "peer": first, "n": 10, "ms": 5})
+        for peer in range(first + 1, first + count):
+            self.steps.append({"do": "send", "peer": peer, "n": CROWD_SIZE})
         self.steps.append({"do": "idle"})
 
     def more_than_wanted(self) -> None:
