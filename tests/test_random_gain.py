@@ -6,8 +6,14 @@ all of them, and more. What is planted breaks the product by one line, or is a k
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import os
 import random
+import select
+import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import by_seed
@@ -17,6 +23,7 @@ import seeds_ring_gain  # noqa: F401 - registers it
 from marks import needs_ring
 from random_gain import world
 from random_gain.books import FrameReader, WrongBytes, frame
+from random_gain.stranger import Stranger
 
 from uring_trio import _io_manager, _kernel
 from uring_trio.gain import (
@@ -26,6 +33,7 @@ from uring_trio.gain import (
     _conn,
     _connection,
     _halves,
+    _life,
     _listen,
     _ring,
     _turn,
@@ -33,7 +41,7 @@ from uring_trio.gain import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from by_seed import Outcome, Plan
 
@@ -43,6 +51,8 @@ Patch = pytest.MonkeyPatch
 
 # For what will not happen, since it is planted so.
 SHORT_BOUND_S = 1.0
+TRIES = 50
+LATER_S = 0.1  # what has not happened by then does not happen
 
 
 def step(do: str, **more: Any) -> dict[str, Any]:
@@ -156,6 +166,34 @@ def the_kernel_tries_a_send_again(patch: Patch) -> None:
     patch.setattr(kernel_workers, "retried", lambda: [26])
 
 
+def python_leaks(patch: Patch) -> None:
+    kept: list[Any] = []
+    real = _connection.Connection.__init__
+
+    def init(self: Any, *args: Any) -> None:
+        kept.extend(object() for _ in range(60))
+        real(self, *args)
+
+    patch.setattr(_connection.Connection, "__init__", init)
+
+
+def c_leaks(patch: Patch) -> None:
+    malloc = ctypes.CDLL(None).malloc
+    real = _conn.Conn.close
+
+    def close(self: Any) -> None:
+        malloc(10_000)
+        real(self)
+
+    patch.setattr(_conn.Conn, "close", close)
+
+
+def there_is_no_limit_to_what_is_received(patch: Patch) -> None:
+    full = {_halves.Input.FULL}
+    for module in (_halves, _life):
+        patch.setattr(module, "RECEIVING", frozenset(module.RECEIVING | full))
+
+
 HALF_CLOSED = [on("accept", "pause"), CONNECT, EOF, IDLE]
 ASYNC_CLOSE = {"async": ["on_close"], "end": "abort"}
 PIECES = [CONNECT, *[step("send", peer=0, n=200, ms=3)] * 8, IDLE]
@@ -196,7 +234,7 @@ PLANTS: dict[str, tuple[Any, str, list[Any], dict[str, Any]]] = {
     "an error of ours": (
         a_part_of_ours_raises,
         "Refused",
-        [CONNECT, step("ask", of=0, what="resume"), IDLE],
+        [CONNECT, IDLE, step("ask", of=0, what="resume"), IDLE],
         {},
     ),
     "an on_close is cut off": (
@@ -216,6 +254,14 @@ PLANTS: dict[str, tuple[Any, str, list[Any], dict[str, Any]]] = {
         "TriedByTheKernel",
         [CONNECT, SEND, IDLE],
         {},
+    ),
+    "Python leaks": (python_leaks, "LeftBehind", [CONNECT, SEND], {"rounds": 5}),
+    "C leaks": (c_leaks, "LeftBehind", [CONNECT, SEND, EOF], {"rounds": 5}),
+    "input comes though reading has stopped": (
+        there_is_no_limit_to_what_is_received,
+        "Unbounded",
+        [CONNECT, SEND, IDLE, SEND, IDLE],
+        {"on_read": "peek", "read_buffer_limit": 100},
     ),
     "nobody is accepted": (nobody_is_accepted, "NotTold", [CONNECT, SEND, IDLE], {}),
 }
@@ -276,7 +322,65 @@ def test_data_that_a_kernel_loses_before_a_reset_is_missed(
     assert "1100 bytes had come before the reset" in outcome.text
 
 
-# ---- the parts -----------------------------------------------------------------------------
+# ---- a stranger -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def shared(family: int) -> Iterator[tuple[socket.socket, Stranger]]:
+    """A listener, and a stranger that has it, too."""
+    stranger = Stranger()
+    with socket.socket(family) as listener:
+        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else "")
+        listener.listen()
+        listener.setblocking(False)
+        try:
+            stranger.have(lambda: [listener])
+            yield listener, stranger
+        finally:
+            stranger.close()
+
+
+def test_a_stranger_takes_a_connection_and_says_whose() -> None:
+    with shared(socket.AF_INET) as (listener, stranger):
+        assert stranger.take() == (None, b"")
+        with socket.create_connection(listener.getsockname()) as peer:
+            assert stranger.take() == (list(peer.getsockname()), b"")
+            assert peer.recv(1) == b""
+
+
+def test_a_stranger_that_waits_takes_the_only_wake_up_from_who_waits_exclusively() -> None:
+    with shared(socket.AF_INET) as (listener, stranger), select.epoll() as epoll:
+        stranger.wait()
+        epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        # Its thread may not have got there yet.
+        for _ in range(TRIES):
+            with socket.create_connection(listener.getsockname()):
+                woken = epoll.poll(LATER_S)
+                listener.accept()[0].close()
+            if not woken:
+                return
+        pytest.fail("it takes none")
+
+
+def test_what_a_stranger_has_shut_down_tells_of_input_and_has_none() -> None:
+    with shared(socket.AF_UNIX) as (listener, stranger):
+        stranger.shut()
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        assert poll.poll(0)[0][1] & select.POLLIN
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_a_stranger_says_how_calls_wait() -> None:
+    with shared(socket.AF_INET) as (listener, stranger):
+        stranger.block(on=True)
+        assert os.get_blocking(listener.fileno())
+        stranger.block(on=False)
+        assert not os.get_blocking(listener.fileno())
+
+
+# ---- the parts ----------------------------------------------------------------------------
 
 
 def test_frames_are_read_in_any_pieces() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SIZES = (1, 2, 7, 100, 1000, 4096, 8192, 16_383, 16_384, 16_385, 40_000, 65_536, 100_000)
 FLOOD = 600_000
+ROUNDS = 5
 CROWD_SIZE = 150_000  # bytes: about what a socket takes that nobody reads from
 BUFFERS = (0, 0, 0, 2048, 8192, 40_000, 300_000)
 LIMITS = (1, 100, 4096, 5000, 16_384, 65_536, 65_536, 65_536, 65_536)
@@ -71,6 +72,8 @@ class Drawing:
         some["drain_ms"] = self.choice(0, 20, 1000, 5000)
         some["idle_at_end"] = self.chance(0.6)
         some["collects"] = self.chance(0.1)
+        if self.chance(0.05):
+            some["rounds"] = ROUNDS
         # What is false or 0 is what is plainest, and is left out.
         self.options = {name: value for name, value in some.items() if value}
 

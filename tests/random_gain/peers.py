@@ -375,7 +375,8 @@ class StreamPeer:
         with contextlib.suppress(OSError):
             if self.is_reading() and not self.saw_end:
                 self._receive()
-        self.saw_end = self.saw_end or type(exc).__name__
+        # An error is told once, and looks like an end from then on.
+        self.saw_end = type(exc).__name__
 
     # ---- its end -----------------------------------------------------------------------------
 

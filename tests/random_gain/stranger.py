@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from peers.stranger import ANSWER_MAX_S, read_frame, set_blocking, write_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 DATAGRAM_MAX = 65_536
 
@@ -43,12 +43,12 @@ class Stranger:
         self._sock.settimeout(ANSWER_MAX_S)
         self._has = False
 
-    def have(self, files: Iterable[int]) -> None:
+    def have(self, files: Callable[[], Iterable[socket.socket]]) -> None:
         """Give it these, if it has none yet."""
         if not self._has:
             self._has = True
-            for fd in files:
-                self._ask("have", fd=fd)
+            for file in files():
+                self._ask("have", fd=file.fileno())
 
     def leave(self) -> None:
         """Have it close what it was given."""

@@ -7,18 +7,16 @@ import errno
 import gc
 import logging
 import os
-import re
 import select
 import shutil
 import socket
 import tempfile
-import threading
 import time
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
+import process_books
 
 from random_gain import tls
 from random_gain.books import (
@@ -43,6 +41,8 @@ from random_gain.stranger import Stranger, is_listening
 from uring_trio import gain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from by_seed import Plan
 
 try:  # another release may have none of these
@@ -66,7 +66,6 @@ PROGRESS_S = 8.0 * SLOWNESS
 IDLE_S = 0.04
 IDLE_SHARE_MAX = 0.05
 IDLE_STRETCHES = 4
-COULD_S = 0.06  # seconds: less than that says nothing of a share
 POLL_MS = 1
 COUNTS_MAX_S = 1.0 * SLOWNESS  # for a worker that the machine gives no time to
 SLOWEST_READER = 50_000  # bytes in a turn, while all is to settle
@@ -86,14 +85,19 @@ ADDRESSES = {
 class World:
     """All that a plan has.
 
+    Args:
+      plan: it.
+      looks: be idle where the plan says so, and look.
+
     Attributes:
       accounts: of the streams, by their number in the plan.
       stopping: the server was told to end, by whomever.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, looks: bool = True) -> None:
         options = plan["options"]
         self.options = options
+        self._looks = looks
         self.steps: list[dict[str, Any]] = plan["steps"]
         self.faults = Faults()
         self.rules = Rules(options)
@@ -124,7 +128,7 @@ class World:
         """Do all of it."""
         if self.options.get("collects"):
             gc.collect()
-        threads, fds = busy_threads(), harness.open_fds()
+        before = process_books.Descriptors(), process_books.Threads()
         logger = logging.getLogger("uring_trio.gain")
         logger.addHandler(self._log)
         try:
@@ -143,7 +147,8 @@ class World:
             if self._stranger is not None:
                 self._stranger.close()
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._verify_nothing_left(threads, fds)
+        if left := process_books.stays(*before):
+            raise LeftBehind("; ".join(left))
         # The last to be told, for it would be the only one where all is left to the kernel.
         if self._retried:
             raise TriedByTheKernel(self._retried)
@@ -153,7 +158,7 @@ class World:
         self.places = list(self.host.server.addresses())
         for step in self.steps:
             if "do" in step and "on" not in step:
-                getattr(self, f"step_{step['do']}")(step)
+                STEPS[step["do"]](self, step)
                 self.done += 1
                 self.move(step.get("ms", 0) / 1000)
                 self.faults.check()
@@ -409,13 +414,12 @@ class World:
     def _informed(self) -> Stranger | None:
         """It, and it has the server's sockets, as one has them who has inherited them."""
         if self._stranger is not None and not self.stopping:
-            self._stranger.have(self._sockets())
+            self._stranger.have(self._sockets)
         return self._stranger
 
-    def _sockets(self) -> list[int]:
-        """The descriptors that the server listens and receives with."""
+    def _sockets(self) -> Iterator[socket.socket]:
+        """What the server listens and receives with, by descriptors of their own."""
         names = {name_of(place) for place in self.places}
-        found = []
         for fd, what in harness.open_fds().items():
             if not what.startswith("socket:"):
                 continue
@@ -423,8 +427,7 @@ class World:
                 own = sock.family in FAMILIES and name_of(sock.getsockname()) in names
                 udp = sock.type == socket.SOCK_DGRAM
                 if own and (udp or is_listening(sock)) and not is_connected(sock):
-                    found.append(fd)
-        return found
+                    yield sock
 
     def _forget_listening(self) -> None:
         if self._stranger is not None:
@@ -438,12 +441,13 @@ class World:
         Raises:
           NotAsleep: it costs CPU.
         """
-        if self.stopping:
+        if self.stopping or not self._looks:
             return
-        with harness.no_collection():
+        with process_books.no_collection():
             for stretch in range(1, IDLE_STRETCHES + 1):
-                share = cpu_share(IDLE_S * stretch)
-                if share <= IDLE_SHARE_MAX:
+                cpu = process_books.Cpu()
+                time.sleep(IDLE_S * stretch)
+                if (share := cpu.most()) <= IDLE_SHARE_MAX:
                     break
             else:
                 raise NotAsleep(f"{share:.0%} of a core while nothing can move: {self}")
@@ -590,20 +594,10 @@ class World:
                 raise NotTold(f"a peer is not told of the end: {self}")
             self._wait(POLL_MS)
 
-    def _verify_nothing_left(self, threads: Any, fds: dict[int, str]) -> None:
-        deadline = time.monotonic() + BOUND_S
-        with harness.no_collection():
-            while busy_threads() - threads and time.monotonic() < deadline:
-                time.sleep(0.001)
-            if left := busy_threads() - threads:
-                raise LeftBehind(f"threads: {left}")
-            while len(harness.open_fds()) > len(fds) and time.monotonic() < deadline:
-                time.sleep(0.005)
-            after = harness.open_fds()
-        if new := {fd: what for fd, what in after.items() if fds.get(fd) != what}:
-            raise LeftBehind(f"descriptors: {new}")
 
-
+STEPS = {
+    name.removeprefix("step_"): step for name, step in vars(World).items() if name[:5] == "step_"
+}
 STRANGE = ("steal", "block", "rival", "shut")
 RECV = 27  # <linux/io_uring.h>
 FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
@@ -651,37 +645,6 @@ def again(place: gain.Address) -> str:
     if place.network == "unix":
         return f"unix://{place[0]}".replace("\0", "@")
     return f"{place.network}://{place}" if place[0] != "::" else f"{place.network}://:{place[1]}"
-
-
-def cpu_share(seconds: float) -> float:
-    """Sleep for so long: how much of a core a thread of this process takes meanwhile.
-
-    Of the time that it is not in line for one: what spins on a busy machine has little.
-    """
-    before, started = times_of_threads(), time.monotonic()
-    time.sleep(seconds)
-    took = time.monotonic() - started
-    shares = [0.0]
-    for thread, (cpu_s, in_line_s) in times_of_threads().items():
-        cpu_before_s, in_line_before_s = before.get(thread, (0.0, 0.0))
-        could_s = max(took - (in_line_s - in_line_before_s), min(took, COULD_S))
-        shares.append((cpu_s - cpu_before_s) / could_s)
-    return max(shares)
-
-
-def times_of_threads() -> dict[str, tuple[float, float]]:
-    """Of each, the kernel's workers as well: seconds on a CPU, and in line for one."""
-    found = {}
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            words = Path(f"/proc/self/task/{thread}/schedstat").read_text().split()
-            found[thread] = int(words[0]) / 1e9, int(words[1]) / 1e9
-    return found
-
-
-def busy_threads() -> set[threading.Thread]:
-    """All but the idle ones that trio keeps for later."""
-    return {t for t in threading.enumerate() if not re.fullmatch(r"Trio thread \d+", t.name)}
 
 
 def is_connected(sock: socket.socket) -> bool:
