@@ -359,6 +359,7 @@ def test_a_stranger_that_waits_takes_the_only_wake_up_from_who_waits_exclusively
                 listener.accept()[0].close()
             if not woken:
                 return
+            time.sleep(LATER_S)
         pytest.fail("it takes none")
 
 
