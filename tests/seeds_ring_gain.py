@@ -8,7 +8,7 @@ import by_seed
 import process_books
 import random_gain.drawing
 import random_gain.world
-from random_gain.books import LeftBehind
+from random_gain.faults import LeftBehind
 
 if TYPE_CHECKING:
     import random

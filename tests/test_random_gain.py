@@ -22,7 +22,8 @@ import pytest
 import seeds_ring_gain  # noqa: F401 - registers it
 from marks import needs_ring
 from random_gain import world
-from random_gain.books import FrameReader, WrongBytes, frame
+from random_gain.faults import WrongBytes
+from random_gain.patterns import FrameReader, frame
 from random_gain.stranger import Stranger
 
 from uring_trio import _io_manager, _kernel

@@ -2,19 +2,25 @@
 
 What a plan does
 ================
-One process is all there is to a plan. A server runs in threads of its own; the thread that
-runs the plan is everybody else: all peers, another process that has the listening sockets
-too, a thread of the program that asks something of a connection. It goes through the steps
+A server runs in threads of its own; the thread that runs the plan is nearly everybody else: all
+peers, and a thread of the program that asks something of a connection. A process of its own is a
+stranger that has the server's sockets, too, where a plan has one. The thread goes through the steps
 in their order, and between two of them moves what its peers have to send and to receive. A
 step of a handler says what one call of a callback does; those that no step speaks of do what
 the options name.
 
     drawing.py    a plan by a seed
+    faults.py     what may be found
+    rules.py      what the books depend on
     books.py      what is known of each connection, and what must be true of it
+    patterns.py   bytes that show where they belong
     handler.py    the callbacks, as the plan has them
     peers.py      streams: what the other side of a connection does
     datagrams.py  the peers of UDP, and their books
+    stranger.py   another process that has the server's sockets
+    places.py     where a server listens, and what it is made with
     host.py       where a server runs, and how it is ended
+    quiet.py      what is looked at while nothing can move
     world.py      a plan, from its first step to the last look at the books
 
 What the books say

@@ -7,24 +7,29 @@ is looked at only where nothing moves any more, or where it can only have grown 
 
 from __future__ import annotations
 
-import logging
-import math
-import random
 import ssl
-import struct
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import machine_speed
-
+from random_gain.faults import (
+    Boom,
+    BytesLost,
+    NotTold,
+    Unbounded,
+    WrongBytes,
+    WrongCounts,
+    WrongEnd,
+    WrongOrder,
+)
+from random_gain.patterns import WRITERS, pattern
+from random_gain.rules import SLOWNESS
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from random_gain.peers import StreamPeer
+    from random_gain.rules import Rules
 
 MIB = 1 << 20
-# A bound that makes a failure of a hang is for an idle machine, and longer on a busy one.
-SLOWNESS = machine_speed.slowness()
 
 # A turn's budget of input, which may come on top of `read_buffer_limit`; see docs/limits.md.
 TURN_BYTES_MAX = MIB
@@ -34,152 +39,6 @@ CALLS_OVER_LIMIT_MAX = 3
 EARLY_S = 0.002
 # Below this a handshake may take too long on a busy machine.
 HANDSHAKE_S = 1.0 * SLOWNESS
-
-
-# ---- faults, each of its own type, by which a plan is shrunk --------------------------------
-
-
-class Fault(AssertionError):
-    """The books do not balance."""
-
-
-class WrongBytes(Fault):
-    """Other bytes than were sent."""
-
-
-class BytesLost(Fault):
-    """Fewer than were sent."""
-
-
-class WrongOrder(Fault):
-    """A callback where it cannot be."""
-
-
-class WrongEnd(Fault):
-    """An on_close with an error that nothing accounts for."""
-
-
-class NotTold(Fault):
-    """Something that is due does not happen."""
-
-
-class Refused(Fault):
-    """A method of a connection did what it does not promise."""
-
-
-class Unbounded(Fault):
-    """More is kept than may be."""
-
-
-class NotAsleep(Fault):
-    """CPU is taken while nothing can move."""
-
-
-class LeftToTheKernel(Fault):
-    """An operation has ended on a thread of the kernel's own."""
-
-
-class TriedByTheKernel(Fault):
-    """An operation is with the kernel's own retries, after which such a thread comes."""
-
-
-class WrongCounts(Fault):
-    """Statistics, and what they count."""
-
-
-class LeftBehind(Fault):
-    """Descriptors, threads, memory."""
-
-
-class Logged(Fault):
-    """The server has logged an error of its own."""
-
-
-class Boom(Exception):
-    """What a handler raises on purpose."""
-
-
-class Faults:
-    """Those that were found, on whichever thread: a callback may not raise them itself."""
-
-    def __init__(self) -> None:
-        self._found: list[Fault] = []
-
-    def add(self, fault: Fault, cause: BaseException | None = None) -> None:
-        fault.__cause__ = cause
-        self._found.append(fault)
-
-    def check(self) -> None:
-        """Raise the first."""
-        if self._found:
-            raise self._found[0]
-
-
-# ---- bytes ----------------------------------------------------------------------------------
-
-_PERIOD = 65_521  # a prime, so that no power of two brings the same bytes again
-_BYTES = random.Random("bytes of the pattern").randbytes(_PERIOD) * 18
-
-
-def pattern(stream: int, at: int, size: int) -> bytes:
-    """Bytes *at* to *at* + *size* of an endless stream, of which each number has its own."""
-    start = (at + 7919 * stream) % _PERIOD
-    assert start + size <= len(_BYTES)
-    return _BYTES[start : start + size]
-
-
-FRAME = struct.Struct(">BBHI")  # a mark, who has written it, its number, bytes that follow
-MARK = 0xF5
-# Who writes to a connection: its callbacks, its tasks, other threads, other connections.
-CALLBACK, TASK, ASKED, OTHER = range(4)
-WRITERS = 4
-
-
-def frame(account: int, writer: int, number: int, size: int) -> bytes:
-    head = FRAME.pack(MARK, writer, number & 0xFFFF, size)
-    return head + pattern(100 + account * WRITERS + writer, 977 * number, size)
-
-
-class FrameReader:
-    """What a peer has received: frames of several writers, each writer's in their order."""
-
-    def __init__(self, account: int) -> None:
-        self.account = account
-        self.received = 0
-        self.next_number = [0] * WRITERS
-        self._rest = bytearray()
-
-    def add(self, data: bytes) -> None:
-        """Raise if it is not what was written."""
-        self.received += len(data)
-        self._rest += data
-        at = 0
-        rest = self._rest
-        while len(rest) - at >= FRAME.size:
-            mark, writer, number, size = FRAME.unpack_from(rest, at)
-            if mark != MARK or writer >= WRITERS:
-                raise WrongBytes(
-                    f"peer {self.account} received no frame: {bytes(rest[at:][:16])!r}"
-                )
-            wanted = self.next_number[writer]
-            if number != wanted & 0xFFFF:
-                raise WrongBytes(
-                    f"peer {self.account} received number {number} of writer {writer}, "
-                    f"and {wanted} was next"
-                )
-            end = at + FRAME.size + size
-            whole = frame(self.account, writer, wanted, size)
-            have = rest[at:end]
-            if not whole.startswith(have):
-                raise WrongBytes(f"peer {self.account} received wrong bytes of writer {writer}")
-            if end > len(rest):
-                break
-            self.next_number[writer] += 1
-            at = end
-        del rest[:at]
-
-
-# ---- one connection -------------------------------------------------------------------------
 
 
 class Account:
@@ -539,85 +398,3 @@ class Account:
             raise WrongCounts(f"it was flushed, and on_write has not told of all: {self}")
         if peer.saw_end == "eof" and received != self.written:
             raise BytesLost(f"its peer has seen the end, and not all before it: {self}")
-
-
-class Rules:
-    """Of a plan's options, what the books depend on; and how the server stands.
-
-    Attributes:
-      has_tasks: callbacks may be tasks, or run in threads.
-      only_callbacks: nobody but callbacks has used a connection.
-      tells_written: on_write is defined.
-      legacy_writes: a write to a connection that is over raises, whatever the options say.
-      generation: which start of the server this is.
-      contenders: connections that are open, or want to be.
-    """
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.read_buffer_limit: int = options.get("read_buffer_limit", 65_536)
-        self.write_high_water: int = options.get("write_high_water", 65_536)
-        self.close_timeout: float = options.get("close_timeout", 30.0)
-        self.handshake_timeout: float = options.get("tls_handshake_timeout", 30.0)
-        self.max_connections: int | None = options.get("max_connections")
-        self.tls = bool(options.get("tls"))
-        self.has_tasks = bool(options.get("async") or options.get("async_handler"))
-        self.only_callbacks = True
-        self.tells_written = "on_write" not in options.get("without", [])
-        # Releases that have no such option raise for what they do not take.
-        self.legacy_writes = not hasattr(gain.Config(), "write_strict")
-        self.generation = 0
-        self.contenders = 0
-        # By generation: when it was told to end, when its time is over, and when it had ended.
-        self._stopped: dict[int, float] = {}
-        self._over: dict[int, float] = {}
-        self._ended: dict[int, float] = {}
-
-    @property
-    def is_plain(self) -> bool:
-        """Callbacks are plain calls, and nobody else uses a connection."""
-        return self.only_callbacks and not self.has_tasks
-
-    def is_tls(self, account: Account) -> bool:
-        peer = account.peer
-        return self.tls or (peer is not None and peer.is_tls)
-
-    def is_full(self) -> bool:
-        """Whether some may have to wait until another closes."""
-        return self.max_connections is not None and self.contenders > self.max_connections
-
-    def stop(self, drain_s: float) -> None:
-        """The server is told to end; what has not by then is aborted."""
-        now = time.monotonic()
-        self._stopped.setdefault(self.generation, now)
-        self._over[self.generation] = min(self._over.get(self.generation, math.inf), now + drain_s)
-
-    def has_ended(self, at: float) -> None:
-        """It has, by then."""
-        self._ended[self.generation] = at
-
-    def stopped(self, generation: int, by: float) -> bool:
-        """Whether the server had been told to end at that time."""
-        return self._stopped.get(generation, math.inf) <= by
-
-    def was_aborted(self, generation: int) -> bool:
-        """Or may have been, since it has not ended before its time was over."""
-        return self._over.get(generation, math.inf) <= self._ended.get(generation, math.inf)
-
-
-class Log(logging.Handler):
-    """What the server logs: its own errors are faults."""
-
-    def __init__(self, faults: Faults) -> None:
-        super().__init__(logging.WARNING)
-        self._faults = faults
-        self.warnings: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        exc = record.exc_info[1] if record.exc_info else None
-        if record.levelno >= logging.ERROR:
-            if not isinstance(exc, Boom):
-                self._faults.add(Logged(f"{message}: {exc!r}"), exc)
-        elif "left behind" in message or "was cancelled" in message or "does not" in message:
-            self._faults.add(Logged(message))
-        self.warnings.append(message)

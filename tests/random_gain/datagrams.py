@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from random_gain.books import Boom, Fault, Refused, WrongBytes, WrongOrder, pattern
+from random_gain.faults import Boom, Fault, Refused, WrongBytes, WrongOrder
+from random_gain.patterns import pattern
 from uring_trio import gain
 
 if TYPE_CHECKING:

@@ -74,6 +74,9 @@ class Drawing:
         some["collects"] = self.chance(0.1)
         if self.chance(0.05):
             some["rounds"] = ROUNDS
+            # Where a socket has every address, and another port in each round, what its datagrams
+            # came to is remembered: a cache, and no leak.
+            some["listeners"] = ["udp4" if name == "udp" else name for name in self.listeners]
         # What is false or 0 is what is plainest, and is left out.
         self.options = {name: value for name, value in some.items() if value}
 

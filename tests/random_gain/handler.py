@@ -20,24 +20,15 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from random_gain import tls
-from random_gain.books import (
-    ASKED,
-    CALLBACK,
-    FRAME,
-    OTHER,
-    TASK,
-    Account,
-    Boom,
-    Fault,
-    Refused,
-    frame,
-)
+from random_gain.faults import Boom, Fault, Refused
+from random_gain.patterns import ASKED, CALLBACK, FRAME, OTHER, TASK, frame
 from random_gain.peers import GO_AHEAD
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
+    from random_gain.books import Account
     from random_gain.world import World
 
 CALLBACKS = ("on_accept", "on_read", "on_write", "on_eof", "on_close")

@@ -17,7 +17,8 @@ import outcome
 import trio
 
 import uring_trio
-from random_gain.books import SLOWNESS, LeftBehind, NotTold, WrongCounts
+from random_gain.faults import LeftBehind, NotTold, WrongCounts
+from random_gain.rules import SLOWNESS
 from uring_trio import gain
 
 if TYPE_CHECKING:
@@ -116,5 +117,5 @@ class Host:
                     raise WrongCounts(f"{name} of one that has ended: {worker}")
 
 
-# What a worker must have none of at its end.
+# What a worker must have none of at its end; `gain_tools` has the same, and more than is public.
 HELD = ("connections", "buffers_leased", "bytes_buffered", "operations_in_flight")

@@ -1,7 +1,7 @@
 """The other side of a stream connection: what it sends, how it reads, and how it ends.
 
 A peer never waits. `turn` moves what can be moved now, and is called again and again by the
-one thread that has all peers. What it sends is its own pattern (`books.pattern`), of which
+one thread that has all peers. What it sends is its own pattern (`patterns.pattern`), of which
 `Account.sent` counts what the kernel has taken; what it receives are frames.
 
 What a reset takes with it
@@ -27,9 +27,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from random_gain import tls
-from random_gain.books import Account, FrameReader, WrongEnd, pattern
+from random_gain.faults import WrongEnd
+from random_gain.patterns import FrameReader, pattern
 
 if TYPE_CHECKING:
+    from random_gain.books import Account
     from uring_trio import gain
 
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger

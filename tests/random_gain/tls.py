@@ -1,4 +1,7 @@
-"""One authority and its contexts, made before anything is forked."""
+"""One authority and its contexts, made before anything is forked.
+
+`gain_tools` has some, too, and more than is public; this serves with another release as well.
+"""
 
 from __future__ import annotations
 

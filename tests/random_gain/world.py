@@ -2,84 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import gc
 import logging
 import os
 import select
 import shutil
-import socket
 import tempfile
 import time
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import harness
 import process_books
 
-from random_gain import tls
-from random_gain.books import (
-    SLOWNESS,
-    Account,
+from random_gain.books import Account
+from random_gain.datagrams import Datagrams
+from random_gain.faults import (
     Faults,
     LeftBehind,
-    LeftToTheKernel,
     Log,
-    NotAsleep,
     NotTold,
-    Rules,
     TriedByTheKernel,
-    WrongCounts,
     WrongOrder,
 )
-from random_gain.datagrams import Datagrams
 from random_gain.handler import Handler, Script, callbacks_of
 from random_gain.host import Host
 from random_gain.peers import StreamPeer
-from random_gain.stranger import Stranger, is_listening
+from random_gain.places import ADDRESSES, again, make_config, name_of, ring_of, sockets_at
+from random_gain.quiet import Quiet, kernel_book
+from random_gain.rules import SLOWNESS, Rules
+from random_gain.stranger import Stranger
 from uring_trio import gain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from by_seed import Plan
-
-try:  # another release may have none of these
-    import kernel_workers
-
-    from uring_trio._io_manager import UringIOManager
-except ImportError:
-    kernel_workers = None  # type: ignore[assignment]
-try:
-    from uring_trio import RingOptions
-except ImportError:
-    RingOptions = None  # type: ignore[assignment, misc]
 
 # What is due happens within milliseconds; the bound makes a hang a failure. Above the longest
 # that may take its time on purpose: input that is thrown away after a close (1 s).
 BOUND_S = 4.0 * SLOWNESS
 # On a busy machine, as long as something still moves: so much more.
 PROGRESS_S = 8.0 * SLOWNESS
-# While nothing can move: a stretch, and how much of a core it may take. What is still to be
-# done of the work before, and a busy machine's soft interrupts, are over after the first.
-IDLE_S = 0.04
-IDLE_SHARE_MAX = 0.05
-IDLE_STRETCHES = 4
 POLL_MS = 1
-COUNTS_MAX_S = 1.0 * SLOWNESS  # for a worker that the machine gives no time to
 SLOWEST_READER = 50_000  # bytes in a turn, while all is to settle
 RESTART_S = 2.0 * SLOWNESS
-
-ADDRESSES = {
-    "tcp4": "tcp4://127.0.0.1:0",
-    "tcp6": "tcp6://[::1]:0",
-    "tcp": "tcp://127.0.0.1:0",
-    "every": "tcp://:0",
-    "udp4": "udp4://127.0.0.1:0",
-    "udp6": "udp6://[::1]:0",
-    "udp": "udp://:0",
-}
 
 
 class World:
@@ -116,11 +79,14 @@ class World:
         self._is_shut = False
         self._folder = tempfile.mkdtemp(prefix="random-gain-")
         self._log = Log(self.faults)
-        self._retried = ""  # what the kernel itself would have tried again
+        self.quiet = Quiet(self)
         self.handler = Handler(self, options)
         callbacks = callbacks_of(self.handler, options)
         where = options.get("host", "start")
         self.host = Host(callbacks, make_config(options), where, ring_of(options))
+
+    def __str__(self) -> str:
+        return "; ".join(str(account) for account in self.accounts.values())
 
     # ---- the whole ---------------------------------------------------------------------------
 
@@ -150,8 +116,8 @@ class World:
         if left := process_books.stays(*before):
             raise LeftBehind("; ".join(left))
         # The last to be told, for it would be the only one where all is left to the kernel.
-        if self._retried:
-            raise TriedByTheKernel(self._retried)
+        if self.quiet.retried:
+            raise TriedByTheKernel(self.quiet.retried)
 
     def _serve(self) -> None:
         self.host.start(self._addresses())
@@ -275,7 +241,7 @@ class World:
             return ""
         self.rules.contenders = sum(
             a.peer is not None and a.peer.connected and not (a.closed_at or a.stolen)
-            for a in self._mine()
+            for a in self.mine()
         )
         for account in self.accounts.values():
             if what := account.unsettled():
@@ -414,105 +380,17 @@ class World:
     def _informed(self) -> Stranger | None:
         """It, and it has the server's sockets, as one has them who has inherited them."""
         if self._stranger is not None and not self.stopping:
-            self._stranger.have(self._sockets)
+            self._stranger.have(lambda: sockets_at(self.places))
         return self._stranger
-
-    def _sockets(self) -> Iterator[socket.socket]:
-        """What the server listens and receives with, by descriptors of their own."""
-        names = {name_of(place) for place in self.places}
-        for fd, what in harness.open_fds().items():
-            if not what.startswith("socket:"):
-                continue
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
-                own = sock.family in FAMILIES and name_of(sock.getsockname()) in names
-                udp = sock.type == socket.SOCK_DGRAM
-                if own and (udp or is_listening(sock)) and not is_connected(sock):
-                    yield sock
 
     def _forget_listening(self) -> None:
         if self._stranger is not None:
             self._stranger.leave()
 
-    # ---- looking -------------------------------------------------------------------------------
-
     def be_idle(self) -> None:
-        """Nothing can move: look at what that costs, and then at what is counted.
-
-        Raises:
-          NotAsleep: it costs CPU.
-        """
-        if self.stopping or not self._looks:
-            return
-        with process_books.no_collection():
-            for stretch in range(1, IDLE_STRETCHES + 1):
-                cpu = process_books.Cpu()
-                time.sleep(IDLE_S * stretch)
-                if (share := cpu.most()) <= IDLE_SHARE_MAX:
-                    break
-            else:
-                raise NotAsleep(f"{share:.0%} of a core while nothing can move: {self}")
-        self.faults.check()
-        self._look_at_the_kernel()
-        self._look_at_counts()
-        self._look_at_those_who_stopped()
-        for account in self._mine():
-            if account.peer is not None:
-                account.peer.note_quiet()
-
-    def _look_at_those_who_stopped(self) -> None:
-        """Each that does not read is asked what it has: a look that wakes its worker."""
-        # TLS has bytes of its own, in records that are not whole.
-        for account in self._mine():
-            may_be_asked = not (self.stopping or self.rules.is_tls(account))
-            if may_be_asked and account.stopped():
-                self.ask(account, {"do": "look"})
-
-    def __str__(self) -> str:
-        return "; ".join(str(account) for account in self.accounts.values())
-
-    def _look_at_the_kernel(self) -> None:
-        if kernel_workers is None:
-            return
-        if workers := kernel_workers.workers():
-            raise LeftToTheKernel(f"{len(workers)} of the kernel's workers: {self}")
-        # A receive that is multishot is the kernel's to try again: each wake-up brings its data.
-        retried = [opcode for opcode in kernel_workers.retried() if opcode != RECV]
-        if retried and not self._retried:
-            self._retried = f"the kernel itself tries {retried} again: {self}"
-
-    def _look_at_counts(self) -> None:
-        # It answers with what it last knew.
-        deadline = time.monotonic() + COUNTS_MAX_S
-        while (what := self._wrong_count()) and time.monotonic() < deadline:
-            time.sleep(IDLE_S)
-        if not what or self.stopping:
-            return
-        raise WrongCounts(f"{what}: {self}")
-
-    def _wrong_count(self) -> str:
-        """What of the statistics is not as it should be while nothing moves; "" if all is."""
-        # A timer may close one at any moment.
-        open_before = self._open()
-        workers = self.host.server.statistics().workers
-        open_after = self._open()
-        if any(worker.buffers_leased for worker in workers):
-            return f"buffers are leased: {workers}"
-        here = self._mine()
-        # One whose handshake is not over is a connection already.
-        hidden = sum(not a.accepted for a in here)
-        counted = sum(worker.connections for worker in workers)
-        if not min(open_before, open_after) <= counted <= max(open_before, open_after) + hidden:
-            return f"{counted} connections, and {open_after} are open"
-        if self.rules.tls or self.datagrams.peers or self.rules.generation:
-            return ""
-        secured = any(a.peer is not None and a.peer.is_tls for a in here)
-        received = sum(a.known for a in here)
-        if not secured and sum(worker.bytes_in for worker in workers) < received:
-            return f"bytes_in is less than {received}: {workers}"
-        return ""
-
-    def _open(self) -> int:
-        return sum(a.accepted and not a.close_over for a in self._mine())
+        """Nothing can move: look at what that costs, and at what is counted."""
+        if self._looks and not self.stopping:
+            self.quiet.look()
 
     # ---- the end -------------------------------------------------------------------------------
 
@@ -545,19 +423,20 @@ class World:
 
     def _unended(self) -> str:
         """All peers have ended: what has not, and has no reason to stay."""
-        for account in self._mine():
+        for account in self.mine():
             stays = account.eof_told or account.may_not_read() or account.stolen
             stays = stays or (account.peer is not None and account.peer.may_be_at_urgent())
             if account.accepted and not (account.closed_at or stays or self.stopping):
                 return f"all peers have ended: {account}"
         return ""
 
-    def _mine(self) -> list[Account]:
+    def mine(self) -> list[Account]:
+        """Those of the server as it is now."""
         return [a for a in self.accounts.values() if a.generation == self.rules.generation]
 
     def _end_peers(self) -> None:
         """Each that has not ended does, and takes all that comes."""
-        for account in self._mine():
+        for account in self.mine():
             peer = account.peer
             if peer is None or account.gone:
                 continue
@@ -599,73 +478,3 @@ STEPS = {
     name.removeprefix("step_"): step for name, step in vars(World).items() if name[:5] == "step_"
 }
 STRANGE = ("steal", "block", "rival", "shut")
-RECV = 27  # <linux/io_uring.h>
-FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
-CONFIG = {field.name for field in fields(gain.Config)}
-RING = ("max_sq_entries", "max_cq_events")
-
-
-def make_config(options: dict[str, Any]) -> gain.Config:
-    """Of the options those that this release has."""
-    known = {name: value for name, value in options.items() if name in CONFIG}
-    known.setdefault("workers", 1)
-    if known.get("cbpf") and known.get("architecture") != "sharding":
-        del known["cbpf"]
-    known["tls"] = tls.SERVER if options.get("tls") else None
-    tick = known.get("tick")
-    known["tick"] = tick if tick else None
-    if options.get("host") == "serve" and known["workers"] == 1:
-        for name in RING:  # the run's own are meant: see `ring_of`
-            known.pop(name, None)
-    return gain.Config(**known)
-
-
-def ring_of(options: dict[str, Any]) -> Any:
-    """The sizes of the run's ring, if the server's worker is in it."""
-    if RingOptions is None or not any(options.get(name) for name in RING):
-        return None
-    sq_entries = options.get("max_sq_entries") or 256
-    cq_entries = max(options.get("max_cq_events") or 4096, sq_entries)
-    return RingOptions(sq_entries=sq_entries, cq_entries=cq_entries)
-
-
-def name_of(address: Any) -> Any:
-    """An address to be looked up by, however it is written."""
-    if isinstance(address, (str, bytes)):
-        address = (address,)
-    first, *rest = address
-    if isinstance(first, bytes):
-        first = first.decode(errors="surrogateescape")
-    first = first.replace("\0", "@", 1).removeprefix("::ffff:")
-    return (first, rest[0] if rest else None)
-
-
-def again(place: gain.Address) -> str:
-    """What a server listens at that is to be where one was."""
-    if place.network == "unix":
-        return f"unix://{place[0]}".replace("\0", "@")
-    return f"{place.network}://{place}" if place[0] != "::" else f"{place.network}://:{place[1]}"
-
-
-def is_connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError as exc:
-        return exc.errno not in (errno.ENOTCONN, errno.EINVAL)
-    return True
-
-
-@contextlib.contextmanager
-def kernel_book() -> Any:
-    """The kernel's workers of all runs in here are looked for."""
-    if kernel_workers is None:
-        yield
-        return
-    book = kernel_workers.Book()
-    try:
-        kernel_workers.watch_runs(UringIOManager)
-        yield
-        if found := book.news():
-            raise LeftToTheKernel("; ".join(found))
-    finally:
-        book.close()
