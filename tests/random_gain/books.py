@@ -290,7 +290,9 @@ class Account:
             return ""
         if self.known < self.sent:
             return "bytes have come that were not announced"
-        if self.end and not self.eof_told and not peer.pending:
+        # Without on_eof its connection closes, and on_close comes when all output is out.
+        closes = not self.rules.tells_eof and self.unsent() and not peer.is_reading()
+        if self.end and not (self.eof_told or closes or peer.pending):
             return "its peer has ended, and nobody was told"
         if peer.pending and not self.end:
             return "its peer cannot send, and it reads"

@@ -23,7 +23,8 @@ class Rules:
     Attributes:
       has_tasks: callbacks may be tasks, or run in threads.
       only_callbacks: nobody but callbacks has used a connection.
-      tells_written: on_write is defined.
+      tells_eof: on_eof is defined.
+      tells_written: on_write is, too.
       legacy_writes: a write to a connection that is over raises, whatever the options say.
       generation: which start of the server this is.
       contenders: connections that are open, or want to be.
@@ -38,6 +39,7 @@ class Rules:
         self.tls = bool(options.get("tls"))
         self.has_tasks = bool(options.get("async") or options.get("async_handler"))
         self.only_callbacks = True
+        self.tells_eof = "on_eof" not in options.get("without", [])
         self.tells_written = "on_write" not in options.get("without", [])
         # Releases that have no such option raise for what they do not take.
         self.legacy_writes = not hasattr(gain.Config(), "write_strict")
