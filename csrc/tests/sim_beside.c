@@ -49,11 +49,19 @@ static int told(enum call call, int fd, int answer)
     return answer;
 }
 
+/* Nobody waits here: a call that Linux would have wait is one too many. */
+static int at_once(int fd, int flags, int answer)
+{
+    if (answer == -EAGAIN && !(flags & MSG_DONTWAIT) && !(fcntl(fd, F_GETFL) & O_NONBLOCK))
+        sim_fault("a call beside the ring that waits");
+    return answer;
+}
+
 int sim_sendmsg(int fd, const struct msghdr *message, int flags)
 {
     struct net_file *file = net(fd);
     if (file != NULL)
-        return told(SENDMSG, fd, net_sendmsg(file, message, flags));
+        return told(SENDMSG, fd, at_once(fd, flags, net_sendmsg(file, message, flags)));
     return made(SENDMSG, fd, sendmsg(fd, message, flags));
 }
 
@@ -62,7 +70,7 @@ int sim_recvmsg(int fd, struct msghdr *message, int flags)
     struct net_file *file = net(fd);
     if (file == NULL)
         return made(RECVMSG, fd, recvmsg(fd, message, flags));
-    int answer = net_recvmsg(file, message, flags);
+    int answer = at_once(fd, flags, net_recvmsg(file, message, flags));
     if (!(flags & MSG_PEEK))
         sim_net_gave(file, answer, sim_size_of(message));
     return told(RECVMSG, fd, answer);
@@ -77,7 +85,7 @@ int sim_sendto(int fd, const void *data, size_t size, int flags, const struct so
     struct iovec vector = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
     struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1,
                              .msg_name = (void *)(uintptr_t)name, .msg_namelen = length};
-    return told(SENDTO, fd, net_sendmsg(file, &message, flags));
+    return told(SENDTO, fd, at_once(fd, flags, net_sendmsg(file, &message, flags)));
 }
 
 int sim_recvfrom(int fd, void *memory, size_t size, int flags, struct sockaddr *name,
@@ -89,7 +97,7 @@ int sim_recvfrom(int fd, void *memory, size_t size, int flags, struct sockaddr *
     struct iovec vector = {.iov_base = memory, .iov_len = size};
     struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_name = name,
                              .msg_namelen = length != NULL ? *length : 0};
-    int answer = net_recvmsg(file, &message, flags);
+    int answer = at_once(fd, flags, net_recvmsg(file, &message, flags));
     if (!(flags & MSG_PEEK))
         sim_net_gave(file, answer, size);
     if (answer >= 0 && length != NULL)
@@ -101,7 +109,7 @@ int sim_accept4(int fd, struct sockaddr *name, socklen_t *length, int flags)
 {
     struct net_file *file = net(fd);
     if (file != NULL)
-        return told(ACCEPT4, fd, net_accept4(file, name, length, flags));
+        return told(ACCEPT4, fd, at_once(fd, 0, net_accept4(file, name, length, flags)));
     return made(ACCEPT4, fd, accept4(fd, name, length, flags));
 }
 
