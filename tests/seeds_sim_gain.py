@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import by_seed
-from simulation import programs, programs_draw
+from simulation import gain_draw, programs
 
 if TYPE_CHECKING:
     import random
@@ -19,7 +19,7 @@ class SimGain:
     name = "sim-gain"
 
     def draw(self, random: random.Random) -> Plan:
-        return programs_draw.draw_served(random)
+        return gain_draw.draw(random)
 
     def run(self, plan: Plan) -> None:
         programs.run(plan, programs.SimulatedWorld())

@@ -51,6 +51,22 @@ class ErrorUntold(AssertionError):
     """The kernel has failed for good, and the program was not told."""
 
 
+class WrongOrder(AssertionError):
+    """A callback where it cannot be."""
+
+
+class Refused(AssertionError):
+    """A method did what it does not promise."""
+
+
+class Unbounded(AssertionError):
+    """More is kept than may be."""
+
+
+class Logged(AssertionError):
+    """The product has logged an error of its own."""
+
+
 def require(holds: object, fault: type[AssertionError], words: str) -> None:
     """Hold that something is so."""
     if not holds:

@@ -12,14 +12,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import harness
+import outcome
+import trio
+from trio import _threads
 from trio._core import _run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
@@ -72,6 +76,29 @@ def trio_pinned(seed: int) -> Iterator[None]:
         ):
             stack.enter_context(_replaced(owner, name, value))
         stack.enter_context(harness.no_collection())
+        yield
+
+
+@contextlib.contextmanager
+def threads_in_time(pause_s: float) -> Iterator[None]:
+    """What is given to a thread is done by one, in a moment of the run's own time.
+
+    Nothing else runs meanwhile, so it replays; to the run it takes twice the pause.
+    """
+
+    async def work(fn: Callable[[], Any], deliver: Callable[[Any], None]) -> None:
+        results: list[outcome.Outcome[Any]] = []
+        await trio.sleep(pause_s)
+        thread = threading.Thread(target=lambda: results.append(outcome.capture(fn)))
+        thread.start()
+        thread.join()
+        await trio.sleep(pause_s)
+        deliver(results[0])
+
+    def start(fn: Any, deliver: Any, *_name: Any) -> None:
+        trio.lowlevel.spawn_system_task(work, fn, deliver)
+
+    with _replaced(_threads, "start_thread_soon", start):
         yield
 
 

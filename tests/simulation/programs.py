@@ -51,6 +51,8 @@ from simulation.faults import (
     WrongError,
     require,
 )
+from simulation.gain_ends import OF_SERVER, Served
+from simulation.gain_others import OF_SERVICE
 from simulation.pinned import trio_pinned
 from simulation.programs_anyio import AnyioEnd
 from simulation.programs_ends import (
@@ -65,7 +67,7 @@ from simulation.programs_ends import (
     unwrapped,
 )
 from simulation.programs_gain import KINDS as SERVED_KINDS
-from simulation.programs_gain import OF_SERVER, Served, Service
+from simulation.programs_gain import Service
 from simulation.programs_model import content
 
 if TYPE_CHECKING:
@@ -422,7 +424,7 @@ class Program:
         return tuple(unwrapped(each) for each in (client, server))  # type: ignore[return-value]
 
     async def served_ends(self, number: int, kind: str, room: int, queues: list[Any]) -> list[End]:
-        served = self.service.serve(number, queues)
+        served = self.service.serve(number, kind, room, queues)
         sock = await self.service.connect(number, kind, room)
         client = self.socket_end(kind, sock, queues[::-1], raw=kind.endswith("-raw"))
         return [client, served]
@@ -481,7 +483,7 @@ class Program:
 
     async def main(self) -> None:
         self.spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        with trio.move_on_after(PROGRAM_S) as all_of_it:
+        with trio.move_on_after(PROGRAM_S) as all_of_it, self.service.watched():
             async with trio.open_nursery() as nursery:
                 await self.make_channels(nursery)
                 await self.run_tasks()
@@ -530,6 +532,9 @@ class Program:
             how = await self.do_at_end(verb, place, size)
         elif verb == "both":
             how = await self.both(task, further)
+        elif verb in OF_SERVICE:
+            how = await self.service.others.do(verb, place, size)
+            self.saw(verb, how)
         elif verb in OF_LISTENERS:
             if not self.listeners:
                 return "left out"

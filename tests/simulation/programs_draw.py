@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import simulation
-from simulation import programs, programs_gain
+from simulation import programs
 
 if TYPE_CHECKING:
     import random
@@ -58,9 +58,6 @@ NETWORK = tuple(kind for kind in simulation.NETWORK if kind != "strangers")
 CLOSES = ("close", "aclose", "leave", "abort")
 
 
-WRITING = ("s_write", "s_writev", "s_read_from", "s_task")
-
-
 def size(random: random.Random) -> int:
     """Of a transfer: mostly small, and around what the buffers hold."""
     kind = random.random()
@@ -102,7 +99,6 @@ class Scenes:
         self.listeners = listeners
         self.steps: Steps = []
         self.number = 0
-        self.has_servers = False
         weights = dict(STRAY)
         if not listeners:
             weights["dial"] = weights["answer"] = 0
@@ -114,17 +110,6 @@ class Scenes:
             weights |= dict.fromkeys(CLOSES, 0)
         self.closes = closes
         self.verbs, self.weights = list(weights), list(weights.values())
-
-    def of_servers(self) -> None:
-        """Half of the steps that fit to nothing are a server's."""
-        self.has_servers = True
-        more = len(programs_gain.OF_SERVER)
-        self.verbs += [*programs_gain.OF_SERVER, "stop"]
-        weight = sum(self.weights) // more
-        self.weights += [
-            weight if verb in WRITING else weight // 2 for verb in self.verbs[-more - 1 :]
-        ]
-        self.weights[-1] = 1
 
     # ---- one step ------------------------------------------------------------------------
 
@@ -147,8 +132,6 @@ class Scenes:
             return 0, random.randint(0, 12)
         if verb == "cancel":
             return random.randrange(programs.TASKS_MAX), wait(random)
-        if verb in programs_gain.OF_SERVER:
-            return 2 * random.randrange(max(1, self.ends // 2)) + 1, size(random)
         if verb in programs.OF_CROWDS:
             return random.randrange(max(1, self.crowd)), size(random)
         if verb in programs.OF_LISTENERS:
@@ -373,76 +356,21 @@ class Scenes:
                 self.add(three, "crowd_take", 0, 31)
                 self.add(three, "sleep", 0, 40)
 
-    # ---- scenes of callback servers ------------------------------------------------------
-
-    def served_and_closed(self) -> None:
-        """A server writes and closes, in one step; the client sends, receives, or does not."""
-        random = self.random
-        one, two, three, _ = self.begin()
-        end = 2 * random.randrange(self.ends // 2)
-        if random.random() < 0.5:
-            self.add(one, self.send(), end, size(random))
-            self.add(two, "checkpoints", 0, wait(random))
-        for _ in range(random.randint(1, 3)):
-            self.add(two, random.choice(WRITING), end + 1, random.choice([size, large])(random))
-        if random.random() < 0.3:
-            self.add(two, "s_drain", end + 1, 0)
-        if random.random() < 0.8:
-            how = random.choice(["s_close", "s_close", "s_send_eof", "s_abort"])
-            self.add(two, how, end + 1, 0)
-        if random.random() < 0.5:
-            self.add(two, random.choice(["s_close", "s_abort"]), end + 1, 0)
-        self.add(three, random.choice(["checkpoints", "sleep"]), 0, wait(random))
-        for _ in range(random.randint(0, 6)):
-            self.add(three, self.receive(), end, large(random), random.choice([0, 5, 50]))
-
-    def paused(self) -> None:
-        """Reading stops and goes on while the client sends, and sends its end."""
-        random = self.random
-        one, two, three, _ = self.begin()
-        end = 2 * random.randrange(self.ends // 2)
-        for _ in range(random.randint(1, 4)):
-            self.add(one, self.send(), end, random.choice([size, large])(random), limit(random))
-            self.add(one, "checkpoints", 0, wait(random))
-        if random.random() < 0.4:
-            self.add(one, "send_eof", end, 0)
-        for _ in range(random.randint(1, 4)):
-            self.add(two, "s_pause", end + 1, 0)
-            self.add(two, random.choice(["checkpoints", "sleep"]), 0, wait(random))
-            self.add(two, "s_resume", end + 1, 0)
-            self.add(two, "checkpoints", 0, wait(random))
-        self.add(three, random.choice(WRITING), end + 1, large(random))
-        self.add(three, "s_drain", end + 1, 0, random.choice([0, 100]))
-        for _ in range(random.randint(0, 3)):
-            self.add(three, self.receive(), end, large(random), random.choice([0, 5, 50]))
-
-    def deadlines(self) -> None:
-        """They are set, moved, met and not met."""
-        random = self.random
-        one, two, _, _ = self.begin()
-        end = 2 * random.randrange(self.ends // 2)
-        for _ in range(random.randint(1, 4)):
-            verb = random.choice(["s_deadline", "s_idle"])
-            self.add(two, verb, end + 1, random.choice([1, 5, 20, 50]))
-            self.add(two, "sleep", 0, random.choice([0, 1, 4, 10, 30]))
-        for _ in range(random.randint(0, 4)):
-            self.add(one, random.choice([self.send(), self.receive()]), end, size(random), 10)
-            self.add(one, "sleep", 0, random.choice([0, 1, 4, 10, 30]))
-
-    def draw(self) -> Steps:
-        of_channels: list[Callable[[], None]] = [
+    def scenes_of_ends(self) -> list[Callable[[], None]]:
+        scenes: list[Callable[[], None]] = [
             *(self.cancel_at_work, self.at_its_deadline, self.flood, self.in_line),
             *(self.closed_under, self.readiness, self.half_closed, self.trickle),
         ]
         if self.closes:
-            of_channels.append(self.let_go)
+            scenes.append(self.let_go)
         if self.datagrams:
-            of_channels += [self.rubbish] * 3
+            scenes += [self.rubbish] * 3
+        return scenes
+
+    def draw(self) -> Steps:
         scenes: list[Callable[[], None]] = []
         if self.ends:
-            scenes += of_channels
-        if self.has_servers:
-            scenes += [*(self.served_and_closed, self.paused) * 3, self.deadlines]
+            scenes += self.scenes_of_ends()
         if self.listeners:
             scenes += [self.dialling] * (3 if self.ends else 1)
         if self.crowd:
@@ -535,34 +463,3 @@ def switches(random: random.Random) -> dict[str, bool]:
     if random.random() < 0.7:
         return {}
     return {random.choice(SWITCHES): True}
-
-
-# ---- callback servers --------------------------------------------------------------------
-
-
-def draw_served(random: random.Random) -> Plan:
-    """A program whose channels are connections to callback servers."""
-    network = random.random() < 0.7
-    kinds = [kind for kind in programs_gain.KINDS if network or not kind.endswith(("tcp", "udp"))]
-    kinds = [kind for kind in kinds if network or "unix" in kind]
-    channels = [random.choice(kinds) for _ in range(random.randint(1, 4))]
-    plan = draw(random)
-    if plan["options"]["kinds"] == ["fatal"]:
-        plan["options"]["kinds"] = list(KINDS)  # (what ends a server's run has its own tests)
-    scenes = Scenes(random, 2 * len(channels), 0, closes=random.random() < 0.6)
-    scenes.of_servers()
-    plan["steps"] = scenes.draw()
-    plan["options"] |= {
-        "channels": channels,
-        "rooms": [random.randrange(len(programs.ROOMS)) for _ in channels],
-        "listeners": [],
-        "crowd": 0,
-        "network": network,
-        "handler": random.randrange(len(programs_gain.HANDLERS)),
-        "takes": [random.randrange(programs_gain.TAKES) for _ in channels],
-        "answers": [random.randrange(programs_gain.ANSWERS) for _ in channels],
-        "read_buffer_limit": random.choice([0, 0, 1000, 20_000]),
-        "write_high_water": random.choice([0, 0, 1000, 20_000]),
-        "max_connections": 0,
-    }
-    return plan

@@ -155,7 +155,11 @@ class End:
     def may_be_reset(self) -> bool:
         """Whether the peer's closing may have taken away what it had sent before."""
         peer = self.peer
-        return peer.aborted or (peer.closed and (peer.left_unread or peer.incoming.may_hold()))
+        return peer.was_reset() or (peer.closed and (peer.left_unread or peer.incoming.may_hold()))
+
+    def was_reset(self) -> bool:
+        """Whether it was closed with a reset."""
+        return self.aborted
 
     def may_have_ended(self) -> bool:
         """Whether its peer may receive the end of the stream."""
