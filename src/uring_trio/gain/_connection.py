@@ -944,13 +944,12 @@ class Outlet:
             outbound.wait()
             try:
                 await drained.wait()
-            except BaseException:
+            finally:
                 outbound.wait_no_more()
                 if drained is self._drained and not drained.statistics().tasks_waiting:
                     self._drained = None
-                    connection.intake.look_again()
-                raise
-            outbound.wait_no_more()
+                # Whoever looked meanwhile has seen somebody who may take input.
+                connection.intake.look_again()
 
     def wake_drainers(self) -> None:
         """It is down there, or will never be."""
