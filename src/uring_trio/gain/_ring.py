@@ -13,8 +13,9 @@ into ``bytes`` comes out of there: 8 x 100 KiB took 1.5 times the CPU of uvloop'
 with provided buffers of 128 KiB, which are cold, and too few for all. It is one receive a
 tick, which is also what bounds a flood. Such a poll tells only of what arrives: a receive
 that has filled the block has another in the next turn, and so has one that was told of the
-stream's end together with its input. The stream comes back when its messages have been
-small for a while.
+stream's end together with its input, and one that has left some: of a UNIX stream a receive
+takes nothing from behind what came with descriptors. The stream comes back when its messages
+have been small for a while.
 
 To pause is to cancel the operation; what arrives before its last cqe is input like any
 other. -ENOBUFS is back-pressure: nothing was read, and it is armed again as buffers come home.
@@ -146,6 +147,7 @@ class RingLink:
         "send_slot",
         "slots",
         "sock",
+        "stops_short",
         "watch_slot",
     )
 
@@ -163,6 +165,7 @@ class RingLink:
         self.receive_slot = self.watch_slot = self.send_slot = -1
         self.readable = 0
         self.poll_first = True
+        self.stops_short = sock.family == socket.AF_UNIX  # behind what came with descriptors
 
     # ---- operations ----------------------------------------------------------------------
 
@@ -287,7 +290,8 @@ class RingLink:
         size: int = try_recv(self.fd, block.c, LARGE_SIZE)
         if size <= 0:
             return size, b"", 0
-        return size, block.data(size), told if told & ENDS or size == LARGE_SIZE else 0
+        more = told & ENDS or size == LARGE_SIZE or (self.stops_short and queued(self.fd) > 0)
+        return size, block.data(size), told if more else 0
 
     def remember(self, told: int) -> None:
         """What was told of is to be taken once more."""
