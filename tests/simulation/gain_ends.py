@@ -20,7 +20,6 @@ from simulation.faults import (
     NotTold,
     Refused,
     Unbounded,
-    WrongBytes,
     WrongCount,
     WrongEnd,
     require,
@@ -521,11 +520,3 @@ class Served(End):
         self.touch()
         self.incoming.loose.append(data)
         self.incoming.place_certain()
-
-    def check_bytes(self) -> None:
-        """At the end: what was received in no order that was known has one."""
-        if self.is_stream and self.stolen:
-            try:
-                self.incoming.settle()
-            except AssertionError as exc:
-                raise WrongBytes(f"{self.name}: {exc}") from exc
