@@ -128,8 +128,9 @@ class Scenes:
             self.add(two, random.choice(["checkpoints", "sleep"]), 0, wait(random))
             self.add(two, "s_resume", end + 1, 0)
             self.add(two, "checkpoints", 0, wait(random))
-        self.add(three, random.choice(WRITING), end + 1, large(random))
-        self.add(three, "s_drain", end + 1, 0, random.choice([0, 100]))
+        for _ in range(random.randint(1, 3)):
+            self.add(three, random.choice(WRITING[:3]), end + 1, large(random))
+        self.add(three, "s_drain", end + 1, 0, random.choice([20, 100]))
         for _ in range(random.randint(0, 3)):
             self.add(three, self.receive(), end, large(random), random.choice([0, 5, 50]))
 
