@@ -118,7 +118,7 @@ class Handler(gain.EventHandler):
         end.check_told()
         end.eof_told = True
         if not end.shut:
-            end.put(EOF_ANSWER, "write")
+            end.write_beside(EOF_ANSWER, "write")
         end.mind()
         return end
 

@@ -224,9 +224,11 @@ class Others:
         """Datagrams with a wrong checksum come."""
         picked = self._pick(place, streams=False)
         fd = None if picked is None else self._listener("udp", picked[3])
-        if fd is None:
+        if picked is None or fd is None:
             return "left out"
         for _ in range(1 + size % STEALS_MAX):
+            if self._listener("udp", picked[3]) != fd:
+                break  # the server has ended
             sock = stdlib_socket.socket(fileno=fd)
             self._service.simulation.bad_datagram(sock, BAD_SIZE)
             sock.detach()
