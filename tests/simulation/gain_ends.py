@@ -72,6 +72,8 @@ class Served(End):
       was_urgent: its client has sent a byte of urgent data.
     """
 
+    sends_later = True
+
     def __init__(self, service: Service, incoming: Any, outgoing: Any) -> None:
         super().__init__("", incoming, outgoing, strict=False)
         self.service = service

@@ -119,11 +119,13 @@ class End:
       in_turn: sends are done in the order of their calls (not so on stock).
       no_memory: the kernel may have none for what is sent.
       has_low_water: it may sleep over what is there.
+      sends_later: what it has written may leave when nobody looks: a server's.
       is_left: nobody used it when it was closed, so nothing keeps its file open.
       rubbish_at: when it was sent what cannot be received.
     """
 
     peer: End
+    sends_later = False
     world: Any  # where the program runs: `programs.World`
 
     # What the door's calls raise.
@@ -299,6 +301,8 @@ class End:
         """
         now = trio.current_time()
         if not self.world.is_prompt or use.overlapped or self.has_low_water:
+            return
+        if self.peer.sends_later:
             return
         if self.peer.writing.uses:
             return  # it may be what is just being sent
