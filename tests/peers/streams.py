@@ -76,6 +76,7 @@ class Stream(Common):
         self._arrived = 0  # bytes for us that were here when the peer went
         self._ended = False  # we were told of the end, by a call of ours
         self._error_seen = False
+        self._sending = 0  # calls that have not ended
 
     def __str__(self) -> str:
         return f"{self.kind} {self.number}"
@@ -337,14 +338,19 @@ class Stream(Common):
         # What it sends in pieces others may come between.
         part = self.to_peer.offer(data, divided=not exact)
         least, most = 0, 0 if exact else len(data)
+        # Beside another send one is refused at once. Whoever is refused later has sent a part:
+        # it waits for readiness in between, as others may.
+        beside, self._sending = self._sending, self._sending + 1
         try:
             least = most = await write(thing, data, ways.WRITE_FLAGS.get(call.flag, 0))
             if not 0 < least <= len(data):
                 raise Lost(f"{call} returned {least}")
         except (trio.BusyResourceError, anyio.BusyResourceError):
-            most = 0
+            if beside:
+                most = 0
             raise
         finally:
+            self._sending -= 1
             if call.flag == "oob":
                 least = max(0, most - 1)
             self.to_peer.sent(part, least, most)
