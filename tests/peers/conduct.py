@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import select
+import signal
 import socket as stdlib_socket
 import sys
 import threading
@@ -23,6 +24,7 @@ import trio
 from exception_groups import leaves
 
 import uring_trio
+from peers.between import Between
 from peers.books import Burnt, Early, Handed, Left, Lost, Strange, Stuck
 from peers.kinds import KINDS
 from peers.listeners import Listener
@@ -33,6 +35,8 @@ from peers.streams import TERMINALS
 from peers.ways import OWN_WAY, takes_flags
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from by_seed import Plan
 
 FOUND = (Burnt, Early, Handed, Left, Lost, Strange, Stuck)
@@ -63,6 +67,8 @@ BUSY_MIN_S, OTHERS_MAX_S = 0.02, 0.3 * SLOWNESS
 # Of a call in trio's own way, which may be busy all the time that it waits.
 OWN_WAY_MAX_S = 0.003
 TIMES_MAX = 300
+# A step, or a moment of the end, keeps the loop from turning for no longer: some call blocks it.
+TURN_MAX_S = 4.0 * SLOWNESS
 # What one more round of the same may take: of Python's blocks, the books' own not counted.
 BLOCKS_A_ROUND = 40
 ROUNDS_BEFORE = 3
@@ -71,11 +77,12 @@ ROUNDS_BEFORE = 3
 class Conduct:
     """A run of a plan."""
 
-    def __init__(self, plan: Plan, door: str, stranger: Stranger | None) -> None:
+    def __init__(self, plan: Plan, door: str, stranger: Stranger | None, between: Between) -> None:
         self._options = plan["options"]
         self._steps = plan["steps"]
         self._door = door
         self._stranger = stranger
+        self._between = between
         self._world: World
         self._places: dict[int, Any] = {}
         self._calls: list[Call] = []
@@ -86,6 +93,7 @@ class Conduct:
     async def run(self) -> None:
         """All of it, once or some rounds."""
         assert harness.io_statistics().backend == BACKEND
+        self._between.here()
         with trio.fail_after(RUN_MAX_S):
             rounds = self._options.get("rounds", 0)
             await self._round(quiet=True)
@@ -107,7 +115,7 @@ class Conduct:
             raise Left(f"each round takes more memory than the one before: {blocks}")
 
     async def _round(self, *, quiet: bool) -> None:
-        self._world = World(door=self._door, stranger=self._stranger)
+        self._world = World(door=self._door, stranger=self._stranger, between=self._between)
         self._places, self._calls = {}, []
         self._times_max = TIMES_MAX if quiet else TIMES_MAX // 15
         try:
@@ -115,9 +123,11 @@ class Conduct:
                 for step in self._steps:
                     if quiet or step[0] not in ("quiet", "busy"):
                         await self._step(step)
+                self._between.forget()
                 await self._finish()
                 self._nursery.cancel_scope.cancel()
             for place in self._places.values():
+                turns()
                 await place.close()
         finally:
             self._world.close()
@@ -126,6 +136,7 @@ class Conduct:
 
     async def _step(self, step: list[Any]) -> None:
         verb, rest = step[0], step[1:]
+        turns()
         if verb == "open":
             await self._open(*rest)
         elif verb == "tick":
@@ -158,6 +169,9 @@ class Conduct:
             # Calls in trio's own way block where a rival has the file wait.
             if rest[0] != "block" or not any(c.flag in OWN_WAY for c in self._calls):
                 place.rival_act(*rest)
+        elif verb == "between":
+            if rest[0] != "flip" or not any(c.flag in OWN_WAY for c in self._calls):
+                place.between(*rest)
         elif verb == "option":
             place.option(*rest)
         elif verb == "shut":
@@ -298,6 +312,7 @@ class Conduct:
         end = time.monotonic() + FINISH_MAX_S
         pause_s = 0.0
         while self._calls:
+            turns()
             for place in self._places.values():
                 place.finish_some([call for call in self._calls if call.place is place])
             if time.monotonic() > end - FINISH_MAX_S + SLOW_MAX_S:
@@ -345,6 +360,26 @@ def sole(exc: Exception) -> Exception:
 # ---- around the run ----------------------------------------------------------------------
 
 
+def turns() -> None:
+    """The loop has come here; it does not wait in the kernel beside it."""
+    signal.setitimer(signal.ITIMER_REAL, TURN_MAX_S)
+
+
+def turns_no_more(_: int, __: Any) -> None:
+    """Of a signal."""
+    raise Stuck("the loop does not turn: a call blocks")
+
+
+@contextlib.contextmanager
+def blocking_is_seen() -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, turns_no_more)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def run(plan: Plan, door: str) -> None:
     """One plan by one door.
 
@@ -355,9 +390,12 @@ def run(plan: Plan, door: str) -> None:
     before = harness.open_fds()
     stranger = Stranger() if plan["options"].get("stranger") else None
     try:
-        conduct = Conduct(plan, door, stranger)
+        between = Between()
+        conduct = Conduct(plan, door, stranger, between)
         host = plan["options"].get("host", "")
-        start(door, host, conduct.run)
+        looks_matter = any(step[0] == "between" for step in plan["steps"])
+        with blocking_is_seen(), between.in_use() if looks_matter else contextlib.nullcontext():
+            start(door, host, conduct.run)
     finally:
         if stranger:
             stranger.close()

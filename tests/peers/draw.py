@@ -11,8 +11,9 @@ import random as random_module
 from typing import TYPE_CHECKING, Any
 
 from peers import ways
+from peers.connects import Connects
 from peers.kinds import KINDS
-from peers.listeners import Connects, Listener
+from peers.listeners import Listener
 from peers.messages import Messages
 from peers.places import OPTIONS
 from peers.streams import SOCKETS, Stream
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from by_seed import Plan
 
 Random = random_module.Random
+
+# Acts of a rival's that take no time.
+BETWEEN = ("take", "take_there", "put", "put_there", "fill")
 
 SMALL = (1, 2, 7, 64, 100, 511, 1000)
 LARGE = (4096, 8191, 8192, 8193, 20_000, 32_768, 65_536, 131_072, 300_000)
@@ -60,8 +64,11 @@ class Draw:
         steps = []
         for number in range(random.choice([1, 1, 2, 3, 4])):
             steps.append(self._open(number))
+            kind = self._places[-1][1]
             if random.random() < 0.4:
                 steps += [self._option(number) for _ in range(random.choice([1, 1, 2, 3]))]
+            if random.random() < 0.1 and "block" in self._example(kind).rival_acts():
+                steps.append(["rival", number, "block", 0])
         for _ in range(random.choice([8, 15, 25, 40])):
             steps += self._step()
         steps.insert(random.randrange(len(steps) // 2, len(steps) + 1), ["quiet", 60])
@@ -102,17 +109,38 @@ class Draw:
             return [*call, ["again", times(random), self._repeated(place)]]
         if x < 0.34 and "greedy" in self._example(place[1]).rival_acts():
             return self._both_wait(place)
+        if x < 0.37 and self._example(place[1]).rival_acts():
+            return self._between(place)
         step = self._at(place, random.random())
         late = random.random()
         # Now and then the loop is late to see what has happened.
         return [step, *([["tick", 1]] if late < 0.6 else [["busy", 25]] if late < 0.7 else [])]
 
+    def _comes(self, kind: str) -> str:
+        """An act of the peer's that calls of ours wait for."""
+        pairs = self._example(kind).back_and_forth()
+        return str(self._random.choice(pairs)[0][1]) if pairs else "send"
+
+    def _between(self, place: tuple[int, str, str]) -> list[Any]:
+        """Somebody acts after each look of ours at the file, before we do what it was for."""
+        random = self._random
+        number, kind, _ = place
+        acts = [act for act in self._example(kind).rival_acts() if act in BETWEEN]
+        act = random.choice([*acts, "flip"])
+        steps: list[Any] = [["between", number, act, size(random), times(random)]]
+        if act == "flip":
+            # Who has seen once that the file may block has no need of another look.
+            comes = ["peer", number, self._comes(kind), size(random)]
+            steps[:0] = [self._call(place), ["tick", 2], ["rival", number, "block", 0], comes]
+            steps.insert(-1, ["sleep", 1])
+        again = [self._call(place), ["tick", 1], self._other(place), ["tick", 1], ["cancel", 0]]
+        return [*steps, ["again", int(2 ** random.uniform(1, 5)), again]]
+
     def _both_wait(self, place: tuple[int, str, str]) -> list[Any]:
         """We wait for something, and so does somebody else; it comes, and we have no time."""
         random = self._random
         number, kind, _ = place
-        pairs = self._example(kind).back_and_forth()
-        comes = random.choice(pairs)[0][1] if pairs else "send"
+        comes = self._comes(kind)
         then = [["busy", 25], ["cancel", random.randrange(5)], ["tick", 1]]
         return [
             self._call(place),
@@ -190,14 +218,14 @@ class Draw:
         random = self._random
         what = KINDS[kind]
         if what is Connects:
-            return "connect", False
+            return random.choice(Connects.names(kind, self._door)), False
         if what is Listener:
-            return random.choice(
-                ["accept", "accept", "accept_stream", "serve", "wait_readable"]
-            ), True
+            return random.choice(Listener.names(kind)), True
         if random.random() < 0.12:
             reads = random.random() < 0.5
             return ("wait_readable" if reads else "wait_writable"), reads
+        if self._door == "trio" and kind in (*SOCKETS, *Messages.KINDS) and random.random() < 0.06:
+            return "accept", True
         names = self._names(kind, shape)
         reads = random.random() < 0.5
         if not names[not reads]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from peers.listeners import Connects, Listener
+from peers.connects import Connects
+from peers.listeners import Listener
 from peers.messages import Messages
 from peers.streams import Stream
 

@@ -1,4 +1,4 @@
-"""Places where connections are made: a listener of ours, and one that ours connect to."""
+"""Places where connections come to us: a listener of ours, and others who accept there."""
 
 from __future__ import annotations
 
@@ -21,23 +21,38 @@ from peers.places import (
     ACCEPT,
     CLIENTS_MAX,
     CLOSED,
-    CONNECT,
     HOSTS,
     SO,
     SOL,
     Call,
     Common,
     Pair,
+    Rival,
     World,
     set_option,
     wait,
 )
 
+NEVER = 0  # of the books' clock
+MAIN, OTHER = "main", "other"  # of two sockets of ours on one file
+
 
 class Listener(Common):
-    """A listener of ours, with clients, and perhaps with others who accept there."""
+    """A listener of ours, with clients, and perhaps with others who accept there.
 
-    KINDS = ("listen_tcp", "listen_tcp6", "listen_unix", "listen_seqpacket")
+    A *late* one only has an address at first, so nothing can be accepted there. What is known
+    of a file that blocks: an `accept` has taken a connection that came after it was switched, and
+    so has seen it. From then on whoever switches it back and forth does no harm.
+    """
+
+    KINDS = (
+        "listen_tcp",
+        "listen_tcp6",
+        "listen_unix",
+        "listen_seqpacket",
+        "late_tcp",
+        "late_unix",
+    )
 
     def __init__(self, world: World, number: int, kind: str) -> None:
         super().__init__(world, number, kind)
@@ -47,6 +62,11 @@ class Listener(Common):
         self._address: Any = None
         self._family = SO.AF_INET
         self._type = SO.SOCK_STREAM
+        self._other: trio.socket.SocketType | None = None  # ours, too, on the same file
+        self._accepting: list[Call] = []
+        self._came: dict[bytes, int] = {}  # by the clock of the books
+        self._listens_since = self._blocks_since = NEVER
+        self._known = {MAIN: NEVER, OTHER: NEVER}
 
     def __str__(self) -> str:
         return f"{self.kind} {self.number}"
@@ -57,21 +77,24 @@ class Listener(Common):
         self._family = {
             "listen_tcp": SO.AF_INET,
             "listen_tcp6": SO.AF_INET6,
+            "late_tcp": SO.AF_INET,
         }.get(self.kind, SO.AF_UNIX)
         listener = SO.socket(self._family, self._type)
         if self._family == SO.AF_UNIX:
             listener.bind(f"{self.world.folder}/listener-{self.number}")
         else:
             listener.bind((HOSTS[self._family], 0))
-        listener.listen(CLIENTS_MAX + 10)
+        of_stream = self._type == SO.SOCK_STREAM and not self.is_late
+        if not self.is_late:
+            listener.listen(CLIENTS_MAX + 10)
         self._address = listener.getsockname()
-        if self.world.anyio and self._type == SO.SOCK_STREAM:
+        if self.world.anyio and of_stream:
             ours: Any = await anyio.abc.SocketListener.from_socket(listener)
             raw = ours.extra(anyio.abc.SocketAttribute.raw_socket)
             closes = {"aclose": ours.aclose}
         else:
             raw = trio.socket.from_stdlib_socket(listener)
-            ours = trio.SocketListener(raw) if self._type == SO.SOCK_STREAM else raw
+            ours = trio.SocketListener(raw) if of_stream else raw
             closes = {"close": raw.close, "leave": lambda: ways.leave(raw)}
             if ours is not raw:
                 closes["aclose"] = ours.aclose
@@ -79,11 +102,27 @@ class Listener(Common):
             ours, reads={}, writes={}, fileno=raw.fileno, closes=closes, raw=raw
         )
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it does not listen from the beginning."""
+        return self.kind.startswith("late")
+
+    @property
+    def listens(self) -> bool:
+        return not self.is_late or self._listens_since > NEVER
+
     def acts(self) -> list[str]:
-        return ["connect", "connect", "connect", "connect_close", "connect_reset"]
+        acts = ["connect", "connect", "connect", "connect_close", "connect_reset"]
+        return [*acts, "listen"] if self.is_late else acts
 
     def act(self, name: str, size: int) -> None:
-        if len(self._clients) < CLIENTS_MAX and self.fd() >= 0:
+        if self.fd() < 0:
+            return
+        if name == "listen":
+            assert self.shape is not None
+            self._listens_since = self._listens_since or self.world.clock()
+            self.shape.raw.listen(CLIENTS_MAX + 10)
+        elif len(self._clients) < CLIENTS_MAX:
             self._connect(name)
 
     def _connect(self, name: str) -> None:
@@ -97,6 +136,7 @@ class Listener(Common):
         except OSError:
             client.close()
             return
+        self._came[label] = self.world.clock()
         if name == "connect":
             self._sure.add(label)
             self._clients[label] = client
@@ -123,45 +163,83 @@ class Listener(Common):
         elif name in ("block", "unblock"):
             rival.block(on=name == "block")
             self.facts.add("blocks")
-        elif name == "greedy":
+            self._blocks_since = self.world.clock() if name == "block" else NEVER
+        elif name == "greedy" and self.listens:
             rival.be_greedy()
         elif name == "content":
-            for label in rival.content():
-                self._rival_took(label)
+            self._be_content(rival)
+
+    def may_flip(self) -> bool:
+        """Whether whoever may accept has seen it block, and so will not trust it."""
+        since = [self._known[MAIN], *([self._known[OTHER]] if self._other else [])]
+        return min(since) > NEVER and all(call.began > max(since) for call in self._accepting)
+
+    def _be_content(self, rival: Rival) -> None:
+        for label in rival.content():
+            self._rival_took(label)
 
     def _rival_took(self, label: bytes | None) -> None:
         if label:
             self._note(label)
             self.touch()
 
-    def _note(self, label: bytes) -> None:
-        if label != bytes(len(label)):
-            self._accepted.append(label)
+    def _note(self, label: bytes, by: str | None = None) -> None:
+        if label == bytes(len(label)):
+            return
+        self._accepted.append(label)
+        if by and NEVER < self._blocks_since < self._came[label]:
+            self._known[by] = self.world.clock()
+
+    @staticmethod
+    def names(kind: str) -> list[str]:
+        """The calls that such a place may have."""
+        if kind.startswith("late"):
+            return ["accept", "accept", "accept_other", "wait_readable"]
+        return ["accept", "accept", "accept_other", "accept_stream", "serve", "wait_readable"]
 
     def calls(self) -> dict[str, str]:
         assert self.shape is not None
-        calls = {"serve": ACCEPT, "wait_readable": ACCEPT}
-        if self.shape.raw is self.shape.thing or not self.world.anyio:
-            calls["accept"] = ACCEPT
-            if self.shape.raw is self.shape.thing:
-                del calls["serve"]
-            else:
-                calls["accept_stream"] = ACCEPT
-        return calls
+        names = ["wait_readable", "accept_other"]
+        if self.shape.raw is self.shape.thing:
+            names.append("accept")
+        elif self.world.anyio:
+            names.append("serve")
+        else:
+            names += ["accept", "accept_stream", "serve"]
+        if "flips" in self.facts and not self._known[OTHER]:
+            names.remove("accept_other")
+        return dict.fromkeys(names, ACCEPT)
 
     async def call(self, call: Call) -> None:
         assert self.shape is not None
-        thing = self.shape.thing
         if call.name.startswith("wait_"):
             await wait(self, call)
-        elif call.name == "accept":
+            return
+        self._accepting.append(call)
+        try:
+            await self._accept(call)
+        finally:
+            self._accepting.remove(call)
+
+    async def _accept(self, call: Call) -> None:
+        assert self.shape is not None
+        if call.name == "accept":
             sock, _ = await self.shape.raw.accept()
-            self._ours_took(sock)
+            self._ours_took(sock, MAIN)
+        elif call.name == "accept_other":
+            sock, _ = await self._other_of_ours().accept()
+            self._ours_took(sock, OTHER)
         elif call.name == "accept_stream":
-            stream = await thing.accept()
-            self._ours_took(stream.socket)
+            stream = await self.shape.thing.accept()
+            self._ours_took(stream.socket, MAIN)
         else:
             await self._serve()
+
+    def _other_of_ours(self) -> trio.socket.SocketType:
+        if self._other is None:
+            same = SO.socket(fileno=os.dup(self.fd()))
+            self._other = trio.socket.from_stdlib_socket(same)
+        return self._other
 
     async def _serve(self) -> None:
         """Whoever serves closes the listener in the end."""
@@ -176,23 +254,29 @@ class Listener(Common):
         finally:
             if not self.world.anyio:
                 self.facts |= {"closed", "closed early"}
+                self._close_other()
 
     def excuses(self, call: Call) -> set[str]:
-        return super().excuses(call) | (CLOSED if "served" in self.facts else set())
+        excuses = super().excuses(call)
+        if "served" in self.facts:
+            excuses |= CLOSED
+        if self.is_late and call.began < self._listens_since:
+            excuses.add("EINVAL")
+        return excuses
 
     async def _handle(self, stream: trio.SocketStream) -> None:
-        self._ours_took(stream.socket)
+        self._ours_took(stream.socket, MAIN)
 
     async def _handle_anyio(self, stream: Any) -> None:
         label = self._name_at(stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno())
-        self._note(label)
+        self._note(label, MAIN)
         self.touch()
         await stream.aclose()
 
-    def _ours_took(self, sock: Any) -> None:
+    def _ours_took(self, sock: Any, by: str) -> None:
         label = self._name_at(sock.fileno())
         sock.close()
-        self._note(label)
+        self._note(label, by)
         self.touch()
 
     def _name_at(self, fd: int) -> bytes:
@@ -214,8 +298,7 @@ class Listener(Common):
 
     def finish_some(self, calls: list[Call]) -> None:
         if self.rival:
-            for label in self.rival.content():
-                self._rival_took(label)
+            self._be_content(self.rival)
         for call in calls:
             if call.name == "serve":
                 call.scope.cancel()
@@ -224,7 +307,9 @@ class Listener(Common):
 
     async def close(self) -> None:
         fd = self.fd()
-        whole = fd >= 0 and "closed" not in self.facts
+        whole = fd >= 0 and "closed" not in self.facts and self.listens
+        if self.rival:
+            self._be_content(self.rival)
         if whole:
             while (label := strangers.take(fd, 0)) is not None:
                 self._note(label)
@@ -241,125 +326,16 @@ class Listener(Common):
         if whole and (missing := self._sure - set(self._accepted)):
             raise Lost(f"{self}: {len(missing)} connections of {len(self._sure)} got to nobody")
 
+    async def shut_ours(self, how: str) -> None:
+        self._close_other()
+        await super().shut_ours(how)
+
+    def _close_other(self) -> None:
+        if self._other:
+            self._other.close()
+
     async def close_early(self, how: str) -> None:
         if "closed" in self.facts or self.fd() < 0:
             return
         self.facts.add("closed early")
         await self.shut_ours(how)
-
-
-class Connects(Common):
-    """A listener of the peer's, with little room, and sockets of ours that connect to it."""
-
-    KINDS = ("connect_tcp", "connect_unix", "connect_seqpacket")
-
-    def __init__(self, world: World, number: int, kind: str) -> None:
-        super().__init__(world, number, kind)
-        self._listener = SO.socket()
-        self._type = SO.SOCK_STREAM
-        self._connected: dict[bytes, Any] = {}
-        self._accepted: list[bytes] = []
-        self._servers: list[SO.socket] = []
-        self._address: Any = None
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.number}"
-
-    async def open(self, shape: str, size: int) -> None:
-        if self.kind != "connect_tcp":
-            self._listener.close()
-            if self.kind == "connect_seqpacket":
-                self._type = SO.SOCK_SEQPACKET
-            self._listener = SO.socket(SO.AF_UNIX, self._type)
-            self._listener.bind(f"{self.world.folder}/connects-{self.number}")
-        else:
-            self._listener.bind((HOSTS[SO.AF_INET], 0))
-        # A TCP client whose SYN finds no room asks again after a second.
-        self._listener.listen(size % 4 if self.kind != "connect_tcp" else 128)
-        self._listener.setblocking(False)
-        self._address = self._listener.getsockname()
-
-    def acts(self) -> list[str]:
-        return ["accept", "accept", "accept", "gone"]
-
-    def act(self, name: str, size: int) -> None:
-        if self._listener.fileno() < 0:
-            return
-        if name == "gone":
-            self._listener.close()
-            self.facts.add("gone")
-            return
-        try:
-            server, _ = self._listener.accept()
-        except OSError:
-            return
-        self._servers.append(server)
-        self.touch()
-
-    def back_and_forth(self) -> list[Pair]:
-        """There is nobody who takes it away."""
-        return []
-
-    def rival_acts(self) -> list[str]:
-        return []
-
-    def rival_act(self, name: str, size: int) -> None:
-        """There is none."""
-
-    def option(self, name: str, size: int) -> None:
-        """There is no socket yet."""
-
-    def calls(self) -> dict[str, str]:
-        return {"connect": CONNECT}
-
-    async def call(self, call: Call) -> None:
-        sock = trio.socket.socket(self._listener_family(), self._type)
-        try:
-            await sock.connect(self._address)
-            sock.getpeername()
-        except BaseException:
-            sock.close()
-            raise
-        label = struct.pack("!Q", next(self.world.numbers))
-        self._connected[label] = sock
-        with contextlib.suppress(OSError), SO.socket(fileno=os.dup(sock.fileno())) as same:
-            same.send(label, SO.MSG_DONTWAIT | SO.MSG_NOSIGNAL)
-
-    def _listener_family(self) -> int:
-        return SO.AF_INET if self.kind == "connect_tcp" else SO.AF_UNIX
-
-    def excuses(self, call: Call) -> set[str]:
-        excuses = super().excuses(call)
-        if "gone" in self.facts:
-            excuses |= {"ECONNREFUSED", "ECONNRESET", "ENOTCONN"}
-        return excuses
-
-    def failed(self, call: Call, exc: BaseException) -> None:
-        """Nothing follows from it."""
-
-    def shut(self, name: str) -> None:
-        """There is no socket of ours."""
-
-    def why_not_ended(self, call: Call) -> str | None:
-        return "it was cancelled" if call.scope.cancel_called else None
-
-    def finish_some(self, calls: list[Call]) -> None:
-        for _ in range(10):
-            self.act("accept", 0)
-
-    async def close(self) -> None:
-        if "gone" not in self.facts:
-            for _ in range(1000):
-                before = len(self._servers)
-                self.act("accept", 0)
-                if len(self._servers) == before:
-                    break
-        names = [strangers.name_of(server) for server in self._servers]
-        for sock in [*self._connected.values(), *self._servers, self._listener]:
-            sock.close()
-        for label in self._connected:
-            if names.count(label) > 1 or ("gone" not in self.facts and label not in names):
-                raise Lost(f"{self}: a connection is there {names.count(label)} times")
-
-    async def close_early(self, how: str) -> None:
-        """There is no socket of ours."""

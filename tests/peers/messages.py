@@ -21,6 +21,7 @@ from peers.books import (
     Strange,
 )
 from peers.places import (
+    ACCEPT,
     BAD_SIZE,
     GONE,
     HOSTS,
@@ -33,6 +34,7 @@ from peers.places import (
     Pair,
     Rival,
     World,
+    accept_in_vain,
     drops,
     unix_pair,
     wait,
@@ -306,12 +308,15 @@ class Messages(Common):
             **dict.fromkeys(self.shape.writes, WRITE),
             "wait_readable": READ,
             "wait_writable": WRITE,
+            **({} if self.world.anyio else {"accept": ACCEPT}),
         }
 
     async def call(self, call: Call) -> None:
         assert self.shape is not None
         if call.name.startswith("wait_"):
             await wait(self, call)
+        elif call.way == ACCEPT:
+            await accept_in_vain(self, call)
         elif call.way == READ:
             thing, read = self.shape.reads[call.name]
             size = max(1, call.size)

@@ -18,6 +18,7 @@ import socket as stdlib_socket
 import struct
 import tempfile
 import termios
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -30,10 +31,12 @@ from peers import ways
 from peers.books import (
     Clock,
     Early,
+    Strange,
     content,
 )
 
 if TYPE_CHECKING:
+    from peers.between import Between
     from peers.stranger import Stranger
 
 SOL, SO = stdlib_socket.SOL_SOCKET, stdlib_socket
@@ -94,11 +97,13 @@ class World:
       clock: of the books.
       anyio: by anyio's door, not by trio's.
       stranger: another process, or None.
+      between: who acts between our system calls.
       raw: for datagrams with a wrong checksum; None where this user may not have one.
     """
 
-    def __init__(self, *, door: str, stranger: Stranger | None) -> None:
+    def __init__(self, *, door: str, stranger: Stranger | None, between: Between) -> None:
         self.clock = Clock()
+        self.between = between
         self.anyio = door == "anyio"
         self.stranger = stranger
         self.numbers = itertools.count(1)
@@ -239,7 +244,8 @@ class Rival:
         return answer
 
     def take(self, size: int, *, there: bool) -> bytes | None:
-        if there and self._world.stranger is not None:
+        # Where he takes by himself nobody else can look first and then take.
+        if (there or self.greedy) and self._world.stranger is not None:
             came, data = self._ask("take", size=size)
             return data if came else None
         return strangers.take(self.fd, size)
@@ -294,6 +300,11 @@ class Common:
         """Whether it may take seconds until all has gone through."""
         return False
 
+    @property
+    def listens(self) -> bool:
+        """Whether it takes connections."""
+        return False
+
     def fd(self) -> int:
         return self.shape.fileno() if self.shape else -1
 
@@ -307,6 +318,25 @@ class Common:
             self.rival = Rival(self.world, self.number, self.fd(), self.facts)
             self.facts.add("shared")
         return self.rival
+
+    def may_flip(self) -> bool:
+        """Whether somebody may switch O_NONBLOCK off between a look at it and what follows."""
+        return True
+
+    def between(self, name: str, size: int, times: int) -> None:
+        """From now on a rival acts right after each look at our file, so many times."""
+        if (rival := self.rivals()) is None:
+            return
+        if name != "flip":
+            self.world.between.act(self.fd(), times, lambda: self.rival_act(name, size))
+        elif self.may_flip():
+            block, unblock = (partial(rival.block, on=on) for on in (True, False))
+            self.world.between.act(self.fd(), times, block, unblock)
+            self.facts |= {"blocks", "flips"}
+
+    def rival_act(self, name: str, size: int) -> None:
+        """A rival does something; each kind has its own."""
+        raise NotImplementedError
 
     def option(self, name: str, size: int) -> None:
         if name == "passcred" and self.world.anyio:
@@ -331,6 +361,8 @@ class Common:
         fd = self.fd()
         if fd < 0:
             return "its file was closed"
+        if call.name.startswith("accept") and not self.listens:
+            return "nobody listens"
         events = poll_says(fd)
         if call.way in (READ, ACCEPT) and events & (select.POLLIN | select.POLLHUP):
             return f"poll says {events:#x}"
@@ -345,6 +377,8 @@ class Common:
             excuses.add("BusyResourceError")
         if "closed" in self.facts:
             excuses |= CLOSED
+        if call.way == ACCEPT and not self.listens:
+            excuses |= {"EINVAL", NOT_SUPPORTED}
         if call.flag in ways.OWN_WAY:
             excuses |= {"EINVAL", NOT_SUPPORTED, "EAGAIN", "ENOBUFS"}
         return excuses
@@ -372,6 +406,12 @@ async def wait(place: Any, call: Call) -> None:
     wanted = select.POLLIN if call.way in (READ, ACCEPT) else select.POLLOUT
     if not events & (wanted | select.POLLERR | select.POLLHUP | select.POLLRDHUP | select.POLLPRI):
         raise Early(f"{call} told that it is ready, and poll says {events:#x}")
+
+
+async def accept_in_vain(place: Any, call: Call) -> None:
+    """Of a socket that does not listen."""
+    await place.shape.raw.accept()
+    raise Strange(f"{call} has accepted something")
 
 
 def unix_pair(type_: int, size: int) -> tuple[SO.socket, SO.socket]:

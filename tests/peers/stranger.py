@@ -14,13 +14,22 @@ import fcntl
 import json
 import os
 import select
+import signal
 import socket as stdlib_socket
 import struct
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import machine_speed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LENGTHS = struct.Struct("!II")
-ANSWER_MAX_S = 5.0
+SLOWNESS = machine_speed.slowness()
+ANSWER_MAX_S = 4.0 * SLOWNESS
 CHUNK = 65536
+# A look tells of what another one takes; then there is nothing to wait for.
+BLOCK_MAX_S = 0.02
 
 
 def write_frame(sock: stdlib_socket.socket, head: Any, data: bytes, fds: list[int]) -> None:
@@ -71,8 +80,18 @@ class Stranger:
         os.waitpid(self.pid, 0)
 
 
+def give_up(_: int, __: Any) -> None:
+    """Of a signal.
+
+    Raises:
+      BlockingIOError: whoever is interrupted would go on waiting.
+    """
+    raise BlockingIOError
+
+
 def serve(sock: stdlib_socket.socket) -> NoReturn:
     """The other process, until our side is closed."""
+    signal.signal(signal.SIGALRM, give_up)
     try:
         Service(sock).run()
     except (EOFError, ConnectionResetError):
@@ -152,6 +171,19 @@ def set_blocking(fd: int, on: bool) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_NONBLOCK if on else flags | os.O_NONBLOCK)
 
 
+@contextlib.contextmanager
+def not_for_long() -> Iterator[None]:
+    """In the other process: what is there may be gone, and the file be one that blocks."""
+    if signal.getsignal(signal.SIGALRM) is not give_up:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, BLOCK_MAX_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def is_ready(fd: int, events: int) -> bool:
     poll = select.poll()
     poll.register(fd, events)
@@ -186,7 +218,7 @@ def receive(fd: int, size: int) -> bytes | None:
     if sock is None:
         if not is_ready(fd, select.POLLIN):  # perhaps it would block
             return None
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError), not_for_long():
             return os.read(fd, size)
         return None
     try:
@@ -200,13 +232,14 @@ def receive(fd: int, size: int) -> bytes | None:
 
 
 NAME = 8  # bytes that each client sends first
-NAME_MAX_S = 2.0
+NAME_MAX_S = 2.0 * SLOWNESS
 
 
 def accept_name(listener: stdlib_socket.socket) -> bytes | None:
     if not is_ready(listener.fileno(), select.POLLIN):
         return None
-    connection, _ = listener.accept()
+    with not_for_long():
+        connection, _ = listener.accept()
     with connection:
         return name_of(connection)
 

@@ -10,6 +10,7 @@ import tty
 
 import anyio
 import anyio.abc
+import machine_speed
 import trio
 
 from peers import stranger as strangers
@@ -20,6 +21,7 @@ from peers.books import (
     StreamBook,
 )
 from peers.places import (
+    ACCEPT,
     FULL_TO,
     GONE,
     HOSTS,
@@ -33,6 +35,7 @@ from peers.places import (
     Pair,
     Rival,
     World,
+    accept_in_vain,
     name_of,
     queued,
     set_option,
@@ -40,12 +43,13 @@ from peers.places import (
     wait,
 )
 
+SLOWNESS = machine_speed.slowness()
 SOCKETS = ("tcp", "tcp6", "unix")
 PIPES = ("pipe_in", "pipe_out", "fifo_in", "fifo_out")
 # One end of a terminal that is closed takes what is there with it; what comes then it echoes.
 TERMINALS = ("tty", "pty")
 # Until the peer hears that our end is closed; by TCP's timers it may be long after.
-END_MAX_S, SLOW_END_MAX_S = 2.0, 0.1
+END_MAX_S, SLOW_END_MAX_S = 2.0 * SLOWNESS, 0.1
 
 
 def tcp_pair(family: int, size: int) -> tuple[SO.socket, SO.socket]:
@@ -254,6 +258,9 @@ class Stream(Common):
             acts += ["put", "put", "put_there", "fill"]
         return acts
 
+    def may_flip(self) -> bool:
+        return not self.kind.startswith("fifo")
+
     def rival_act(self, name: str, size: int) -> None:
         if (name == "content" and self.rival is None) or (rival := self.rivals()) is None:
             return
@@ -315,6 +322,8 @@ class Stream(Common):
             calls["wait_writable"] = WRITE
         if self.shape.writes and isinstance(self.shape.thing, trio.SocketStream):
             calls["wait_send_all_might_not_block"] = WRITE
+        if self.shape.raw and not self.world.anyio:
+            calls["accept"] = ACCEPT
         return calls
 
     async def call(self, call: Call) -> None:
@@ -322,6 +331,8 @@ class Stream(Common):
         assert self.shape is not None
         if call.name.startswith("wait_"):
             await wait(self, call)
+        elif call.way == ACCEPT:
+            await accept_in_vain(self, call)
         elif call.way == READ:
             thing, read = self.shape.reads[call.name]
             size = max(1, call.size)
@@ -424,6 +435,8 @@ class Stream(Common):
     async def close(self) -> None:
         """Take what is left, close both sides, and look at the books."""
         fd = self.fd()
+        if self.rival:
+            self._be_content(self.rival)
         if fd >= 0 and "closed" not in self.facts:
             await self._take_the_rest(fd)
         unread = self.to_us.sent_at_least() - self.to_us.taken
