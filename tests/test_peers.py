@@ -13,7 +13,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 import by_seed
-import harness
+import process_books
 import pytest
 import trio
 from marks import needs_ring
@@ -131,10 +131,11 @@ def test_readiness_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["workers", "retried"])
 def test_the_kernel_at_work_for_us(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"workers": iter([{}, {1: None}]), "retried": iter([[27]])}
+    told = {"workers": itertools.chain([{}], itertools.repeat({1: None})), "retried": iter([[27]])}
     book = types.SimpleNamespace(workers=dict, retried=list)
     setattr(book, name, lambda: next(told[name]))
     monkeypatch.setattr(conduct, "kernel_workers", book)
+    monkeypatch.setattr(process_books, "kernel_workers", book)
     fails_with(Handed, plan(["quiet", 40]))
 
 
@@ -144,7 +145,6 @@ def test_a_descriptor_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         return data
 
     instead_of_recv(monkeypatch, leave)
-    monkeypatch.setattr(harness, "FDS_TIMEOUT_S", 0.1)
     fails_with(Left, plan(RECV, TICK, SEND, TICK))
 
 
@@ -152,7 +152,7 @@ def test_memory_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
 
     def keep(data: bytes) -> bytes:
-        kept.extend([number] for number in range(100))
+        kept.append([0])  # less than a hundred bytes
         return data
 
     instead_of_recv(monkeypatch, keep)

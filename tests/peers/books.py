@@ -140,6 +140,12 @@ class StreamBook:
     def sent_at_least(self) -> int:
         return sum(part.least for part in self._parts)
 
+    def may_be_under_way(self) -> bool:
+        """Whether something may have been sent that nobody has taken."""
+        return any(p.ended is None for p in self._parts) or self.taken < sum(
+            part.most for part in self._parts
+        )
+
     def check(self, *, whole: bool) -> None:
         """What was taken is what was sent; *whole*: all that was surely sent.
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import itertools
 import os
 import select
 import signal
 import socket as stdlib_socket
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,6 +17,7 @@ import guest_tools
 import harness
 import kernel_workers
 import machine_speed
+import process_books
 import trio
 from exception_groups import leaves
 
@@ -63,14 +61,17 @@ SETTLE_S = 0.01
 CPU_SHARE_MAX = 0.05
 REST_MAX_S = 1.0 * SLOWNESS
 # A busy loop keeps us from taking, but not somebody else who waits.
-BUSY_MIN_S, OTHERS_MAX_S = 0.02, 0.3 * SLOWNESS
+BUSY_MIN_S, OTHERS_MAX_S = 0.02, 1.0 * SLOWNESS
 # Of a call in trio's own way, which may be busy all the time that it waits.
 OWN_WAY_MAX_S = 0.003
 TIMES_MAX = 300
+# A worker of the kernel's that has nothing to do is there for longer.
+LOOK_S = 1.0
 # A step, or a moment of the end, keeps the loop from turning for no longer: some call blocks it.
 TURN_MAX_S = 4.0 * SLOWNESS
-# What one more round of the same may take: of Python's blocks, the books' own not counted.
-BLOCKS_A_ROUND = 40
+# What one more round of the same may take in each of the later ones: of Python's blocks, and of
+# malloc's bytes, which all of C's are among.
+BLOCKS_A_ROUND, BYTES_A_ROUND = 5, 500  # 3 blocks are the book's own
 ROUNDS_BEFORE = 3
 
 
@@ -88,7 +89,8 @@ class Conduct:
         self._calls: list[Call] = []
         self._times_max = TIMES_MAX
         self._nursery: trio.Nursery
-        self._workers_before = kernel_workers.workers()
+        self._workers = process_books.Workers()
+        self._look_at = 0.0
 
     async def run(self) -> None:
         """All of it, once or some rounds."""
@@ -97,22 +99,22 @@ class Conduct:
         with trio.fail_after(RUN_MAX_S):
             rounds = self._options.get("rounds", 0)
             await self._round(quiet=True)
-            blocks = []
+            memory = []
             for _ in range(rounds):
                 await self._round(quiet=False)
-                gc.collect()
-                blocks.append(sys.getallocatedblocks())
+                forget_deadlines()
+                memory.append(process_books.memory())
             if rounds > ROUNDS_BEFORE:
-                self._judge_memory(blocks)
+                self._judge_memory(memory)
         if BACKEND == harness.RING:
             await harness.assert_books_balance()
-        self._workers("at the end")
+        self._no_workers("at the end")
 
-    def _judge_memory(self, blocks: list[int]) -> None:
+    def _judge_memory(self, memory: list[process_books.Memory]) -> None:
         """Some rounds in a row took more than the one before: it is no one-time purchase."""
-        grown = [after - before for before, after in itertools.pairwise(blocks)]
-        if min(grown[ROUNDS_BEFORE - 1 :]) > BLOCKS_A_ROUND:
-            raise Left(f"each round takes more memory than the one before: {blocks}")
+        later = memory[ROUNDS_BEFORE - 1 :]
+        if told := process_books.growth(later, blocks=BLOCKS_A_ROUND, malloc_bytes=BYTES_A_ROUND):
+            raise Left(told)
 
     async def _round(self, *, quiet: bool) -> None:
         self._world = World(door=self._door, stranger=self._stranger, between=self._between)
@@ -137,6 +139,9 @@ class Conduct:
     async def _step(self, step: list[Any]) -> None:
         verb, rest = step[0], step[1:]
         turns()
+        if time.monotonic() > self._look_at:
+            self._look_at = time.monotonic() + LOOK_S
+            self._no_workers("after some steps")
         if verb == "open":
             await self._open(*rest)
         elif verb == "tick":
@@ -233,10 +238,10 @@ class Conduct:
 
     # ---- books in between
 
-    def _workers(self, when: str) -> None:
-        found = kernel_workers.workers().keys() - self._workers_before.keys()
-        if found and "workers" not in WITHOUT:
-            raise Handed(f"{len(found)} workers of the kernel {when}; {self._waiting()}")
+    def _no_workers(self, when: str) -> None:
+        """An operation is with one for seconds, and then it has nothing to do for five more."""
+        if "workers" not in WITHOUT and (found := self._workers.more()):
+            raise Handed(f"{', '.join(found)} {when}; {self._waiting()}")
 
     def _waiting(self) -> str:
         return f"waiting: {'; '.join(map(str, self._calls)) or 'nobody'}"
@@ -247,11 +252,10 @@ class Conduct:
         window_s = min(max(ms, 40), 200) / 1e3
         share, end = 1.0, time.monotonic() + REST_MAX_S
         while share > CPU_SHARE_MAX and time.monotonic() < end:
-            # Of the time that the machine gave us: on a busy one a spin is a small part of all.
-            cpu_s, started = time.process_time(), harness.running_time()
+            cpu = process_books.Cpu()
             await trio.sleep(window_s)
-            share = (time.process_time() - cpu_s) / (harness.running_time() - started)
-        self._workers("in a quiet stretch")
+            share = cpu.sum()
+        self._no_workers("in a quiet stretch")
         if BACKEND == harness.RING:
             if "retried" not in WITHOUT and (kept := kernel_workers.retried()):
                 raise Handed(f"the kernel would try {kept} again itself; {self._waiting()}")
@@ -331,6 +335,11 @@ class Conduct:
                 call.scope.cancel()
 
 
+def forget_deadlines() -> None:
+    """trio keeps the scopes of a thousand deadlines that are over; they are none of our memory."""
+    trio._core._run.GLOBAL_RUN_CONTEXT.runner.deadlines._prune()
+
+
 def vain(call: Call) -> bool:
     """Whether a receive finds nothing, though poll(2) says that there is something."""
     if call.way != "read" or call.name.startswith("wait_") or call.scope.cancel_called:
@@ -387,7 +396,7 @@ def run(plan: Plan, door: str) -> None:
       AssertionError: some book does not agree.
     """
     start(door, "", trio.lowlevel.checkpoint)  # what is made once in a process
-    before = harness.open_fds()
+    books = process_books.Descriptors(), process_books.Threads()
     stranger = Stranger() if plan["options"].get("stranger") else None
     try:
         between = Between()
@@ -399,7 +408,8 @@ def run(plan: Plan, door: str) -> None:
     finally:
         if stranger:
             stranger.close()
-    judge_descriptors(before)
+    if left := process_books.stays(*books):
+        raise Left("; ".join(left))
 
 
 def start(door: str, host: str, main: Any) -> None:
@@ -424,13 +434,3 @@ def start(door: str, host: str, main: Any) -> None:
         guest_tools.run_in_host_loop(BACKEND, main)
     else:
         harness.run_raw(BACKEND, main)
-
-
-def judge_descriptors(before: dict[int, str]) -> None:
-    end = time.monotonic() + harness.FDS_TIMEOUT_S
-    while len(after := harness.open_fds()) > len(before):
-        if time.monotonic() > end:
-            new = {fd: what for fd, what in after.items() if before.get(fd) != what}
-            raise Left(f"descriptors: {new}")
-        with contextlib.suppress(OSError):
-            time.sleep(0.002)

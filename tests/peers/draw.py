@@ -59,7 +59,7 @@ class Draw:
             )
         if random.random() < 0.6:
             options["stranger"] = True
-        if random.random() < 0.06:
+        if random.random() < 0.08:
             options["rounds"] = 8
         steps = []
         for number in range(random.choice([1, 1, 2, 3, 4])):
@@ -109,7 +109,7 @@ class Draw:
             return [*call, ["again", times(random), self._repeated(place)]]
         if x < 0.34 and "greedy" in self._example(place[1]).rival_acts():
             return self._both_wait(place)
-        if x < 0.37 and self._example(place[1]).rival_acts():
+        if x < 0.38 and self._example(place[1]).rival_acts():
             return self._between(place)
         step = self._at(place, random.random())
         late = random.random()
@@ -126,7 +126,7 @@ class Draw:
         random = self._random
         number, kind, _ = place
         acts = [act for act in self._example(kind).rival_acts() if act in BETWEEN]
-        act = random.choice([*acts, "flip"])
+        act = "flip" if random.random() < 0.5 else random.choice(acts)
         steps: list[Any] = [["between", number, act, size(random), times(random)]]
         if act == "flip":
             # Who has seen once that the file may block has no need of another look.

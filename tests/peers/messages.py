@@ -40,6 +40,9 @@ from peers.places import (
     wait,
 )
 
+UDP_MAX = 65_507  # bytes of a datagram, by IPv4
+OVERHEAD = 32  # of a UNIX socket's buffer
+
 
 class Messages(Common):
     """Datagrams or packets: UDP and UNIX sockets, connected or not, and seqpacket."""
@@ -55,7 +58,7 @@ class Messages(Common):
         self._drops = 0
         self._peers_drops: list[int] = []
         self._address: Any = None
-        self.stuck: set[int] = set()
+        self._room = ways.PACKET_MAX + OVERHEAD
 
     def __str__(self) -> str:
         return f"{self.kind} {self.number}"
@@ -91,6 +94,7 @@ class Messages(Common):
             self.shape = ways.of_socket(ours, unix=self.kind in ("unix_dgram", "seqpacket"))
             if self.is_open:
                 ways.to_targets(self.shape, targets)
+        self._look_for_room()
 
     def _sockets(self, size: int) -> SO.socket:
         """Ours; the peers are kept."""
@@ -372,11 +376,21 @@ class Messages(Common):
             excuses |= GONE | {"ECONNREFUSED"}
         if "refused" in self.facts:
             excuses |= {"ECONNREFUSED", "BrokenResourceError"}
-        if call.way == WRITE and call.size > 3000:
-            excuses |= {"EMSGSIZE", "ENOBUFS"}
+        if call.way == WRITE and call.size > min(UDP_MAX, self._room - OVERHEAD):
+            excuses.add("EMSGSIZE")
             if self.world.anyio:
                 excuses.add("BrokenResourceError")
         return excuses
+
+    def option(self, name: str, size: int) -> None:
+        super().option(name, size)
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        """How large a message may be: as large as the smallest buffer that there was."""
+        if self.fd() >= 0 and (sock := strangers.as_socket(self.fd())) is not None:
+            self._room = min(self._room, sock.getsockopt(SOL, SO.SO_SNDBUF))
+            sock.detach()
 
     def shut(self, name: str) -> None:
         """Not with datagrams."""

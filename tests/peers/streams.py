@@ -228,6 +228,8 @@ class Stream(Common):
         if queued(self._peer_fd):
             self.facts.add("peer reset")
         self.facts.add("peer closed")
+        if self.to_peer.may_be_under_way():
+            self.facts.add("sent to nobody")
         if self.peer:
             self.peer.close()
             self.peer = None
@@ -296,6 +298,8 @@ class Stream(Common):
 
     def _rival_puts(self, rival: Rival, data: bytes, name: str) -> int:
         part = self.to_peer.offer(data)
+        if "peer closed" in self.facts:
+            self.facts.add("sent to nobody")
         sent = rival.put(data, there=name == "put_there")
         self.to_peer.sent(part, sent)
         if not sent and "peer closed" in self.facts:
@@ -348,6 +352,8 @@ class Stream(Common):
         exact = not ("all" in call.name or call.name.startswith("anyio"))
         # What it sends in pieces others may come between.
         part = self.to_peer.offer(data, divided=not exact)
+        if "peer closed" in self.facts:
+            self.facts.add("sent to nobody")
         least, most = 0, 0 if exact else len(data)
         # Beside another send one is refused at once. Whoever is refused later has sent a part:
         # it waits for readiness in between, as others may.
@@ -398,7 +404,9 @@ class Stream(Common):
 
     def excuses(self, call: Call) -> set[str]:
         excuses = super().excuses(call)
-        if self.facts & {"peer closed", "peer reset"}:
+        # A peer that has read all and closes says so by an end; what comes after that it resets.
+        answered = self.kind in TERMINALS or call.way == WRITE or "sent to nobody" in self.facts
+        if "peer reset" in self.facts or ("peer closed" in self.facts and answered):
             excuses |= GONE | {"EIO"}
         if call.way == WRITE and self.facts & {"peer shut_read", "we shut write"}:
             excuses |= GONE | {"ClosedResourceError"}
