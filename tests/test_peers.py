@@ -9,10 +9,10 @@ import itertools
 import os
 import random
 import time
-import types
 from typing import TYPE_CHECKING, Any
 
 import by_seed
+import kernel_workers
 import process_books
 import pytest
 import trio
@@ -129,14 +129,35 @@ def test_readiness_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     fails_with(Early, plan(["call", 0, "wait_readable", 0, "", "", 0], TICK, TICK))
 
 
-@pytest.mark.parametrize("name", ["workers", "retried"])
-def test_the_kernel_at_work_for_us(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"workers": itertools.chain([{}], itertools.repeat({1: None})), "retried": iter([[27]])}
-    book = types.SimpleNamespace(workers=dict, retried=list)
-    setattr(book, name, lambda: next(told[name]))
-    monkeypatch.setattr(conduct, "kernel_workers", book)
-    monkeypatch.setattr(process_books, "kernel_workers", book)
+def test_an_attempt_that_the_kernel_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_workers, "retried", lambda: [27])
     fails_with(Handed, plan(["quiet", 40]))
+
+
+@pytest.mark.parametrize("steps", [[["quiet", 40]], [TICK], []], ids=["quiet", "step", "end"])
+def test_a_worker_of_the_kernels(steps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_books.Workers, "more", lambda _: ["one"])
+    fails_with(Handed, plan(*steps))
+
+
+def test_a_call_that_blocks_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blocks(data: bytes) -> bytes:
+        time.sleep(60)
+        return data
+
+    instead_of_recv(monkeypatch, blocks)
+    monkeypatch.setattr(conduct, "TURN_MAX_S", 0.1)
+    fails_with(Stuck, plan(RECV, TICK, SEND, ["sleep", 1], ["sleep", 1]))
+
+
+def test_somebody_acts_between_two_calls_of_ours() -> None:
+    """A connection that was there is gone, and the flag that was looked at is another one."""
+    accept = ["call", 0, "accept", 1, "", "", 0]
+    comes = [["peer", 0, "connect", 1], ["sleep", 2]]
+    taken = [["between", 0, "take", 1, 9], accept, TICK, *comes]
+    passes(plan(*taken, kind="listen_tcp"))
+    seen = [accept, TICK, ["rival", 0, "block", 0], *comes, ["between", 0, "flip", 1, 9]]
+    passes(plan(*seen, accept, TICK, ["rival", 0, "take", 0], *comes, kind="listen_tcp"))
 
 
 def test_a_descriptor_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ LOOK_S = 1.0
 TURN_MAX_S = 4.0 * SLOWNESS
 # What one more round of the same may take in each of the later ones: of Python's blocks, and of
 # malloc's bytes, which all of C's are among.
-BLOCKS_A_ROUND, BYTES_A_ROUND = 5, 500  # 3 blocks are the book's own
+BLOCKS_A_ROUND, BYTES_A_ROUND = 4, 500  # 3 blocks are the book's own
 ROUNDS_BEFORE = 3
 
 

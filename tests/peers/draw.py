@@ -67,7 +67,9 @@ class Draw:
             kind = self._places[-1][1]
             if random.random() < 0.4:
                 steps += [self._option(number) for _ in range(random.choice([1, 1, 2, 3]))]
-            if random.random() < 0.1 and "block" in self._example(kind).rival_acts():
+            if random.random() < 0.25 and self._example(kind).rival_acts():
+                steps += self._between(self._places[-1])
+            elif random.random() < 0.1 and "block" in self._example(kind).rival_acts():
                 steps.append(["rival", number, "block", 0])
         for _ in range(random.choice([8, 15, 25, 40])):
             steps += self._step()
@@ -131,9 +133,10 @@ class Draw:
         if act == "flip":
             # Who has seen once that the file may block has no need of another look.
             comes = ["peer", number, self._comes(kind), size(random)]
-            steps[:0] = [self._call(place), ["tick", 2], ["rival", number, "block", 0], comes]
-            steps.insert(-1, ["sleep", 1])
-        again = [self._call(place), ["tick", 1], self._other(place), ["tick", 1], ["cancel", 0]]
+            waits = [*self._call(place)[:-2], "", 0]
+            steps[:0] = [waits, ["tick", 2], ["rival", number, "block", 0], comes, ["sleep", 1]]
+        calls = [self._call(place) for _ in range(random.choice([1, 2, 3]))]
+        again = [*calls, ["tick", 1], self._other(place), ["tick", 1], ["cancel", 0]]
         return [*steps, ["again", int(2 ** random.uniform(1, 5)), again]]
 
     def _both_wait(self, place: tuple[int, str, str]) -> list[Any]:

@@ -195,7 +195,8 @@ class Listener(Common):
         """The calls that such a place may have."""
         if kind.startswith("late"):
             return ["accept", "accept", "accept_other", "wait_readable"]
-        return ["accept", "accept", "accept_other", "accept_stream", "serve", "wait_readable"]
+        names = ["accept", "accept", "accept", "accept_other", "accept_stream"]
+        return [*names, "serve", "wait_readable"]
 
     def calls(self) -> dict[str, str]:
         assert self.shape is not None
