@@ -2,7 +2,7 @@
 
 Our own calls beside the ring go through a table (csrc/kernel.h), and each that only looks may be
 followed by somebody's act there. So a moment that two processes meet in once in many thousand
-times is had each time. A product without such a table is left alone.
+times is had each time. Another release's product may have no such table, and is left alone.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-try:
-    import kernel_table
+import kernel_table
 
-    from uring_trio._kernel import load_extension
-except ImportError:  # another release's, that has no table
-    kernel_table = None  # type: ignore[assignment]
+from uring_trio._kernel import load_extension
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,10 +58,10 @@ class Between:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """For runs in here."""
-        if kernel_table is None:
+        ffi, lib = load_extension()
+        if not hasattr(lib, "ut_kernel_in_use"):
             yield
             return
-        ffi, _ = load_extension()
         looks = {name: partial(self._look, lambda fd: fd) for name in LOOKS}
         # The descriptor is the first of what poll(2) is given.
         looks["poll"] = partial(self._look, lambda files: ffi.cast("int *", files)[0])
