@@ -223,6 +223,7 @@ class Messages(Common):
         if (raw := self.world.raw_socket(family)) is None:
             by_seed.note("no raw sockets for this user: no wrong checksums")
             return
+        self.facts.add("bad")
         port = 4444 if self.is_open or self.peers[0].fileno() < 0 else self._peer_port()
         header = struct.pack("!HHHH", port, self._address[1], 8 + BAD_SIZE, 0xBEEF)
         with contextlib.suppress(OSError):

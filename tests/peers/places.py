@@ -328,7 +328,12 @@ class Common:
         if (rival := self.rivals()) is None:
             return
         if name != "flip":
-            self.world.between.act(self.fd(), times, lambda: self.rival_act(name, size))
+
+            def act() -> None:
+                self.rival_act(name, size)
+                self.touch()  # also where nothing came of it: it drops what has a bad checksum
+
+            self.world.between.act(self.fd(), times, act)
         elif self.may_flip():
             block, unblock = (partial(rival.block, on=on) for on in (True, False))
             self.world.between.act(self.fd(), times, block, unblock)
@@ -402,6 +407,8 @@ async def wait(place: Any, call: Call) -> None:
         return
     if place.rival and place.rival.greedy:
         return
+    if {"bad", "blocks"} <= place.facts:
+        return  # only of a file that blocks does poll(2) look at checksums
     events = poll_says(fd)
     wanted = select.POLLIN if call.way in (READ, ACCEPT) else select.POLLOUT
     if not events & (wanted | select.POLLERR | select.POLLHUP | select.POLLRDHUP | select.POLLPRI):
