@@ -173,7 +173,7 @@ def test_memory_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
 
     def keep(data: bytes) -> bytes:
-        kept.append([0])  # less than a hundred bytes
+        kept.extend([number] for number in range(5))  # two blocks each
         return data
 
     instead_of_recv(monkeypatch, keep)
