@@ -230,9 +230,10 @@ class UringIOManager:
 
     def _lose_wakeup(self, exc: OSError) -> None:
         """End the run: it would sleep for ever beside a thread that it waits for."""
-        lost = trio.TrioInternalError(f"no thread can wake this run any more: {exc}")
-        lost.__cause__ = exc
-        self.slots.fail(lost)
+        try:
+            raise trio.TrioInternalError(f"no thread can wake this run any more: {exc}") from exc
+        except trio.TrioInternalError as lost:
+            self.slots.fail(lost)
 
     # ---- operations -------------------------------------------------------------------
 
