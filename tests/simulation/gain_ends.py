@@ -318,7 +318,7 @@ class Served(End):
     def check_due(self) -> None:
         """Nothing moves any more: all has happened that must."""
         now = self.now()
-        quiet_s = now - max(self.changed, self.peer.changed, self.minded)
+        quiet_s = now - max(self.changed, self.peer.changed, self.minded, self.told_at)
         if quiet_s < SLACK_S or self.is_over or self.service.stopping:
             return
         why = self._undone(now, quiet_s) if self.is_stream else self._undelivered()
@@ -394,6 +394,7 @@ class Served(End):
             return self._is_lent()
         except gain.ConnectionClosed:
             ended = self.may_have_ended() or self.is_over or self.peer.aborted
+            ended = ended or self.service.no_memory
             require(ended, Refused, f"{self.name}: ConnectionClosed of one that is not")
             return "ConnectionClosed"
         return "done"
