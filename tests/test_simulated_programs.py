@@ -173,7 +173,7 @@ PLANTED: dict[str, tuple[str, Any, str, Any, str]] = {
     ),
     "a byte that is counted twice": (
         *("sim-gain", _connection.Outlet, "completed", count_more),
-        "TooSlowError",
+        "WrongCount",
     ),
 }
 

@@ -285,7 +285,7 @@ def draw(random: random.Random) -> Plan:
         "read_buffer_limit": random.choice([0, 0, 1000, 20_000]),
         "write_high_water": random.choice([0, 0, 1000, 20_000]),
         "max_connections": random.choice([0, 0, 0, 1, 2, 3]),
-        "tick": random.choice([0, 0, 50, 20_000]),
+        "tick": random.choice([0, 0, 700, 20_000]),
         "close_timeout": random.choice([0, 0, 500]),
         "stuck_input_timeout": random.choice([0, 0, 300, 60_000]),
         "write_strict": random.random() < 0.2,
