@@ -70,12 +70,14 @@ LOOK_S = 1.0
 # A step, or a moment of the end, keeps the loop from turning for no longer: some call blocks it.
 TURN_MAX_S = 4.0 * SLOWNESS
 # What one more round of the same may take in each of the later ones: of Python's blocks, and of
-# malloc's bytes, which all of C's are among.
+# malloc's bytes, which all of C's are among. All of them must take more, so what is bought once, or
+# now and then, is none of it.
 # 3 blocks are the book's own. Some are kept where somebody serves, on stock as well: up to 4 with
 # trio, and up to 28 with anyio.
 BLOCKS_A_ROUND = {"trio": 12, "anyio": 40}
-# In another thread than the first malloc's own bookkeeping grows by up to 7,000, on stock as well.
-BYTES_A_ROUND, BYTES_IN_A_THREAD = 500, 20_000
+# What malloc keeps for the next of a size counts as given out, up to seven of each: some 3,000 in
+# each of these rounds, and 7,000 in another thread than the first, on stock as well.
+BYTES_A_ROUND, BYTES_IN_A_THREAD = 6_000, 20_000
 ROUNDS_BEFORE = 3
 
 
