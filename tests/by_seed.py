@@ -305,6 +305,7 @@ class Apart:
     """A run in a process of its own, forked from this one, with a limit."""
 
     def __init__(self, which: Entry, plan: Plan | int) -> None:
+        which.ready()  # which may build something: no part of the run
         self.which = which
         self.plan = plan
         self.limit_s = which.limit_s * machine_speed.slowness()
@@ -313,7 +314,6 @@ class Apart:
         self._result: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - until end()
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - until end()
         self._told = False
-        which.ready()
         # What is there already is nobody's garbage, and stays on pages that both share.
         gc.collect()
         gc.freeze()
