@@ -444,16 +444,17 @@ static uint64_t end_of_wait(struct sim_ring *ring, const struct io_uring_geteven
     return ns > SIM_NEVER - 1 - sim.now_ns ? SIM_NEVER - 1 : sim.now_ns + ns;
 }
 
-/* Whether a program asks and asks, and no time goes by: it would never end. */
+/* Whether a program asks and asks, and no time goes by: it would never end. From then on the
+ * ring does nothing: whoever closes it lets time pass, and would spin on. */
 static bool spins(struct sim_ring *ring)
 {
-    if (sim.now_ns > ring->moved_ns + STANDSTILL_NS) {
+    if (ring->enters < ENTERS_MAX && sim.now_ns > ring->moved_ns + STANDSTILL_NS) {
         ring->moved_ns = sim.now_ns;
         ring->enters = 0;
     }
-    if (++ring->enters == ENTERS_MAX)
+    if (ring->enters < ENTERS_MAX && ++ring->enters == ENTERS_MAX)
         sim_fault("a spin: too many enters within 10 ms");
-    return ring->enters >= ENTERS_MAX;
+    return ring->enters == ENTERS_MAX;
 }
 
 static int enter_ring(struct sim_ring *ring, unsigned to_submit, unsigned min_complete,

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 NS = 1e9
 
-#: Modules of the product that have a name `monotonic`, and those that have the module `time`.
+#: Modules of the product that have a name `monotonic`, a name `sleep`, and the module `time`.
 WITH_MONOTONIC = ("_slots", "_draining", "_beside")
+WITH_SLEEP = ("_draining",)
 WITH_TIME = ("_probe", "gain._capabilities", "gain._unix_path")
 
 
@@ -66,6 +67,8 @@ def in_use(now_ns: Callable[[], int], sleep: Callable[[float], None]) -> Iterato
     with contextlib.ExitStack() as stack:
         for name in WITH_MONOTONIC:
             stack.enter_context(_replaced(name, "monotonic", monotonic))
+        for name in WITH_SLEEP:
+            stack.enter_context(_replaced(name, "sleep", sleep))
         for name in WITH_TIME:
             stack.enter_context(_replaced(name, "time", stand_in))
         yield
