@@ -212,6 +212,15 @@ WAITS = [
                 "NO,                      NO,                      NO,                      "
                 "UT_STEP_PAUSE,           UT_STEP_PAUSE,           UT_STEP_PAUSE,      ",
             ),
+            Edit(
+                LADDER,
+                "    [UT_STEP_PAUSE_AGAIN]     = {NO,                      NO,                      "
+                "NO,                      NO,                      NO,                      "
+                "UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,       UT_STEP_PAUSE_CUT,  ",
+                "    [UT_STEP_PAUSE_AGAIN]     = {NO,                      NO,                      "
+                "NO,                      NO,                      NO,                      "
+                "UT_STEP_PAUSE_AGAIN,     UT_STEP_PAUSE_AGAIN,     UT_STEP_PAUSE_AGAIN,",
+            ),
         ),
     ),
     Cure(
