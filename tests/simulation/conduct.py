@@ -10,7 +10,8 @@ line.c promise, seen from the kernel's side:
   own try has made (an echo) is no reason.
 - *Watches.* One is armed once, which the kernel itself holds; and it is not armed anew because of
   its own end, before its operation has been told something else.
-- *Pauses.* A wake-up cuts a pause that is older than its half: at once.
+- *Pauses.* A wake-up cuts a pause that is older than its half: at once; and no timeout is asked
+  for that is taken back with the next breath, in the same enter.
 - *Lines.* Whom one UNIX receiver refuses does not pause for himself, and when one of them has his
   answer, two others have their turn at once.
 """
@@ -58,6 +59,8 @@ class Operation:
         self.old_ns = 0  # when its pause is no longer young
         self.change_ns = 0  # when a change came that cuts it
         self.watch_ended = False
+        self.pause_enter = NOTHING  # in which enter its pause was asked for, and
+        self.is_taken_back = False  # whether it was cancelled in that one
 
 
 class Conduct:
@@ -67,11 +70,13 @@ class Conduct:
         self.world = world
         self.operations: dict[int, Operation] = {}
         self.trying = NOTHING
+        self.enters = 0
         self.answers = 0
         self.cuts: set[int] = set()
         self.turns: list[tuple[int, set[int], set[int]]] = []
         lib = load()[1]
         self.events: dict[int, Callable[[int, int, int, int, int], None]] = {
+            lib.SIM_NOTE_ENTERED: self.entered,
             lib.SIM_NOTE_TAKEN: self.taken,
             lib.SIM_NOTE_TRIED: self.tried,
             lib.SIM_NOTE_WOKEN: self.woken,
@@ -88,11 +93,17 @@ class Conduct:
 
     # ---- what happens --------------------------------------------------------------------
 
+    def entered(self, _now: int, _token: int, _fd: int, _a: int, _b: int) -> None:
+        self.enters += 1
+
     def taken(self, now: int, token: int, fd: int, opcode: int, said: int) -> None:
         key = token & ~(CANCEL | WATCH)
         if opcode == ASYNC_CANCEL:
             if not token & WATCH:
                 self.cuts.discard(key)
+                op = self.operations.get(key)
+                if op is not None and op.request == TIMEOUT:
+                    op.is_taken_back = op.pause_enter == self.enters
             elif key in self.operations:
                 self.operations[key].is_refused = False  # it is cancelled, or has its answer
             self.has_turn(key)
@@ -115,9 +126,16 @@ class Conduct:
         self.has_turn(key)
         if opcode == TIMEOUT:
             op.pauses += 1
+            op.pause_enter = self.enters
+            op.is_taken_back = False
             op.old_ns = now + said * 1000 // 2
         elif opcode != POLL_ADD:
             op.attempts += 1
+            # (Of one that its task has cancelled there is no further attempt. Where an enter
+            # takes less than it is given, what was meant for two comes in one.)
+            words = "a pause that was cut is asked for, and taken back in the same enter"
+            require(not op.is_taken_back or not self.world.is_heard, NotAsleep, words)
+            op.is_taken_back = False
             self.trying = key
 
     def tried(self, _now: int, _token: int, _fd: int, _res: int, _b: int) -> None:

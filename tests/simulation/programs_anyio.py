@@ -64,6 +64,9 @@ class AnyioEnd(End):
         self.spare_fd = spare_fd
         self.passes = self.is_stream and sock.family == stdlib_socket.AF_UNIX
 
+    def number(self) -> int:
+        return self.sock.fileno()
+
     # ---- receive -------------------------------------------------------------------------
 
     async def receive(self, size: int) -> str:

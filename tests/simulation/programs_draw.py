@@ -95,6 +95,8 @@ class Scenes:
         self.random = random
         self.crowd = crowd
         self.datagrams: list[int] = []  # ends of UDP
+        self.tcp: list[int] = []  # ends of TCP
+        self.seen_raw: list[int] = []  # ends whose peer does not wait, and looks when it likes
         self.ends = ends
         self.listeners = listeners
         self.steps: Steps = []
@@ -294,11 +296,74 @@ class Scenes:
             self.add(three, "sleep", 0, random.randint(1, 200))
             self.add(three, "cancel", one, 0)
 
+    def robbed(self) -> None:
+        """Somebody else, who has the file too, takes what has just come."""
+        random = self.random
+        one, two, three, _ = self.begin()
+        end = random.randrange(self.ends)
+        for _ in range(random.randint(1, 3)):
+            first = random.choice([self.receive(), self.receive(), self.receive(), "readable"])
+            self.add(one, first, end, size(random), random.choice([0, 0, 50]))
+        for _ in range(random.randint(1, 6)):
+            self.add(two, random.choice(["sleep", "checkpoints"]), 0, wait(random))
+            self.add(two, self.send(), end ^ 1, size(random))
+            if random.random() < 0.7:
+                self.add(two, "checkpoints", 0, random.choice([0, 0, 1, 2, 3]))
+                self.add(two, "stranger", end, size(random))
+        if random.random() < 0.3:
+            self.add(three, "sleep", 0, random.randint(1, 20))
+            self.add(three, "cancel", one, 0)
+
+    def urgent(self) -> None:
+        """Urgent bytes, each of which wakes who waits, between what is received."""
+        random = self.random
+        one, two, three, _ = self.begin()
+        end = random.choice(self.tcp)
+        for _ in range(random.randint(1, 4)):
+            self.add(one, self.receive(), end, size(random), random.choice([0, 0, 30]))
+        for _ in range(random.randint(2, 8)):
+            self.add(two, random.choice(["sleep", "checkpoints"]), 0, wait(random))
+            verb = "urgent" if random.random() < 0.6 else self.send()
+            self.add(two, verb, end ^ 1, random.randint(1, 60))
+        if random.random() < 0.3:
+            self.add(three, "sleep", 0, random.randint(1, 20))
+            self.add(three, "cancel", one, 0)
+
+    def stamped(self) -> None:
+        """An error queue that nobody reads, while its end receives and sends more than there is room."""
+        random = self.random
+        one, two, three, _ = self.begin()
+        end = random.choice([*self.tcp, *self.datagrams])
+        self.add(one, "stamps", end, 0)
+        for _ in range(random.randint(1, 4)):
+            self.add(one, self.send(), end, random.choice([size, large])(random), limit(random))
+        for _ in range(random.randint(0, 3)):
+            self.add(three, "checkpoints", 0, wait(random))
+            self.add(three, self.receive(), end, size(random), random.choice([0, 1, 30]))
+        for _ in range(random.randint(1, 4)):
+            self.add(two, random.choice(["sleep", "checkpoints"]), 0, wait(random))
+            self.add(two, random.choice([self.send, self.receive])(), end ^ 1, size(random), 20)
+
+    def refused(self) -> None:
+        """Little is sent, step by step, to one who is refused again and again: see `draw`."""
+        random = self.random
+        one, two, _, _ = self.begin()
+        end = random.randrange(self.ends)
+        for _ in range(random.randint(2, 5)):
+            self.add(one, self.receive(), end, large(random))
+        for _ in range(random.randint(4, 12)):
+            self.add(two, "checkpoints", 0, random.choice([0, 1, 1, 2, 3]))
+            self.add(two, self.send(), end ^ 1, random.randint(1, 30))
+
     def let_go(self) -> None:
         """Somebody receives, and closes at once; the peer looks in the same moment."""
         random = self.random
         one, two, _, _ = self.begin()
-        end = random.randrange(self.ends)
+        end = random.choice(self.seen_raw or [random.randrange(self.ends)])
+        if end in self.tcp and random.random() < 0.5:
+            # What its error queue has is told for as long as nobody reads it.
+            self.add(one, "stamps", end, 0)
+            self.add(one, "send", end, random.randint(1, 30))
         for _ in range(random.randint(1, 3)):
             self.add(one, self.receive(), end, large(random), random.choice([0, 0, 20]))
         self.add(one, "close", end, 0)
@@ -361,8 +426,13 @@ class Scenes:
             *(self.cancel_at_work, self.at_its_deadline, self.flood, self.in_line),
             *(self.closed_under, self.readiness, self.half_closed, self.trickle),
         ]
+        scenes += [self.refused, self.robbed]
         if self.closes:
-            scenes.append(self.let_go)
+            scenes += [self.let_go] * (3 if self.seen_raw else 1)
+        if self.tcp:
+            scenes.append(self.urgent)
+        if self.tcp or self.datagrams:
+            scenes.append(self.stamped)
         if self.datagrams:
             scenes += [self.rubbish] * 3
         return scenes
@@ -404,6 +474,15 @@ def kernel(random: random.Random) -> list[int]:
     ]
 
 
+def in_a_row(random: random.Random) -> list[int]:
+    """What is not plain, so many times in a row."""
+    found: list[int] = []
+    while len(found) < KERNEL_LENGTHS[1]:
+        found += [0] * random.choice([0, 1, 2, 5, 10, 20])
+        found += [1] * random.randint(2, 8)
+    return found
+
+
 def kinds(random: random.Random) -> list[str]:
     """Which of them: where all goes wrong at once less is found than where one thing does."""
     if random.random() < 0.5:
@@ -429,6 +508,10 @@ def draw(random: random.Random) -> Plan:
     scenes = Scenes(random, 2 * len(channels), len(listeners), crowd, closes=random.random() < 0.6)
     udp = [number for number, kind in enumerate(channels) if kind == "udp"]
     scenes.datagrams = [2 * number + side for number in udp for side in (0, 1)]
+    tcp = [number for number, kind in enumerate(channels) if kind.startswith("tcp")]
+    scenes.tcp = [2 * number + side for number in tcp for side in (0, 1)]
+    raw = ("unix-raw", "fd-raw", "tcp-raw")
+    scenes.seen_raw = [2 * number for number, kind in enumerate(channels) if kind in raw]
     options = {
         "order": random.randrange(1000),
         "channels": channels,
@@ -442,6 +525,10 @@ def draw(random: random.Random) -> Plan:
         "network_kinds": [kind for kind in NETWORK if random.random() < 0.5],
     }
     plan: Plan = {"options": options, "steps": scenes.draw(), "kernel": kernel(random)}
+    if random.random() < 0.08:
+        # The same attempt is refused again and again, and the program may be held up meanwhile.
+        options["kinds"] = random.choice([["refuse"], ["refuse", "clock"]])
+        plan["kernel"] = in_a_row(random)
     if random.random() < 0.05:
         # The run ends there: so it comes after some plain choices, and alone.
         options["kinds"] = ["fatal"]

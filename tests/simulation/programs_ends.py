@@ -50,6 +50,9 @@ UDP_HOLDS = 4608
 
 PEEK = int(stdlib_socket.MSG_PEEK)
 DONT_WAIT = int(stdlib_socket.MSG_DONTWAIT) | int(stdlib_socket.MSG_NOSIGNAL)
+URGENT = DONT_WAIT | int(stdlib_socket.MSG_OOB)
+# SO_TIMESTAMPING, which the standard library lacks, and: when it left, by software, without it.
+STAMPING, WHEN_IT_LEFT = 37, 1 << 1 | 1 << 4 | 1 << 11
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 DESCRIPTORS_MAX = 4
 CONTROL_SIZE = stdlib_socket.CMSG_SPACE(DESCRIPTORS_MAX * 4)
@@ -122,6 +125,8 @@ class End:
       sends_later: what it has written may leave when nobody looks: a server's.
       is_left: nobody used it when it was closed, so nothing keeps its file open.
       rubbish_at: when it was sent what cannot be received.
+      is_socket: and no pipe.
+      has_stamps: its error queue is never empty, which counts as readable.
     """
 
     peer: End
@@ -149,6 +154,8 @@ class End:
         self.changed = 0.0
         self.is_left = False
         self.rubbish_at: list[float] = []
+        self.is_socket = True
+        self.has_stamps = False
         self.reading = Way(self._settle)
         self.writing = Way(lambda: None)
 
@@ -279,6 +286,62 @@ class End:
         full = self.outgoing.may_hold()
         require(full, NotTold, f"{self.name}: waits until it can write, and there is room")
 
+    # ---- what others do to it ------------------------------------------------------------
+
+    def number(self) -> int:
+        """Of its descriptor."""
+        raise NotImplementedError
+
+    async def stranger(self, size: int) -> str:
+        """Another process that has the file takes what lies there: nobody of ours knows of it."""
+        if self.closed or not self.is_socket or not self.world.is_simulated:
+            return "left out"
+        ffi, lib = load_extension()
+        size = max(1 if self.is_stream else HEADER, size)
+        memory = ffi.new("char[]", size)
+        null = ffi.NULL
+        with self.reading.use() as use:
+            number = self.number()
+            answer = lib.ut_kernel_in_use.recvfrom(number, memory, size, DONT_WAIT, null, null)
+            if answer == -errno.EAGAIN:
+                return "EAGAIN"
+            if answer < 0:
+                return self.judge(OSError(-answer, os.strerror(-answer)), use, sends=False)
+            return self.got(bytes(ffi.buffer(memory, answer)), size)
+
+    async def urgent(self, _size: int) -> str:
+        """A byte that is none of the stream: unless another urgent one follows before it is met."""
+        if self.closed or self.shut or "tcp" not in self.name or self.writing.uses:
+            return "left out"
+        ffi, lib = load_extension()
+        piece = self.outgoing.begin(1)
+        with self.writing.use() as use:
+            answer = lib.ut_kernel_in_use.sendto(self.number(), piece.data, 1, URGENT, ffi.NULL, 0)
+            if answer < 0:
+                piece.sent(0)
+                if answer == -errno.EAGAIN:
+                    return "EAGAIN"
+                return self.judge(OSError(-answer, os.strerror(-answer)), use, sends=True)
+            piece.cut_off()
+        self.touch()
+        return "sent"
+
+    async def stamps(self, _size: int) -> str:
+        """From now on its error queue tells when what it sends has left. Nobody reads it.
+
+        (Who asks for it by MSG_ERRQUEUE goes stock's way, which spins beside ordinary input.)
+        """
+        if self.closed or not self.is_socket or not self.world.is_simulated:
+            return "left out"
+        sock = stdlib_socket.socket(fileno=os.dup(self.number()))
+        with sock:
+            sock.setsockopt(stdlib_socket.SOL_SOCKET, STAMPING, WHEN_IT_LEFT)
+        self.has_stamps = True
+        self.takes_all = False  # they take room that was what it receives'
+        if not self.is_stream:
+            self.incoming.loses = True
+        return "set"
+
     # ---- the directions ------------------------------------------------------------------
 
     async def receiving(self, room: int, call: Callable[[], Awaitable[bytes]]) -> str:
@@ -351,6 +414,9 @@ class TrioEnd(End):
         self.stream: Any = trio.SocketStream(self.sock) if self.is_stream else None
         self.spare_fd = spare_fd
         self.passes = sock.family == stdlib_socket.AF_UNIX
+
+    def number(self) -> int:
+        return int(self.sock.fileno())
 
     # ---- receive -------------------------------------------------------------------------
 
@@ -486,7 +552,8 @@ class TrioEnd(End):
                 return "ValueError"
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
-            there = self.incoming.may_hold() or self.peer.may_have_ended()
+            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.has_stamps
+            there = there or bool(self.rubbish_at)  # (told, as stock is, if it does not block)
             justified = there or use.overlapped or self.closed
             require(justified, ToldForNothing, f"{self.name}: readable for nothing")
             return "readable"
@@ -597,6 +664,9 @@ class FdEnd(End):
         self.stream = trio.lowlevel.FdStream(fd)
         self.is_socket = is_socket
 
+    def number(self) -> int:
+        return self.stream.fileno()
+
     def may_fail(self, exc: Exception, number: int | None, use: Use, *, sends: bool) -> bool:
         if number == errno.EBADF and isinstance(exc, self.gone):
             return self.closed
@@ -619,7 +689,8 @@ class FdEnd(End):
                 raise
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
-            there = self.incoming.may_hold() or self.peer.may_have_ended()
+            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.has_stamps
+            there = there or bool(self.rubbish_at)  # (told, as stock is, if it does not block)
             justified = there or use.overlapped or self.closed
             require(justified, ToldForNothing, f"{self.name}: readable for nothing")
             return "readable"
@@ -667,6 +738,9 @@ class RawEnd(End):
         self.fd = fd
         self.is_socket = is_socket
         self.ffi, self.lib = load_extension()
+
+    def number(self) -> int:
+        return self.fd
 
     @property
     def kernel(self) -> Any:
