@@ -289,12 +289,15 @@ class End:
     # ---- what others do to it ------------------------------------------------------------
 
     def number(self) -> int:
-        """Of its descriptor."""
-        raise NotImplementedError
+        """Of its descriptor; -1: nobody else has it (a server's)."""
+        return -1
+
+    def is_no_socket(self) -> bool:
+        return not self.is_socket or self.number() < 0
 
     async def stranger(self, size: int) -> str:
         """Another process that has the file takes what lies there: nobody of ours knows of it."""
-        if self.closed or not self.is_socket or not self.world.is_simulated:
+        if self.closed or self.is_no_socket() or not self.world.is_simulated:
             return "left out"
         ffi, lib = load_extension()
         size = max(1 if self.is_stream else HEADER, size)
@@ -312,6 +315,8 @@ class End:
     async def urgent(self, _size: int) -> str:
         """A byte that is none of the stream: unless another urgent one follows before it is met."""
         if self.closed or self.shut or "tcp" not in self.name or self.writing.uses:
+            return "left out"
+        if self.is_no_socket():
             return "left out"
         ffi, lib = load_extension()
         piece = self.outgoing.begin(1)
@@ -331,7 +336,7 @@ class End:
 
         (Who asks for it by MSG_ERRQUEUE goes stock's way, which spins beside ordinary input.)
         """
-        if self.closed or not self.is_socket or not self.world.is_simulated:
+        if self.closed or self.is_no_socket() or not self.world.is_simulated:
             return "left out"
         sock = stdlib_socket.socket(fileno=os.dup(self.number()))
         with sock:
