@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import gain_tools
+import harness
 import pytest
 import trio
 import trio.testing
@@ -425,7 +427,13 @@ async def test_bytes_that_come_while_a_thread_runs_are_not_idle(
     if not multishot:
         monkeypatch.setattr(_worker, "capabilities", lambda: Capabilities(False))
     hold = Hold()
-    recorder = Recorder(on_read=hold, on_accept=lambda conn: conn.set_idle_timeout(0.2))
+    idle_s = 0.2 * harness.SLOWNESS
+    closed: list[float] = []
+    recorder = Recorder(
+        on_read=hold,
+        on_accept=lambda conn: conn.set_idle_timeout(idle_s),
+        on_close=lambda _conn, _err: closed.append(time.perf_counter()),
+    )
     async with (
         serving(recorder, async_handler=True, read_buffer_limit=1 << 20) as server,
         await open_client(server) as client,
@@ -433,14 +441,14 @@ async def test_bytes_that_come_while_a_thread_runs_are_not_idle(
         await client.send_all(bytes(size))
         assert await trio.to_thread.run_sync(hold.reached.wait, gain_tools.BOUND_S)
         for _ in range(12):
-            await trio.sleep(0.05)
+            await trio.sleep(idle_s / 4)
+            sent = time.perf_counter()  # the last bytes cannot have come before
             await client.send_all(bytes(size))
         assert recorder.conn._life.err is None
         hold.open.set()
         await until(lambda: sum(recorder.values("on_read")) == 13 * size)
-        started = trio.current_time()
         await until(lambda: recorder.counts().close == 1)
-        assert trio.current_time() - started > 0.1
+    assert closed[0] - sent >= idle_s
     assert isinstance(recorder.errors()[0], gain.DeadlineExceeded)
 
 
