@@ -18,7 +18,7 @@ import harness
 import scenarios
 import trio
 from exception_groups import leaves
-from scenarios import SCENARIOS, Course, Lost, evenly
+from scenarios import Course, Lost, evenly
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -260,12 +260,12 @@ def run(backend: str, scenario: Scenario, make: type[Way], at: int | None) -> Wa
     return way
 
 
-def everywhere(backend: str, name: str, way: str, most: int | None = None) -> float:
+def everywhere(backend: str, scenario: Scenario, way: str, most: int | None = None) -> float:
     """At which part of the points something was cut off.
 
     With *most* only so many are tried, and others only as long as nothing was.
     """
-    scenario, make = SCENARIOS[name], WAYS[way]
+    make = WAYS[way]
     count = run(backend, scenario, make, None).points.count
     assert count > 10
     # The order of tasks is trio's lot, so a run may take fewer points than the first.

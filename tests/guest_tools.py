@@ -85,7 +85,7 @@ def audited(
     return run
 
 
-def run_in_asyncio(backend: str, async_fn: Callable[[], Awaitable[Any]]) -> Any:
+def run_in_asyncio(backend: str, async_fn: Callable[[], Awaitable[Any]], **kwargs: Any) -> Any:
     """A guest run with asyncio as its host."""
 
     async def host() -> Any:
@@ -97,6 +97,7 @@ def run_in_asyncio(backend: str, async_fn: Callable[[], Awaitable[Any]]) -> Any:
             run_sync_soon_threadsafe=loop.call_soon_threadsafe,
             run_sync_soon_not_threadsafe=loop.call_soon,
             done_callback=done.set_result,
+            **kwargs,
         )
         outcome = await asyncio.wait_for(done, HOST_TIMEOUT_S)
         return outcome.unwrap()

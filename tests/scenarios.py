@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import gain_tools
 import guest_tools
 import harness
@@ -33,6 +34,7 @@ from exception_groups import everything_in
 from gain_tools import Recorder
 from trio.testing import wait_all_tasks_blocked
 
+import uring_trio
 from uring_trio import gain
 
 if TYPE_CHECKING:
@@ -416,8 +418,6 @@ async def files(course: Course) -> None:
 
 async def anyio_streams(course: Course) -> None:
     """Its listeners, streams and UDP sockets, over TCP."""
-    import anyio
-
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     address = listener.extra(anyio.abc.SocketAttribute.local_address)
 
@@ -728,6 +728,37 @@ async def audited(backend: str, body: Callable[[], Awaitable[None]]) -> None:
     await harness.assert_books_balance()
 
 
+def in_its_own(
+    backend: str, body: Callable[[], Awaitable[None]], instruments: Sequence[trio.abc.Instrument]
+) -> None:
+    """By the trio door."""
+    harness.run_raw(backend, audited, backend, body, instruments=instruments)
+
+
+def on_a_host(
+    backend: str, body: Callable[[], Awaitable[None]], instruments: Sequence[trio.abc.Instrument]
+) -> None:
+    """A guest run, on a loop of this thread's own."""
+    host = guest_tools.Host(backend)
+    host.run(lambda: audited(backend, body), instruments=instruments)
+
+
+def in_asyncio(
+    backend: str, body: Callable[[], Awaitable[None]], instruments: Sequence[trio.abc.Instrument]
+) -> None:
+    """A guest run, with asyncio as its host."""
+    guest_tools.run_in_asyncio(backend, lambda: audited(backend, body), instruments=instruments)
+
+
+def by_anyio(
+    backend: str, body: Callable[[], Awaitable[None]], instruments: Sequence[trio.abc.Instrument]
+) -> None:
+    """By anyio's door, on the ring."""
+    assert backend == harness.RING
+    options = uring_trio.anyio_options(backend="io_uring", instruments=instruments)
+    anyio.run(audited, backend, body, backend="trio", backend_options=options)
+
+
 def run(
     backend: str,
     scenario: Scenario,
@@ -735,11 +766,7 @@ def run(
     instruments: Sequence[trio.abc.Instrument] = (),
 ) -> None:
     """Run *body*, which is the scenario's with something around it, where that belongs."""
-    if scenario.hosted:
-        host = guest_tools.Host(backend)
-        host.run(lambda: audited(backend, body), instruments=instruments)
-    else:
-        harness.run_raw(backend, audited, backend, body, instruments=instruments)
+    scenario.door(backend, body, instruments)
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -763,7 +790,7 @@ class Scenario:
 
     Attributes:
       body: what is to be run.
-      hosted: in a guest run, on a host's loop; else in a run of its own.
+      door: what it runs in.
       ring_only: there is no such thing on stock trio; or it takes a full listener's refusal for a
         connection.
       plain: whoever is cut off leaves in order: nothing but what cut it off comes out, and no
@@ -774,7 +801,9 @@ class Scenario:
     """
 
     body: Callable[[Course], Awaitable[None]]
-    hosted: bool = False
+    door: Callable[[str, Callable[[], Awaitable[None]], Sequence[trio.abc.Instrument]], None] = (
+        in_its_own
+    )
     ring_only: bool = False
     plain: bool = False
     sound: tuple[str, ...] = ()
@@ -794,8 +823,8 @@ SCENARIOS: dict[str, Scenario] = {
     "passed descriptors": Scenario(passed_descriptors, plain=True),
     "files": Scenario(files),
     "anyio": Scenario(anyio_streams, sound=("setsockopt",)),
-    "guest echo": Scenario(echo, hosted=True, sound=EVENTFD),
-    "guest files": Scenario(files, hosted=True, sound=EVENTFD),
+    "guest echo": Scenario(echo, door=on_a_host, sound=EVENTFD),
+    "guest files": Scenario(files, door=on_a_host, sound=EVENTFD),
     "server tcp": Scenario(server_tcp, ring_only=True, sound=RECEIVING),
     "server large": Scenario(server_large, ring_only=True, sound=RECEIVING),
     "server tls": Scenario(server_tls, ring_only=True, sound=RECEIVING),
@@ -805,5 +834,7 @@ SCENARIOS: dict[str, Scenario] = {
     "server reload threads": Scenario(server_reload_threads, ring_only=True, sound=RECEIVING),
     "server datagrams": Scenario(server_datagrams, ring_only=True),
     "server datagrams everywhere": Scenario(server_datagrams_everywhere, ring_only=True),
-    "guest server": Scenario(server_tcp, hosted=True, ring_only=True, sound=(*EVENTFD, *RECEIVING)),
+    "guest server": Scenario(
+        server_tcp, door=on_a_host, ring_only=True, sound=(*EVENTFD, *RECEIVING)
+    ),
 }
