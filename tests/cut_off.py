@@ -37,8 +37,13 @@ CONSEQUENCES = (Lost, trio.BrokenResourceError, ConnectionError)
 class Points(trio.abc.Instrument):
     """Counts the points of a run, and does something at one."""
 
-    def __init__(self, at: int | None, act: Callable[[], None]) -> None:
+    def __init__(
+        self, at: int | None, act: Callable[[], None], may_act: Callable[[], bool]
+    ) -> None:
         self.count = 0
+        #: Those at which there is something to cut off.
+        self.promising: list[int] = []
+        self._may_act = may_act
         self.at = at
         self._act = act
         self._later: dict[int, Callable[[], None]] = {}
@@ -60,6 +65,8 @@ class Points(trio.abc.Instrument):
         if not self._running:
             return
         self.count += 1
+        if self._may_act():
+            self.promising.append(self.count)
         if self.count == self.at:
             self._act()
         elif self.count in self._later:
@@ -79,11 +86,15 @@ class Way(Course):
     errors: tuple[type[BaseException], ...] = ()
 
     def __init__(self, at: int | None) -> None:
-        self.points = Points(at, self.act)
+        self.points = Points(at, self.act, self.may_act)
         self.scope = trio.CancelScope()
 
     def act(self) -> None:
         raise NotImplementedError
+
+    def may_act(self) -> bool:
+        """Whether there is anything to cut off just now."""
+        return True
 
     async def run(self, body: Callable[[Course], Awaitable[None]]) -> None:
         """The scenario, with what is around it."""
@@ -153,6 +164,9 @@ class Each(Way):
         for scope in self.chosen():
             scope.cancel()
 
+    def may_act(self) -> bool:
+        return bool(self.calls)
+
     async def again(self, fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         task = trio.lowlevel.current_task()
         while True:
@@ -206,6 +220,9 @@ class Server(Way):
     def act(self) -> None:
         for scope in self.served:
             scope.cancel()
+
+    def may_act(self) -> bool:
+        return bool(self.served)
 
     async def serve(
         self, server: gain.Server, address: str, *, task_status: trio.TaskStatus[None]
@@ -263,15 +280,18 @@ def run(backend: str, scenario: Scenario, make: type[Way], at: int | None) -> Wa
 def everywhere(backend: str, scenario: Scenario, way: str, most: int | None = None) -> float:
     """At which part of the points something was cut off.
 
-    With *most* only so many are tried, and others only as long as nothing was.
+    With *most* only so many are tried, evenly of those at which there is something to cut off;
+    and others only as long as nothing was.
     """
     make = WAYS[way]
-    count = run(backend, scenario, make, None).points.count
-    assert count > 10
+    points = run(backend, scenario, make, None).points
+    assert points.count > 10
     # The order of tasks is trio's lot, so a run may take fewer points than the first.
-    first = evenly(count, count if most is None else most)
+    first = list(range(1, points.count + 1))
+    if most is not None:
+        first = [points.promising[at - 1] for at in evenly(len(points.promising), most)]
     cut_off = sum(run(backend, scenario, make, at).has_cut_off() for at in first)
     if cut_off:
         return cut_off / len(first)
-    others = [at for at in range(1, count + 1) if at not in first]
-    return any(run(backend, scenario, make, at).has_cut_off() for at in others) / count
+    others = [at for at in range(1, points.count + 1) if at not in first]
+    return any(run(backend, scenario, make, at).has_cut_off() for at in others) / points.count
