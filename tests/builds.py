@@ -400,6 +400,12 @@ def inherited() -> str:
     return variant_of(Path(os.environ[ENGINE])) if ENGINE in os.environ else ""
 
 
+def slower() -> float:
+    """How many times longer this process may take because of its variant."""
+    variant = inherited()
+    return VARIANTS[variant].slower if variant else 1.0
+
+
 def loaded() -> str:
     """The name of the variant that this process has; empty: the installed engine."""
     from uring_trio import _kernel

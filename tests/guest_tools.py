@@ -13,8 +13,9 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-HANG_S = 15  # the slowest run here takes 5 s on two busy cores
-HOST_TIMEOUT_S = 20
+# Bounds that only make a failure of a hang; the slowest run takes 5 s on two busy cores.
+HANG_S = min(15 * harness.SLOWNESS, harness.HANG_S)
+HOST_TIMEOUT_S = HANG_S + 5
 # Long enough for the helper thread to be asleep in the kernel, and not needed by any
 # test to pass: only to make it likely that what is tested really happens.
 SETTLE_S = 0.02

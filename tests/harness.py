@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import builds
 import machine_speed
 import process_books
 import trio
@@ -48,8 +49,8 @@ BOOKS_TIMEOUT_S = 2.0 * SLOWNESS
 FDS_TIMEOUT_S = 2.0 * SLOWNESS
 
 # For one run on the real clock; the slowest takes 2 s on two busy cores. pytest's own
-# timeout, which is longer, is for what trio cannot cancel.
-HANG_S = min(30.0 * SLOWNESS, 50.0)
+# timeout, which is longer (`sanitize` has its own), is for what trio cannot cancel.
+HANG_S = min(30.0 * SLOWNESS, 50.0 * builds.slower())
 
 # trio's entry queue always has one task in wait_readable, so on the ring one poll.
 INTERNAL_READERS = 1
