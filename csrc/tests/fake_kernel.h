@@ -22,7 +22,7 @@
 #include "../engine.h"
 #include "kring.h"
 
-#define FAKE_NEVER UINT64_MAX
+#define FAKE_NEVER KRING_NEVER
 #define FAKE_ALWAYS UINT_MAX
 #define FAKE_WORK_MAX 20 /* pieces of deferred work an enter runs, as on 6.18 */
 #define FAKE_CLOCK_NS 40 /* what a look at the clock takes */

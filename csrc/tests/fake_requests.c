@@ -132,15 +132,9 @@ void fake_sleep(uint64_t ns)
         set_sq_flags();
 }
 
-static bool moves_bytes(uint8_t opcode)
+static bool receives_bytes(const struct io_uring_sqe *sqe)
 {
-    return opcode == IORING_OP_RECV || opcode == IORING_OP_SEND || opcode == IORING_OP_READ ||
-           opcode == IORING_OP_WRITE;
-}
-
-static bool receives(uint8_t opcode)
-{
-    return opcode == IORING_OP_RECV || opcode == IORING_OP_READ;
+    return kring_has_bytes(sqe) && kring_takes_input(sqe);
 }
 
 static struct operation *known_operation(uint64_t token)
@@ -163,7 +157,7 @@ static bool complete(const struct request *request, int32_t res, bool more)
     uint32_t flags = request->plan.flags;
     uint64_t address = sqe->addr;
     struct operation *operation = request->stray ? NULL : known_operation(sqe->user_data);
-    if (moves_bytes(sqe->opcode) && res > 0) {
+    if (kring_has_bytes(sqe) && res > 0) {
         if ((uint32_t)res > sqe->len && !kring_is_multishot(sqe))
             res = (int32_t)sqe->len;
         if (sqe->flags & IOSQE_BUFFER_SELECT && !request->plan.no_buffer) {
@@ -179,14 +173,13 @@ static bool complete(const struct request *request, int32_t res, bool more)
             address = buffer->addr;
             flags |= IORING_CQE_F_BUFFER | (uint32_t)buffer->bid << IORING_CQE_BUFFER_SHIFT;
         }
-        if (receives(sqe->opcode) && address != 0)
+        if (receives_bytes(sqe) && address != 0)
             fake_fill(address, sqe->fd, request->plan.data, (uint32_t)res);
     }
     more = more && kring_is_multishot(sqe) && kring_cq_has_room(&fake_ring) &&
-           (receives(sqe->opcode) ? res > 0 : res >= 0);
+           (receives_bytes(sqe) ? res > 0 : res >= 0);
     kring_cq_post(&fake_ring, sqe->user_data, res, more ? flags | IORING_CQE_F_MORE : flags);
-    if (operation != NULL && sqe->opcode != IORING_OP_POLL_ADD &&
-        sqe->opcode != IORING_OP_TIMEOUT)
+    if (operation != NULL && !kring_is_wait(sqe))
         operation->result = res;
     for (unsigned copy = 0; !more && copy < request->plan.copies; copy++) {
         kring_cq_post(&fake_ring, sqe->user_data, res, request->plan.flags);
@@ -628,14 +621,6 @@ static int wait_events(unsigned min_complete, uint64_t until_ns, int error, bool
     }
 }
 
-static uint64_t end_of_wait(const struct io_uring_getevents_arg *arg)
-{
-    if (arg->ts == 0)
-        return FAKE_NEVER;
-    uint64_t ns = kring_timespec(&fake_ring, arg->ts);
-    return ns > FAKE_NEVER - 1 - fake.now_ns ? FAKE_NEVER - 1 : fake.now_ns + ns;
-}
-
 int fake_enter_ring(int ring_fd, unsigned to_submit, unsigned min_complete, unsigned flags,
                     const void *arg, size_t arg_size)
 {
@@ -657,8 +642,9 @@ int fake_enter_ring(int ring_fd, unsigned to_submit, unsigned min_complete, unsi
     unsigned taken = take_sqes(wanted);
     int result = taken < to_submit && taken == 0 ? -EAGAIN : (int)taken;
     if (taken == to_submit && flags & IORING_ENTER_GETEVENTS) {
-        int ended = wait_events(min_complete, end_of_wait(wait), waits ? script.error : 0,
-                                script.with_cqes);
+        uint64_t until_ns = kring_end_of_wait(&fake_ring, wait, fake.now_ns);
+        int ended =
+            wait_events(min_complete, until_ns, waits ? script.error : 0, script.with_cqes);
         result = taken > 0 ? (int)taken : ended;
     }
     set_sq_flags();
@@ -682,7 +668,7 @@ void fake_write_late(void)
         const struct io_uring_buf *buffer =
             sqe->flags & IOSQE_BUFFER_SELECT ? kring_take_buffer(&fake_ring, sqe->buf_group) : NULL;
         uint64_t address = buffer != NULL ? buffer->addr : sqe->addr;
-        if (receives(sqe->opcode) && address != 0) {
+        if (receives_bytes(sqe) && address != 0) {
             fake_fill(address, sqe->fd, NULL, sqe->len);
             fake.late_writes++;
         }

@@ -191,6 +191,23 @@ bool kring_is_multishot(const struct io_uring_sqe *sqe)
     }
 }
 
+bool kring_is_wait(const struct io_uring_sqe *sqe)
+{
+    return sqe->opcode == IORING_OP_POLL_ADD || sqe->opcode == IORING_OP_TIMEOUT;
+}
+
+bool kring_takes_input(const struct io_uring_sqe *sqe)
+{
+    return sqe->opcode == IORING_OP_RECV || sqe->opcode == IORING_OP_READ ||
+           sqe->opcode == IORING_OP_RECVMSG || sqe->opcode == IORING_OP_ACCEPT;
+}
+
+bool kring_has_bytes(const struct io_uring_sqe *sqe)
+{
+    return sqe->opcode == IORING_OP_RECV || sqe->opcode == IORING_OP_READ ||
+           sqe->opcode == IORING_OP_SEND || sqe->opcode == IORING_OP_WRITE;
+}
+
 bool kring_is_attempt(const struct io_uring_sqe *sqe)
 {
     switch (sqe->opcode) {
@@ -248,6 +265,15 @@ uint64_t kring_timespec(struct kring *ring, uint64_t address)
     if (ts->tv_sec < 0 || ts->tv_nsec < 0 || ts->tv_nsec > 999999999)
         ring->fault("a timespec that Linux refuses");
     return (uint64_t)ts->tv_sec * 1000000000u + (uint64_t)ts->tv_nsec;
+}
+
+uint64_t kring_end_of_wait(struct kring *ring, const struct io_uring_getevents_arg *arg,
+                           uint64_t now_ns)
+{
+    if (arg->ts == 0)
+        return KRING_NEVER;
+    uint64_t ns = kring_timespec(ring, arg->ts);
+    return ns > KRING_NEVER - 1 - now_ns ? KRING_NEVER - 1 : now_ns + ns;
 }
 
 /* ---- the CQ ---------------------------------------------------------------- */

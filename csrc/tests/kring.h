@@ -75,8 +75,22 @@ bool kring_is_multishot(const struct io_uring_sqe *sqe);
 /* One of the attempts that say that they will not wait, or could. */
 bool kring_is_attempt(const struct io_uring_sqe *sqe);
 
+/* It does nothing but wait: a poll, or a timeout. */
+bool kring_is_wait(const struct io_uring_sqe *sqe);
+
+/* It waits until there is something to read, where it waits (Linux's table of opcodes: pollin). */
+bool kring_takes_input(const struct io_uring_sqe *sqe);
+
+/* Its addr and len are those of bytes, and not of a message's header or of a name. */
+bool kring_has_bytes(const struct io_uring_sqe *sqe);
+
 /* The time that a timespec means, in ns; one that Linux refuses is a fault. */
 uint64_t kring_timespec(struct kring *ring, uint64_t address);
+
+#define KRING_NEVER UINT64_MAX
+/* When a wait ends that begins now, if nothing comes: what an enter asks for. */
+uint64_t kring_end_of_wait(struct kring *ring, const struct io_uring_getevents_arg *arg,
+                           uint64_t now_ns);
 
 /* ---- the CQ ---------------------------------------------------------------- */
 

@@ -436,14 +436,6 @@ static int wait_events(struct sim_ring *ring, unsigned min_complete, uint64_t un
     }
 }
 
-static uint64_t end_of_wait(struct sim_ring *ring, const struct io_uring_getevents_arg *arg)
-{
-    if (arg->ts == 0)
-        return SIM_NEVER;
-    uint64_t ns = kring_timespec(&ring->k, arg->ts);
-    return ns > SIM_NEVER - 1 - sim.now_ns ? SIM_NEVER - 1 : sim.now_ns + ns;
-}
-
 /* Whether a program asks and asks, and no time goes by: it would never end. From then on the
  * ring does nothing: whoever closes it lets time pass, and would spin on. */
 static bool spins(struct sim_ring *ring)
@@ -488,7 +480,8 @@ static int enter_ring(struct sim_ring *ring, unsigned to_submit, unsigned min_co
     default:
         break;
     }
-    uint64_t until_ns = flags & IORING_ENTER_GETEVENTS ? end_of_wait(ring, wait) : 0;
+    uint64_t until_ns =
+        flags & IORING_ENTER_GETEVENTS ? kring_end_of_wait(&ring->k, wait, sim.now_ns) : 0;
     unsigned taken = submit(ring, wanted);
     if (taken != to_submit || !(flags & IORING_ENTER_GETEVENTS))
         return (int)taken;

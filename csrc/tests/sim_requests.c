@@ -205,10 +205,8 @@ static void end(struct sim_request *request, int32_t res, uint32_t flags)
         sim_fault("a request's memory is not there");
     add_cqe(ring, request->sqe.user_data, res, flags);
     struct sim_cqe *cqe = &ring->batch[ring->batch_count - 1];
-    uint8_t opcode = request->sqe.opcode;
     cqe->is_stray = request->is_stray;
-    cqe->is_final =
-        res != -EAGAIN && opcode != IORING_OP_POLL_ADD && opcode != IORING_OP_TIMEOUT;
+    cqe->is_final = res != -EAGAIN && !kring_is_wait(&request->sqe);
     free_request(request);
 }
 
@@ -272,12 +270,6 @@ uint64_t sim_next_due(const struct sim_ring *ring)
 
 /* ---- what a request asks for -------------------------------------------------------------- */
 
-static bool receives(uint8_t opcode)
-{
-    return opcode == IORING_OP_RECV || opcode == IORING_OP_READ || opcode == IORING_OP_RECVMSG ||
-           opcode == IORING_OP_ACCEPT;
-}
-
 static bool must_not_wait(const struct io_uring_sqe *sqe)
 {
     switch (sqe->opcode) {
@@ -301,7 +293,7 @@ static uint32_t poll_events(const struct sim_request *request)
     const struct io_uring_sqe *sqe = &request->sqe;
     if (sqe->opcode == IORING_OP_POLL_ADD)
         return ut_poll_events(sqe->op_flags) | UNMASKED;
-    uint32_t events = POLLPRI | UNMASKED | (receives(sqe->opcode) ? POLLIN : POLLOUT);
+    uint32_t events = POLLPRI | UNMASKED | (kring_takes_input(sqe) ? POLLIN : POLLOUT);
     if (sqe->opcode == IORING_OP_RECVMSG && sqe->op_flags & MSG_ERRQUEUE)
         events &= ~(uint32_t)POLLIN; /* REQ_F_CLEAR_POLLIN */
     return events;
@@ -943,9 +935,7 @@ void sim_request_start(struct sim_ring *ring, const struct io_uring_sqe *sqe)
 void sim_requests_forget(struct sim_ring *ring)
 {
     while (ring->first != NULL) {
-        uint8_t opcode = ring->first->sqe.opcode;
-        sim.books.given_up += opcode != IORING_OP_POLL_ADD && opcode != IORING_OP_TIMEOUT &&
-                              !ring->first->is_stray;
+        sim.books.given_up += !kring_is_wait(&ring->first->sqe) && !ring->first->is_stray;
         free_request(ring->first);
     }
 }
