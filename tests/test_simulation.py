@@ -109,7 +109,7 @@ def test_a_wait_that_nothing_ends_fails() -> None:
         (simulation.Switches(no_inq_of_unix=True), ""),
         (simulation.Switches(refusal_takes_buffer=True, small_cq=True, accept_waits=True), ""),
         (simulation.Switches(no_multishot_receive=True), "was answered with"),
-        (simulation.Switches(reset_loses_data=True), "data that came before a reset"),
+        (simulation.Switches(reset_is_missed=True), "a reset that came with data"),
         (simulation.Switches(end_is_missed=True), "an end that came with data"),
         (simulation.Switches(cancel_misses_multishot=True), "a cancel did not end it"),
     ],

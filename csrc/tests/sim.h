@@ -56,7 +56,7 @@ struct sim_switches {
     bool pipes_without_nowait;  /* before 6.4: RWF_NOWAIT of a pipe, and of a socket by read(2) */
     bool no_multishot_receive;  /* before 6.0 */
     bool no_inq_of_unix;        /* before 6.17: a UNIX stream does not tell what is left */
-    bool reset_loses_data;      /* 6.16: an armed multishot receive that a reset finds */
+    bool reset_is_missed;       /* 6.16: behind data, by an armed multishot receive */
     bool cancel_misses_multishot; /* 6.11: -ENOENT, and it goes on */
     bool refusal_takes_buffer;  /* a refused attempt's cqe has a buffer */
     bool end_is_missed;         /* before 6.18.x: where data and the end came together */

@@ -670,16 +670,7 @@ static void check_events(struct sim_request *request)
             issue(request);
         return;
     }
-    if (sim.switches.reset_loses_data && is_multishot && !is_poll && found & POLLERR) {
-        char lost[4096];
-        struct iovec vector = {.iov_base = lost, .iov_len = sizeof lost};
-        int res, inq;
-        do {
-            struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
-            res = sim_file_receive(request->file, &message, 0, &inq);
-        } while (res > 0);
-        end(request, res < 0 ? res : -ECONNRESET, 0);
-    } else if (!is_multishot) {
+    if (!is_multishot) {
         if (is_poll)
             end(request, (int32_t)found, 0);
         else
@@ -689,7 +680,8 @@ static void check_events(struct sim_request *request)
             end(request, (int32_t)found, 0);
     } else {
         enum round round = multishot_round(request);
-        bool ended_too = found & (POLLHUP | POLLRDHUP) && wakes > 1;
+        bool ended_too = found & (POLLHUP | POLLRDHUP) && wakes > 1 &&
+                         !(sim.switches.reset_is_missed && found & POLLERR);
         if (round == ROUND_AGAIN) {
             wake_request(request, 0);
         } else if (round == ROUND_WAITS && ended_too && !sim.switches.end_is_missed) {

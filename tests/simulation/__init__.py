@@ -70,7 +70,7 @@ class Switches:
     pipes_without_nowait: bool = False
     no_multishot_receive: bool = False
     no_inq_of_unix: bool = False
-    reset_loses_data: bool = False
+    reset_is_missed: bool = False
     cancel_misses_multishot: bool = False
     refusal_takes_buffer: bool = False
     end_is_missed: bool = False
