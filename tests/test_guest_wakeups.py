@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import builds
 import harness
 import pytest
 from guest_tools import HOSTS
 from wakeup_kinds import KINDS, SIGNAL, run_together
 
-ROUNDS = 1000
+ROUNDS = 1000 if builds.slower() == 1 else 100  # a race is seen where it does not come true
 PROGRAM = Path(__file__).with_name("wakeup_kinds.py")
 # The longest takes 5 s on two busy cores.
 PROGRAM_TIMEOUT_S = max(60.0, 15 * harness.SLOWNESS)
