@@ -27,7 +27,7 @@ except ImportError:
 # done of the work before, and a busy machine's soft interrupts, are over after the first.
 IDLE_S = 0.04
 IDLE_SHARE_MAX = 0.05
-IDLE_STRETCHES = 4
+IDLE_STRETCHES = 8  # what spins does so in each of them
 COUNTS_MAX_S = 1.0 * SLOWNESS  # for a worker that the machine gives no time to
 RECV = 27  # <linux/io_uring.h>
 
