@@ -53,10 +53,9 @@ class Crowd:
     Attributes:
       busy: senders that send.
       sent: messages whose send has said so, and
-      waiting: those whose send has not returned.
+      waiting: those whose send has not returned, and since when there is room for each.
       received: what has come.
       changed: when the receiver took something last, or somebody began or ended.
-      room_since: when room came that somebody waits for.
     """
 
     def __init__(self, program: Program, count: int) -> None:
@@ -64,10 +63,9 @@ class Crowd:
         self.numbers = itertools.count()
         self.busy: set[int] = set()
         self.sent: set[int] = set()
-        self.waiting: set[int] = set()
+        self.waiting: dict[int, float | None] = {}
         self.received: set[int] = set()
         self.changed = 0.0
-        self.room_since: float | None = None
         self.limit = datagrams_queued()
         self.ffi, self.lib = load_extension()
         self.receiver = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM)
@@ -99,7 +97,7 @@ class Crowd:
         number = next(self.numbers)
         began = trio.current_time()
         self.busy.add(index)
-        self.waiting.add(number)
+        self.waiting[number] = None if self.is_full() else began
         try:
             await self.senders[index].sendto(HEADER.pack(number) + bytes(size), self.address)
         except trio.Cancelled:
@@ -113,8 +111,8 @@ class Crowd:
             return "no memory"
         finally:
             self.busy.discard(index)
-            self.waiting.discard(number)
-        self.check_prompt()
+            room_since = self.waiting.pop(number)
+        self.check_prompt(room_since)
         self.sent.add(number)
         self.note_change()
         return "sent"
@@ -147,17 +145,19 @@ class Crowd:
 
     def note_change(self) -> None:
         self.changed = trio.current_time()
-        self.room_since = self.changed if self.waiting and not self.is_full() else None
+        full = self.is_full()
+        for number, since in self.waiting.items():
+            self.waiting[number] = None if full else self.changed if since is None else since
 
     def check_awake(self, began: float) -> None:
         """A send was cancelled: there was no room, or not for long."""
         if trio.current_time() - max(began, self.changed) >= SLACK_S:
             require(self.is_full(), NotTold, "slept over room at a crowd's receiver")
 
-    def check_prompt(self) -> None:
+    def check_prompt(self, room_since: float | None) -> None:
         """A send has got through."""
-        if self.room_since is not None and self.program.world.is_prompt:
-            late_s = trio.current_time() - self.room_since
+        if room_since is not None and self.program.world.is_prompt:
+            late_s = trio.current_time() - room_since
             words = f"room at a crowd's receiver was found after {late_s * 1e3:.1f} ms"
             require(late_s <= LATE_S, TooLate, words)
 
