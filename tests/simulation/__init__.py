@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket as stdlib_socket
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -168,6 +169,12 @@ class Simulation:
     def bad_datagram(self, sock: Any, size: int) -> None:
         """A datagram with a wrong checksum comes to a UDP socket of the network."""
         self._lib.net_bad_datagram(self._lib.net_of(sock.fileno()), size)
+
+    def is_readable(self, fd: int) -> bool:
+        """What poll(2) says now of a socket of the network; nobody is said to have asked."""
+        file = self._lib.net_of(fd)
+        told = 0 if file == self._ffi.NULL else self._lib.net_poll(file, select.POLLIN)
+        return bool(told & (select.POLLIN | select.POLLERR | select.POLLHUP))
 
     def sleep(self, seconds: float) -> None:
         """Let time pass."""

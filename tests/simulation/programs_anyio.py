@@ -128,7 +128,7 @@ class AnyioEnd(End):
                 await anyio.wait_readable(self.sock)
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
-            there = self.incoming.may_hold() or self.peer.may_have_ended()
+            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.is_told_of()
             justified = there or use.overlapped or self.closed
             require(justified, ToldForNothing, f"{self.name}: readable for nothing")
             return "readable"

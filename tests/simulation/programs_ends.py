@@ -126,7 +126,7 @@ class End:
       is_left: nobody used it when it was closed, so nothing keeps its file open.
       rubbish_at: when it was sent what cannot be received.
       is_socket: and no pipe.
-      has_stamps: its error queue is never empty, which counts as readable.
+      has_stamps: its error queue has entries that nobody reads.
     """
 
     peer: End
@@ -285,6 +285,16 @@ class End:
             return
         full = self.outgoing.may_hold()
         require(full, NotTold, f"{self.name}: waits until it can write, and there is room")
+
+    def is_told_of(self) -> bool:
+        """Whether what nobody receives lies there, and poll(2) tells of it.
+
+        Rubbish does until a receive looks at it, if the socket does not block: stock is told,
+        too. An error queue does while it has an entry.
+        """
+        if self.closed or not (self.rubbish_at or self.has_stamps):
+            return False
+        return bool(self.world.simulation.is_readable(self.number()))
 
     # ---- what others do to it ------------------------------------------------------------
 
@@ -557,8 +567,7 @@ class TrioEnd(End):
                 return "ValueError"
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
-            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.has_stamps
-            there = there or bool(self.rubbish_at)  # (told, as stock is, if it does not block)
+            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.is_told_of()
             justified = there or use.overlapped or self.closed
             require(justified, ToldForNothing, f"{self.name}: readable for nothing")
             return "readable"
@@ -694,8 +703,7 @@ class FdEnd(End):
                 raise
             except self.errors as exc:
                 return self.judge(exc, use, sends=False)
-            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.has_stamps
-            there = there or bool(self.rubbish_at)  # (told, as stock is, if it does not block)
+            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.is_told_of()
             justified = there or use.overlapped or self.closed
             require(justified, ToldForNothing, f"{self.name}: readable for nothing")
             return "readable"
