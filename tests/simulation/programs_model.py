@@ -141,8 +141,17 @@ class ByteQueue:
             return False
         return True
 
-    def _walk(self, data: bytes, *, keep: bool) -> None:
+    def _is_certain(self, data: bytes) -> bool:
+        """Whether it is the next, and nobody may have in hand what was sent before it."""
+        try:
+            return len(data) >= CERTAIN and not self._walk(data, keep=False)
+        except AssertionError:
+            return False
+
+    def _walk(self, data: bytes, *, keep: bool) -> bool:
+        """Whether it passes over what may have been sent."""
         at = 0
+        passes = False
         gone = 0
         for piece in self.pieces:
             taken = piece.taken
@@ -158,6 +167,7 @@ class ByteQueue:
                     f"{piece.least} comes {data[at : at + 12].hex()}, not "
                     f"{piece.data[taken + here : taken + here + 12].hex()}"
                 )
+            passes = passes or taken + here < piece.most
             if keep:
                 piece.over = True
                 gone += 1
@@ -168,10 +178,11 @@ class ByteQueue:
             )
         for _ in range(gone):
             self.pieces.popleft()
+        return passes
 
     def place_certain(self) -> None:
         """What is loose and can be nothing but the next has its place."""
-        while found := next((c for c in self.loose if len(c) >= CERTAIN and self._fits(c)), None):
+        while found := next((chunk for chunk in self.loose if self._is_certain(chunk)), None):
             self.loose.remove(found)
             self.receive(found)
 
