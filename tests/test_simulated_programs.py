@@ -11,6 +11,7 @@ from typing import Any
 import by_seed
 import machine_speed
 import pytest
+import trio
 from simulation import programs, programs_draw
 from simulation.programs_model import ByteQueue, MessageQueue
 
@@ -131,6 +132,51 @@ def test_the_same_programs_on_the_machines_own_kernel(backend: str, door: str) -
             raise AssertionError(f"seed {seed}") from exc
 
 
+# ---- what its books let pass -------------------------------------------------------------
+
+
+def test_room_for_one_who_gave_up_is_not_held_against_the_next() -> None:
+    crowd = 12
+    steps = [
+        [0, "crowd_rush", 0, crowd - 1, 65],
+        *([2, "sleep", 0, ms, 0] for ms in (34, 5, 5, 20)),
+        [2, "crowd_take", 0, 0, 0],
+        [1, "at", 0, 1, 0],
+        [1, "crowd_send", 0, 0, 0],
+    ]
+    plan: by_seed.Plan = {"options": {"crowd": crowd}, "steps": steps, "kernel": []}
+    seen = programs.run(plan, programs.SimulatedWorld()).seen
+    assert {"crowd_rush: cancelled", "crowd_send: sent", "crowd_take: some"} <= seen
+
+
+def rubbish_and_a_wait(*between: list[Any]) -> by_seed.Plan:
+    steps = [[0, "rubbish", 0, 500, 0], *between, [0, "readable", 0, 0, 5]]
+    return {"options": {"channels": ["udp"], "network": True}, "steps": steps, "kernel": []}
+
+
+def test_a_wait_may_be_told_of_rubbish_that_lies_there() -> None:
+    plan = rubbish_and_a_wait()
+    assert "readable: readable" in programs.run(plan, programs.SimulatedWorld()).seen
+
+
+def test_a_wait_is_not_told_of_rubbish_that_somebody_looked_at() -> None:
+    plan = rubbish_and_a_wait([0, "recv", 0, 100, 5])
+    assert "readable: cancelled" in programs.run(plan, programs.SimulatedWorld()).seen
+
+
+async def told_at_once(_file: Any) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def test_a_wait_that_is_told_of_rubbish_of_before_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", told_at_once)
+    plan = rubbish_and_a_wait([0, "recv", 0, 100, 5])
+    which = by_seed.entry("sim-trio")
+    assert "ToldForNothing" in by_seed.run_apart(which, plan).what.split()
+
+
 # ---- what it finds -----------------------------------------------------------------------
 
 
@@ -241,6 +287,18 @@ def test_what_two_have_received_is_put_in_order() -> None:
     piece = queue.begin(10)
     piece.sent(10)
     queue.loose += [piece.data[6:], piece.data[:2], piece.data[2:6]]
+    queue.settle()
+    queue.end()
+
+
+def test_what_one_has_in_hand_may_lie_in_front_of_what_another_tells_first() -> None:
+    queue = ByteQueue(0)
+    first, second = queue.begin(100), queue.begin(22)
+    first.cut_off()
+    second.sent(22)
+    queue.loose.append(second.data)
+    queue.place_certain()
+    queue.loose.append(first.data[:50])
     queue.settle()
     queue.end()
 
