@@ -326,7 +326,7 @@ class End:
         """A byte that is none of the stream: unless another urgent one follows before it is met."""
         if self.closed or self.shut or "tcp" not in self.name or self.writing.uses:
             return "left out"
-        if self.is_no_socket():
+        if self.is_no_socket() or not self.outgoing.has_mark():
             return "left out"
         ffi, lib = load_extension()
         piece = self.outgoing.begin(1)
@@ -396,6 +396,8 @@ class End:
         others = self.writing.uses
         if any(use.is_all is not is_all for use in others) or (others and not self.in_turn):
             return "left out"  # one would come in the middle of the other
+        if self.is_stream and not self.outgoing.has_mark():
+            return "left out"  # too many were cut off
         with self.writing.use(is_all=is_all) as use:
             piece = self.outgoing.begin(size)
             try:

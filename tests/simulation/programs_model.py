@@ -8,7 +8,8 @@ once, and so is the end of a piece of which only a beginning was sent.
 How much of a piece was sent is known from its call: all of it, so many bytes, nothing (a
 cancelled send), or, of a send_all that was cut off, some beginning, which the receiver tells.
 A piece has a place in its queue from the moment of its call, since calls of one direction are
-first in, first out; what is known of its size comes later.
+first in, first out; what is known of its size comes later. As long as nothing of it may have
+been sent, no later piece gets the same mark, or that one's first byte would be taken for its.
 
 A message is whole, or it is not there; what of it does not fit into a receive is lost.
 """
@@ -66,6 +67,7 @@ class Piece:
 
     def __init__(self, stream: int, number: int, size: int) -> None:
         self.stream = stream
+        self.mark = number % MARKS
         self.data = content(stream, number, size)
         self.least, self.most = 0, size
         self.taken = 0
@@ -100,9 +102,25 @@ class ByteQueue:
 
     def begin(self, size: int) -> Piece:
         """A call sends *size* bytes."""
-        piece = Piece(self.stream, next(self._numbers), size)
+        piece = Piece(self.stream, self._number(), size)
         self.pieces.append(piece)
         return piece
+
+    def has_mark(self) -> bool:
+        """Whether there is a mark for one piece more."""
+        return len(self._marks()) < MARKS
+
+    def _marks(self) -> set[int]:
+        """Those of pieces of which nothing may have been sent, or something."""
+        return {piece.mark for piece in self.pieces if piece.least == 0 < piece.most}
+
+    def _number(self) -> int:
+        """The next whose mark says which piece begins."""
+        taken = self._marks()
+        number = next(self._numbers)
+        while number % MARKS in taken and len(taken) < MARKS:
+            number = next(self._numbers)
+        return number
 
     # ---- what it may hold ----------------------------------------------------------------
 
