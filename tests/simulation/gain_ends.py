@@ -103,6 +103,10 @@ class Served(End):
         """Whether it may have been in the queue of a listener that is not what it was."""
         return self.conn is None and self.service.gives_up(self)
 
+    def is_awaited(self) -> bool:
+        """Whether it lies in the queue of a listener that will take it."""
+        return self.conn is None and not self.peer.aborted and not self.is_given_up()
+
     def is_untold(self) -> bool:
         """Whether its file is closed, and a task is still to say so: ``on_close``."""
         if self.conn is None or self.is_over:
@@ -226,8 +230,9 @@ class Served(End):
         else:
             count = self.conn.write(data)
         require(count in (0, len(data)), Refused, f"{count} bytes written of {len(data)}")
-        over = count or self.may_have_ended() or self.aborted or self.peer.aborted
-        require(over, Refused, f"{self.name}: nothing is written")
+        over = self.may_have_ended() or self.aborted or self.peer.aborted
+        over = over or self.service.no_memory  # what it wrote before has failed
+        require(count or over, Refused, f"{self.name}: nothing is written")
         piece.sent(count)
         self.promised += count
         self.touch()
@@ -333,9 +338,8 @@ class Served(End):
     def _undone(self, now: float, quiet_s: float) -> str:
         conn, peer = self.conn, self.peer
         if conn is None:
-            awaited = not peer.aborted and not self.is_given_up()
-            awaited = awaited and self.service.has_long_had_room(self)
-            return "a connection that nobody accepts" if awaited else ""
+            late = self.is_awaited() and self.service.has_long_had_room(self)
+            return "a connection that nobody accepts" if late else ""
         output = conn.outbound_buffered()
         if self.aborted:
             return "it is aborted, and not closed"
