@@ -461,7 +461,7 @@ class Service:
         """All clients are gone: so are their connections, soon."""
         seats = self.seats.values()
         with trio.move_on_after(FINISH_S):
-            while any(seat.open for seat in seats):  # noqa: ASYNC110 - looks, as a user does
+            while any(seat.open for seat in seats) or self._is_awaited():  # noqa: ASYNC110 - looks
                 await trio.sleep(1)
         for seat in seats:
             counts = f"{seat.accepted} connections accepted, {seat.closed} closed"
@@ -469,6 +469,10 @@ class Service:
         self._looking.cancel()
         for seat in seats:
             seat.stop(DRAIN_S)
+
+    def _is_awaited(self) -> bool:
+        """Whether a client that is gone has a connection which was not accepted yet."""
+        return any(served.is_stream and served.is_awaited() for served in self.served.values())
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
