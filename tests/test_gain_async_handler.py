@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -505,6 +506,31 @@ async def test_a_task_of_the_connection_writes_while_a_thread_has_it() -> None:
         expected = b"".join(b"%02d" % number for number in range(100))
         assert await read_exactly(client, 200) == expected
         assert recorder.counts().close == 0
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "abort"])
+@pytest.mark.parametrize("strict", [False, True])
+async def test_what_a_task_wrote_beside_a_thread_may_come_too_late(
+    how: str, strict: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``on_close`` tells that the connection is over; the write was none that raises."""
+    hold = Hold()
+
+    def read(conn: gain.Conn, n: int) -> None:
+        hold(conn, n)
+        if how != "reset":
+            getattr(conn, how)()
+
+    async with in_thread(read, write_strict=strict) as (recorder, client):
+        await client.send_all(b"x")
+        await until(hold.reached.is_set)
+        if how == "reset":
+            gain_tools.reset(client.socket)
+            await trio.sleep(0.03)  # the worker knows, and tells when the thread is done
+        assert recorder.conn.write(b"late") == 4
+        hold.open.set()
+        await until(lambda: recorder.counts().close == 1)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_task_that_raises_beside_a_thread_ends_the_connection_at_once() -> None:

@@ -544,7 +544,7 @@ def refuse_write(connection: Connection, name: str, data: bytes) -> int:
     if life.is_lent and get_ident() == life.home:
         # A task of the worker's, while a thread has it: its turn comes when that is done.
         if life.user and connection.outbound.takes:
-            connection.call(connection.conn.write, data)
+            connection.call(write_late, connection, data)
             return len(data)
     else:
         check(life, name, alive=False)
@@ -553,6 +553,15 @@ def refuse_write(connection: Connection, name: str, data: bytes) -> int:
     if connection.worker.config.write_strict:
         raise ConnectionClosed(f"{name}: {connection.conn!r}")
     return 0
+
+
+def write_late(connection: Connection, data: bytes) -> None:
+    """It was taken while a thread had the connection, which may be over by now.
+
+    Then nobody is there for whom to raise, and ``on_close`` tells.
+    """
+    if connection.life.user and not connection.outbound.is_cut:
+        connection.conn.write(data)
 
 
 def set_deadlines(
