@@ -19,7 +19,7 @@ from uring_trio import _io_manager, _lines, _operations, _streams
 from uring_trio.gain import _connection
 
 GENERATORS = ["sim-trio", "sim-anyio", "sim-gain"]
-SEEDS = 100
+SEEDS = 150
 GAIN_SEEDS = 60
 REPLAYED = 4
 # Seconds of real time in which nothing happens on a machine that is at work elsewhere; of the
