@@ -565,8 +565,10 @@ async def reload(course: Course, workers: int) -> None:
     over = trio.Event()
 
     async def part_old(*, task_status: trio.TaskStatus[None]) -> None:
-        await course.serve(old, gain_tools.LOOPBACK, task_status=task_status)
-        over.set()
+        try:
+            await course.serve(old, gain_tools.LOOPBACK, task_status=task_status)
+        finally:
+            over.set()
 
     async def part_meanwhile() -> None:
         """Whoever waits for the old one's accept when that ends is refused, and comes again."""
@@ -578,6 +580,9 @@ async def reload(course: Course, workers: int) -> None:
             except (Lost, OSError):
                 if was_over:
                     raise
+            await (
+                trio.lowlevel.checkpoint()
+            )  # before it has an address there is nothing to wait for
 
     with ended_after(old, handlers[0]), ended_after(new, handlers[1]):
         async with trio.open_nursery() as nursery:

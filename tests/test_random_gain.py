@@ -183,7 +183,7 @@ def c_leaks(patch: Patch) -> None:
     real = _conn.Conn.close
 
     def close(self: Any) -> None:
-        malloc(10_000)
+        malloc(100_000)  # many times what a round may take
         real(self)
 
     patch.setattr(_conn.Conn, "close", close)
