@@ -85,10 +85,13 @@ class Conduct:
         }
 
     def members(self) -> Iterator[tuple[int, Operation]]:
-        """Those of the crowd that wait for their turn."""
+        """Those of the crowd that wait for their turn, and have a watch in the kernel.
+
+        One without it leaves the line without a word to the kernel when its task is cancelled.
+        """
         for token, op in self.operations.items():
             is_here = op.fd in self.world.crowd_fds and op.attempts > BEFORE_LINE
-            if is_here and op.is_refused and op.request == NOTHING:
+            if is_here and op.is_refused and op.request == NOTHING and not op.watch_ended:
                 yield token, op
 
     # ---- what happens --------------------------------------------------------------------
