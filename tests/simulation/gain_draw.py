@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from by_seed import Plan
 
-CHANNELS_MAX = 4
-SCENES_MAX = 6
+CHANNELS_MAX = 3
+SCENES_MAX = 3
 STRAY_MAX = 8  # steps of no scene, after each
 WRITING = ("s_write", "s_writev", "s_read_from", "s_task")
 LONG_MS = 6500  # longer than anything takes
