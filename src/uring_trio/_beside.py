@@ -197,15 +197,24 @@ def write_some(fd: int, data: Any) -> int:
     return checked(count)
 
 
-def look(fd: int, events: int) -> int:
-    """poll(2) without waiting: what of *events* there is now.
+def try_look(fd: int, events: int) -> int:
+    """poll(2) without waiting: what of *events* there is now, or its error, negative.
 
-    Raises:
-      OSError: as poll(2), but for EINTR, which it has for a file that is not ready.
+    Not EINTR, which it has for a file that is not ready.
     """
+    found: int
     while (found := try_poll(fd, events)) == EINTR:
         pass  # Python has run its signal handlers
-    return checked(found)
+    return found
+
+
+def look(fd: int, events: int) -> int:
+    """What of *events* there is now.
+
+    Raises:
+      OSError: as poll(2), but for EINTR.
+    """
+    return checked(try_look(fd, events))
 
 
 def wait_for(fd: int, events: int, timeout: float) -> int:

@@ -32,7 +32,6 @@ from uring_trio._fast_ways import FAST
 from uring_trio._kernel import (
     CQE_F_MORE,
     ECANCELED,
-    EINTR,
     INT_MAX,
     POLLERR,
     POLLHUP,
@@ -198,9 +197,7 @@ class Poll:
 
     def _was_too_early(self) -> bool:
         """Whether what it was told of is over, and will be told again."""
-        while (found := beside.try_poll(self.fd, self.events)) == EINTR:
-            pass
-        return not found and stays_ready(self.fd)
+        return not beside.try_look(self.fd, self.events) and stays_ready(self.fd)
 
     def _go_on(self, *, multishot: bool) -> int:
         """Wait on, after it was told in vain: its slot, or the errno of why it cannot."""
