@@ -11,7 +11,7 @@ import math
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
-from uring_trio._kernel import CQE_F_MORE, EINTR, RECORDS_MASK
+from uring_trio._kernel import CQE_F_MORE, EINTR, RECORDS_MASK, RETRY_S
 from uring_trio._remedies import DENIALS
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 # How long closing waits for operations that were cancelled. They take microseconds; one
 # that does not end (a broken driver) must not hang the interpreter's exit.
 CLOSE_TIMEOUT_S = 1.0
-# As the engine's own pause, before it tries again what has found no memory.
-RETRY_S = 0.001
 
 
 def drain(slots: Slots, answer: int) -> bool:

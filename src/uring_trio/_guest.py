@@ -68,13 +68,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from uring_trio import _beside as beside
-from uring_trio._kernel import LOOK_NO_MEMORY, LOOK_NOTHING, POLLIN
+from uring_trio._kernel import LOOK_NO_MEMORY, LOOK_NOTHING, POLLIN, RETRY_S
 
 if TYPE_CHECKING:
     from uring_trio._kernel import Ring
-
-# Seconds; the engine's own pause before it tries operations again that found no memory.
-RETRY_S = 0.001
 
 EVENT_BYTES = 8  # what a read of an eventfd gives, and a write takes: a count
 ONE_EVENT = (1).to_bytes(EVENT_BYTES, sys.byteorder)

@@ -47,6 +47,7 @@ from uring_trio._kernel import (
     POLLOUT,
     RECORD_SIZE,
     RECORDS_MASK,
+    RETRY_S,
     Ring,
     unpack_records,
 )
@@ -72,8 +73,6 @@ Parts = tuple[list[tuple[Poll, Any]], list[Endpoint]]
 
 # The answer of get_events in a helper thread: the host must enter.
 HOST_MUST_ENTER = -1
-# The engine's own pause before it tries operations again that found no memory.
-RETRY_NS = 1_000_000
 # How often what came before a helper's sleep may be the engine's own business before trio
 # has a tick in vain: an operation takes two steps, and many may be about to take one.
 LOOKS_MAX = 8
@@ -136,7 +135,7 @@ class UringIOManager:
         elif not backlog.contended:
             timeout_ns = math.ceil(timeout * 1e9)
         else:
-            timeout_ns = min(RETRY_NS, math.ceil(timeout * 1e9)) if backlog.starved else 0
+            timeout_ns = math.ceil(min(RETRY_S, timeout) * 1e9) if backlog.starved else 0
         answer = slots.wait(timeout_ns)
         if not answer and self._must_not_sleep():
             answer = NOTHING_TO_READ

@@ -45,6 +45,9 @@ ECANCELED = -125
 
 Call = Callable[..., int]
 
+# Seconds before what has found no memory in the kernel is tried again: the engine's own pause.
+RETRY_S = 0.001
+
 # Of a call on a ring that is closed.
 RING_CLOSED = -errno.EBADF
 
