@@ -109,3 +109,22 @@ def test_op_not_available_names_the_way_out() -> None:
     assert "write is not available" in str(error)
     assert "call_soon_threadsafe(fn, *args)" in str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+class Serious(_errors.BaseExceptionGroup):
+    """A user's: no Exception, whatever it holds."""
+
+
+def test_parted_is_what_was_raised_from_what_came_with_it() -> None:
+    raised, ended = ValueError("raised"), KeyboardInterrupt()
+    ours, rest = _errors.parted(_errors.BaseExceptionGroup("both", [raised, ended]))
+    assert isinstance(ours, Exception)
+    assert ours.exceptions == (raised,)  # type: ignore[attr-defined]
+    assert isinstance(rest, _errors.BaseExceptionGroup)
+    assert rest.exceptions == (ended,)
+    ours, rest = _errors.parted(_errors.BaseExceptionGroup("ended", [ended]))
+    assert ours is None
+    assert isinstance(rest, _errors.BaseExceptionGroup)
+    assert rest.exceptions == (ended,)
+    serious = Serious("serious", [raised])
+    assert _errors.parted(serious) == (None, serious)

@@ -159,9 +159,9 @@ def alone(error: BaseException) -> BaseException | None:
 def parted(group: BaseExceptionGroup) -> tuple[Exception | None, BaseException]:
     """What a user's code has raised, and what came with it and is none of its errors.
 
-    A task that fails while it is cancelled raises both in one group. The rest, a cancellation or
-    an interrupt, is there: a group without it would be an Exception.
+    A task that fails while it is cancelled raises both in one group. The rest is a cancellation
+    or an interrupt, or all of a group that is no Exception though it holds nothing else: of a
+    class of the user's.
     """
     raised, rest = group.split(Exception)
-    assert rest is not None
-    return raised, rest
+    return (None, group) if rest is None else (raised, rest)
