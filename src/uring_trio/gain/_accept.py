@@ -90,6 +90,7 @@ RETRY_S = 0.5  # after EXHAUSTED, if no connection of ours closes before
 ACCEPT_FLAGS = int(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 IN_VAIN_MAX = 100  # times in a row: some ms, and more than fall to who is slower than others
 REST_S = 0.032  # then: 30 times a second cost nothing, and nobody notices the delay
+PLACE_S = 0.032  # for which an accept that waits keeps one; the same holds for it
 ACCEPTS_MAX = 16  # in a turn
 ACCEPTS_SHARED = 2  # in a turn, where others accept too
 
@@ -379,7 +380,7 @@ class Acceptor:
             if res == MIGHT_BLOCK:
                 slot = self.worker.slots.ring.accept_fd(self._fd, ACCEPT_FLAGS)
                 self._start(slot, on_ring=True)
-                self.worker.clock.set_in((self, "place"), REST_S)
+                self.worker.clock.set_in((self, "place"), PLACE_S)
                 break
             if res < 0:
                 self.admission.unclaim()
