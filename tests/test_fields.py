@@ -154,7 +154,6 @@ BOOLEANS = {
     "_patience: Patience.warned": "a line in a log that is written once",
     "_ring: RingLink.poll_first": "a hint to the kernel, which costs time and nothing else",
     "_ring: RingLink.reading": "what the protocol of a slot asks for; always the same",
-    "_ring: RingLink.stops_short": "the kind of its socket; always the same",
     "_datagram: Watch.reading": "what the protocol of a slot asks for; always the same",
     "_turn: Turn.parked": "whether its task sleeps, which only trio knows as well",
 }

@@ -300,6 +300,30 @@ async def test_urgent_bytes(network: str, how: str, tmp_path: Path) -> None:
         await until(lambda: handler.counts().close == 1)
 
 
+@pytest.mark.parametrize("network", ["tcp", "unix"])
+@pytest.mark.parametrize("how", ["small", "large"])
+async def test_what_lies_behind_an_urgent_byte_is_told(
+    network: str, how: str, tmp_path: Path
+) -> None:
+    """A receive ends before the byte, and nothing comes that would tell of the rest."""
+    size = 20_000 if how == "large" else 1
+    data = bytearray()
+
+    def read(conn: gain.Conn, n: int) -> None:
+        data.extend(conn.next(n))
+
+    async with connected(network, Recorder(on_read=read), tmp_path) as (_, client):
+        await client.send(b"a" * size)
+        await until(lambda: len(data) == size)
+        with socket.socket(fileno=os.dup(client.raw.socket.fileno())) as plain:
+            plain.sendall(b"b" * size)
+            plain.send(b"!", socket.MSG_OOB)
+            plain.sendall(b"c" * size)
+        await until(lambda: len(data) == 3 * size)
+        assert data == b"a" * size + b"b" * size + b"c" * size
+        await assert_asleep()
+
+
 # Half-closed, and then nothing can be sent
 
 

@@ -13,9 +13,12 @@ into ``bytes`` comes out of there: 8 x 100 KiB took 1.5 times the CPU of uvloop'
 with provided buffers of 128 KiB, which are cold, and too few for all. It is one receive a
 tick, which is also what bounds a flood. Such a poll tells only of what arrives: a receive
 that has filled the block has another in the next turn, and so has one that was told of the
-stream's end together with its input, and one that has left some: of a UNIX stream a receive
-takes nothing from behind what came with descriptors. The stream comes back when its messages
-have been small for a while.
+stream's end together with its input, and one that has left some. Over TCP a receive takes
+nothing from behind an urgent byte, which POLLPRI tells of until it is passed; of a UNIX stream
+none from behind what came with descriptors, where the kernel counts what is left. That is
+asked after each receive that does not fill the block: to receive once more instead would take
+the stream's end in another order than it comes. The stream comes back when its messages have
+been small for a while.
 
 To pause is to cancel the operation; what arrives before its last cqe is input like any
 other. -ENOBUFS is back-pressure: nothing was read, and it is armed again as buffers come home.
@@ -61,6 +64,7 @@ from uring_trio._beside import (
     queued,
     setsockopt,
     shutdown,
+    try_look,
     try_recv,
     try_send,
 )
@@ -70,6 +74,7 @@ from uring_trio._kernel import (
     CQE_F_SOCK_NONEMPTY,
     GROUP_SIZES,
     POLLIN,
+    POLLPRI,
 )
 from uring_trio._memory import CallMemory
 from uring_trio.gain._engine import ENDS
@@ -133,6 +138,16 @@ class RingEngine:
         self._memory.free()
 
 
+def left_of_unix(fd: int) -> bool:
+    """Whether a receive has left something behind descriptors; see the top of this module."""
+    return int(queued(fd)) > 0
+
+
+def left_of_tcp(fd: int) -> bool:
+    """Whether a receive has stopped before an urgent byte."""
+    return try_look(fd, POLLPRI) > 0
+
+
 class RingLink:
     """The operations of one connection's file; it stands at their slots."""
 
@@ -140,6 +155,7 @@ class RingLink:
         "connection",
         "engine",
         "fd",
+        "has_left",
         "poll_first",
         "readable",
         "receive_slot",
@@ -147,7 +163,6 @@ class RingLink:
         "send_slot",
         "slots",
         "sock",
-        "stops_short",
         "watch_slot",
     )
 
@@ -165,7 +180,7 @@ class RingLink:
         self.receive_slot = self.watch_slot = self.send_slot = -1
         self.readable = 0
         self.poll_first = True
-        self.stops_short = sock.family == socket.AF_UNIX  # behind what came with descriptors
+        self.has_left = left_of_unix if sock.family == socket.AF_UNIX else left_of_tcp
 
     # ---- operations ----------------------------------------------------------------------
 
@@ -290,7 +305,7 @@ class RingLink:
         size: int = try_recv(self.fd, block.c, LARGE_SIZE)
         if size <= 0:
             return size, b"", 0
-        more = told & ENDS or size == LARGE_SIZE or (self.stops_short and queued(self.fd) > 0)
+        more = told & ENDS or size == LARGE_SIZE or self.has_left(self.fd)
         return size, block.data(size), told if more else 0
 
     def remember(self, told: int) -> None:
