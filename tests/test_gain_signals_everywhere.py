@@ -9,62 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gain_tools
 import harness
 import pytest
 from gain_tools import LOOPBACK, Recorder
+from line_signals import Lines, is_ours
 from marks import ON_RING
 from scenarios import evenly
 
-import uring_trio
 from uring_trio import gain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
 pytestmark = ON_RING
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SOURCES = str(Path(uring_trio.__file__).parent)
 
 # Of all lines of a run.
 SAMPLE, LONG_SAMPLE = 12, 300
 # Lines from a first signal to a second one: its drain has begun, and is not over.
 SECOND = 40
-
-
-class Lines:
-    """Counts lines of ours in this thread, and signals at some."""
-
-    def __init__(self, number: signal.Signals, at: tuple[int, ...]) -> None:
-        self.count = 0
-        self._number = number
-        self._at = at
-
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        before = sys.gettrace()
-        sys.settrace(self._enter)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
-
-    def _enter(self, frame: FrameType, _event: str, _arg: Any) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(SOURCES) else None
-
-    def _line(self, _frame: FrameType, event: str, _arg: Any) -> Any:
-        if event == "line":
-            self.count += 1
-            if self.count in self._at:
-                signal.raise_signal(self._number)
-        return self._line
 
 
 class Client:
@@ -123,7 +91,7 @@ def run(workers: int, number: signal.Signals, *at: int) -> int:
     """A server's life with a signal at these lines; how many lines it has."""
     client = Client()
     handler = Recorder(on_read=gain_tools.echo, on_start=client.found)
-    lines = Lines(number, at)
+    lines = Lines(is_ours, at, number)
     threads = gain_tools.busy_threads()
     with harness.no_new_fds(collecting=True):
         with client.meanwhile(), lines.counted():

@@ -7,11 +7,7 @@ something: an operation without whoever it belongs to, a task that is woken and 
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cut_off
 import harness
@@ -19,20 +15,17 @@ import pytest
 import scenarios
 import trio
 from exception_groups import leaves
+from line_signals import Lines, is_ours
 from marks import needs_ring
 from scenarios import SCENARIOS, Course, evenly
 
-import uring_trio
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
+    from types import CodeType
 
 # Between an accept and its stream nobody has the socket yet: an interrupt of a scenario's own code
 # there, such as in the stream's making, leaves it to the garbage collector, as on stock trio.
 pytestmark = [needs_ring, pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 
-SOURCES = str(Path(uring_trio.__file__).parent)
 ENDS = (KeyboardInterrupt, trio.Cancelled, *cut_off.CONSEQUENCES)
 
 # Of the lines of one function, as often as they are run; of all lines.
@@ -51,40 +44,15 @@ HALVES = [
 ]
 
 
-class Lines:
-    """Counts lines of ours, as they are run, and interrupts at one."""
-
-    def __init__(self, at: int | None, file: str, function: str) -> None:
-        self.count = 0
-        self._at = at
-        self._file, self._function = file, function
-
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        before = sys.gettrace()
-        sys.settrace(self._enter)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
-
-    def _enter(self, frame: FrameType, _event: str, _arg: Any) -> Any:
-        code = frame.f_code
-        chosen = self._function in ("", code.co_name) and code.co_filename.endswith(self._file)
-        return self._line if chosen and code.co_filename.startswith(SOURCES) else None
-
-    def _line(self, _frame: FrameType, event: str, _arg: Any) -> Any:
-        if event == "line":
-            self.count += 1
-            if self.count == self._at:
-                signal.raise_signal(signal.SIGINT)
-        return self._line
-
-
 def run(name: str, at: int | None, file: str = "", function: str = "") -> int:
     """Run a scenario; how many of these lines it has."""
     scenario = SCENARIOS[name]
-    lines = Lines(at, file, function)
+
+    def is_chosen(code: CodeType) -> bool:
+        there = is_ours(code) and code.co_filename.endswith(file)
+        return there and function in ("", code.co_name)
+
+    lines = Lines(is_chosen, [at])
 
     async def body() -> None:
         with lines.counted():

@@ -20,6 +20,7 @@ import harness
 import kernel_table
 import pytest
 import trio
+from line_signals import Lines
 from marks import needs_ring
 from trio.testing import wait_all_tasks_blocked
 
@@ -27,7 +28,7 @@ import uring_trio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-    from types import FrameType
+    from types import CodeType, FrameType
 
 STORM_INTERVAL_S = 0.001
 KI_POINTS = 120  # more than one round of the scenario has lines in our modules
@@ -202,39 +203,16 @@ def test_keyboard_interrupt_wakes_a_blocked_run(backend: str) -> None:
     assert unwound == ["receiver"]
 
 
-class InterruptAt:
-    """A trace function that sends SIGINT at the nth line run in the modules under test."""
-
-    def __init__(self, point: int, modules: tuple[str, ...]) -> None:
-        self.point = point
-        self.lines = 0
-        self._modules = modules
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.endswith(self._modules):
-            return None
-        if event == "line":
-            self.lines += 1
-            if self.lines == self.point:
-                signal.raise_signal(signal.SIGINT)
-        return self
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        previous = sys.gettrace()
-        sys.settrace(self)
-        try:
-            yield
-        finally:
-            sys.settrace(previous)
-
-
 MODULES_UNDER_TEST = {
     harness.EPOLL: ("trio/_socket.py", "trio/_highlevel_socket.py"),
     harness.RING: tuple(
         f"uring_trio/{room}.py" for room in ("_beside", "_io_manager", "_sockets", "_streams")
     ),
 }
+
+
+def is_under_test(backend: str) -> Callable[[CodeType], bool]:
+    return lambda code: code.co_filename.endswith(MODULES_UNDER_TEST[backend])
 
 
 def is_keyboard_interrupt(exc: BaseException) -> bool:
@@ -257,22 +235,22 @@ def interrupted(backend: str, async_fn: Callable[..., Awaitable[Any]], *args: An
 @pytest.mark.timeout(120)
 def test_keyboard_interrupt_at_any_line(backend: str) -> None:
     for point in range(1, KI_POINTS):
-        trace = InterruptAt(point, MODULES_UNDER_TEST[backend])
+        lines = Lines(is_under_test(backend), [point])
 
-        async def traced(*args: Any, trace: InterruptAt = trace) -> None:
-            with trace.installed():
+        async def traced(*args: Any, lines: Lines = lines) -> None:
+            with lines.counted():
                 await echo_rounds(*args)
 
         with harness.no_new_fds(), connected() as (a, b):
-            assert interrupted(backend, traced, a, b, 3), (point, trace.lines)
+            assert interrupted(backend, traced, a, b, 3), (point, lines.count)
     run_echo(backend, 3)
 
 
 @pytest.mark.parametrize("how", ["close", "with"])
 def test_keyboard_interrupt_at_any_line_of_a_close(backend: str, how: str) -> None:
-    async def close(sock: Any, trace: InterruptAt) -> None:
+    async def close(sock: Any, lines: Lines) -> None:
         ours = trio.socket.from_stdlib_socket(sock)
-        with trace.installed():
+        with lines.counted():
             if how == "close":
                 ours.close()
             else:
@@ -280,11 +258,11 @@ def test_keyboard_interrupt_at_any_line_of_a_close(backend: str, how: str) -> No
         await trio.lowlevel.checkpoint()
 
     for point in range(1, KI_POINTS):
-        trace = InterruptAt(point, MODULES_UNDER_TEST[backend])
+        lines = Lines(is_under_test(backend), [point])
         with harness.no_new_fds(), connected() as (a, _):
-            assert interrupted(backend, close, a, trace) == (trace.lines >= point)
-            assert a.fileno() == -1 or trace.lines == point
-        if trace.lines < point:
+            assert interrupted(backend, close, a, lines) == (lines.count >= point)
+            assert a.fileno() == -1 or lines.count == point
+        if lines.count < point:
             break  # it has no more
     else:
         pytest.fail("a close has more lines")
