@@ -39,21 +39,15 @@ class Cure:
       edits: what takes it out.
       doors: through which a program meets it: a generator's name ends with its door.
       first: which generators look first: those on the simulated kernel ("sim"), or "ring".
-      elsewhere: why nothing can find it here, if that is so: another kernel is needed.
-      held: why nothing is to be found without it, if that is so: by what it is held as well.
+      reason: why no generator can find it here, if that is so: another kernel is needed, or
+        something else holds without it.
     """
 
     rule: str
     edits: tuple[Edit, ...]
     doors: tuple[str, ...] = ("trio", "anyio", "gain")
     first: str = "ring"
-    elsewhere: str = ""
-    held: str = ""
-
-    @property
-    def reason(self) -> str:
-        """Why no generator can find it here, or nothing."""
-        return self.elsewhere or self.held
+    reason: str = ""
 
     def meets(self, generator: str) -> bool:
         return generator.rpartition("-")[2] in self.doors
@@ -77,11 +71,10 @@ class Cure:
             edit(tree, *each)
 
 
-def known(rule: str, *, elsewhere: str = "", held: str = "") -> Cure:
+def known(rule: str) -> Cure:
     """A rule of `mutants.py`."""
     (found,) = [mutation for mutation in MUTATIONS if mutation.rule == rule]
-    edits = (Edit(found.path, found.text, found.instead),)
-    return Cure(rule, edits, elsewhere=elsewhere, held=held)
+    return Cure(rule, (Edit(found.path, found.text, found.instead),))
 
 
 PREP = "csrc/prep.c"
@@ -457,7 +450,7 @@ SERVERS = [
             ),
         ),
         # ... and there, too, the poll for errors finds the reset, and what is left is read then.
-        elsewhere="only Linux 6.16 has that fault: `make kernels`",
+        reason="only Linux 6.16 has that fault: `make kernels`",
     ),
     known("That no buffer was left for a receive is no error: it is armed again."),
     known("An error of one peer's does not lose another's datagram."),
