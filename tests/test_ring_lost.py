@@ -201,12 +201,28 @@ def test_steps_of_operations_are_no_refusals() -> None:
     assert uring_trio.run(main, backend="io_uring")
 
 
-SERVER = """
-import errno, gc, kernel_table, trio, uring_trio
+# How programs begin in which the kernel has no memory for some enters of a ring.
+REFUSING = """
+import errno, gc, harness, kernel_table, threading, time, trio, uring_trio
+from collections import Counter
 from uring_trio import gain
+
+refused = Counter()  # so many, by the ring's descriptor
+
+def enter(real, fd, *arguments):
+    if refused[fd]:
+        refused[fd] -= 1
+        return -errno.ENOMEM
+    return real(fd, *arguments)
+
+class Echo(gain.EventHandler):
+    def on_read(self, conn, n):
+        conn.write(conn.next(n))
+"""
+
+SERVER = """
 from uring_trio._slots import Slots
 
-failures = []
 withdraw = Slots.withdraw
 
 def watched(slots, slot):
@@ -216,10 +232,7 @@ def watched(slots, slot):
 
 Slots.withdraw = watched
 
-def enter(real, *arguments):
-    return failures.pop() if failures else real(*arguments)
-
-class Handler(gain.EventHandler):
+class Handler(Echo):
     async def on_accept(self, conn):
         try:
             await trio.sleep_forever()
@@ -227,15 +240,12 @@ class Handler(gain.EventHandler):
             conn.write(b"x")
             conn.close()
 
-    def on_read(self, conn, n):
-        conn.write(conn.next(n))
-
 async def main():
     async with trio.open_nursery() as nursery:
         server = await nursery.start(gain.serve, ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"], Handler())
         client = await trio.open_tcp_stream(*server.addresses()[0])
         await trio.sleep(0.01)
-        failures.append(-errno.ENOMEM)
+        refused[harness.io_manager().ring.fd] = 1
         await trio.sleep_forever()
 
 try:
@@ -249,31 +259,15 @@ print("collected")
 
 
 def test_a_server_of_a_run_that_was_lost_is_collected_and_touches_nothing() -> None:
-
-    done = sandbox.run_python("NONE", SERVER)
+    done = sandbox.run_python("NONE", REFUSING + SERVER)
     assert (done.stdout, done.returncode) == (f"{errno.ENOMEM}\ncollected\n", 0), done.stderr
 
 
 WORKERS = """
-import errno, kernel_table, threading, time, trio, uring_trio, harness
-from uring_trio import gain
-
-failing = set()
-
-def enter(real, fd, *arguments):
-    if fd in failing:
-        failing.remove(fd)
-        return -errno.ENOMEM
-    return real(fd, *arguments)
-
-class Handler(gain.EventHandler):
-    def on_read(self, conn, n):
-        conn.write(conn.next(n))
-
 async def main():
     async with trio.open_nursery() as nursery:
-        await nursery.start(gain.Server(Handler(), gain.Config(workers=2)).serve, "tcp://127.0.0.1:0")
-        failing.add(harness.io_manager().ring.fd)
+        await nursery.start(gain.Server(Echo(), gain.Config(workers=2)).serve, "tcp://127.0.0.1:0")
+        refused[harness.io_manager().ring.fd] = 1
         await trio.sleep_forever()
 
 def workers():
@@ -293,33 +287,18 @@ with kernel_table.calls(enter=enter):
 
 def test_workers_in_threads_end_with_the_run_that_was_lost() -> None:
     """Nobody else could stop them."""
-    done = sandbox.run_python("NONE", WORKERS)
+    done = sandbox.run_python("NONE", REFUSING + WORKERS)
     assert done.stdout == f"{errno.ENOMEM}\n[]\n", done.stderr
 
 
 WORKER = """
-import errno, kernel_table, trio, uring_trio
-from uring_trio import gain
-
-failing = set()
-
-def enter(real, fd, *arguments):
-    if fd in failing:
-        failing.remove(fd)
-        return -errno.ENOMEM
-    return real(fd, *arguments)
-
-class Handler(gain.EventHandler):
-    def on_read(self, conn, n):
-        conn.write(conn.next(n))
-
 async def main():
-    server = gain.Server(Handler(), gain.Config(workers=2))
+    server = gain.Server(Echo(), gain.Config(workers=2))
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, "tcp://127.0.0.1:0")
             worker = server._serving.workers[1]
-            failing.add(worker.slots.ring.fd)
+            refused[worker.slots.ring.fd] = 1
             worker.post(print)
             await trio.sleep_forever()
     except BaseException as exc:
@@ -335,7 +314,7 @@ with kernel_table.calls(enter=enter):
 
 def test_a_worker_that_has_lost_its_ring_has_ended_for_others() -> None:
     """Nothing can be asked of it any more, and that is nobody's error."""
-    done = sandbox.run_python("NONE", WORKER)
+    done = sandbox.run_python("NONE", REFUSING + WORKER)
     assert done.stdout.endswith(f"{errno.ENOMEM}\nFalse 0\n"), done.stdout + done.stderr
 
 
@@ -349,20 +328,14 @@ def test_a_ring_that_is_closed_refuses() -> None:
 
 
 MANY = """
-import errno, kernel_table, trio, uring_trio
 from uring_trio import _io_manager
-
-failures = []
-
-def enter(real, *arguments):
-    return failures.pop() if failures else real(*arguments)
 
 async def main():
     a, b = trio.socket.socketpair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(a.recv, 10)
         await trio.sleep(0.01)
-        failures.extend([-errno.ENOMEM] * 5)
+        refused[harness.io_manager().ring.fd] = 5
         await trio.sleep_forever()
 
 try:
@@ -370,13 +343,13 @@ try:
         uring_trio.run(main, backend="io_uring")
 except trio.TrioInternalError as exc:
     print(exc.__cause__.errno)
-print(len(failures), len(_io_manager._leaked))
+print(refused.total(), len(_io_manager._leaked))
 """
 
 
 def test_a_kernel_without_memory_for_a_moment_costs_none_of_ours() -> None:
     """The ring is lost, and what it works on is not given up: it is asked again to let go."""
-    done = sandbox.run_python("NONE", MANY)
+    done = sandbox.run_python("NONE", REFUSING + MANY)
     assert done.stdout == f"{errno.ENOMEM}\n0 0\n", done.stderr
 
 
