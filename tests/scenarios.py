@@ -224,6 +224,18 @@ async def blocked_senders(course: Course) -> None:
         await part_receive(right)
 
 
+async def exchange_by_tls(end: trio.SSLStream[trio.SocketStream], data: bytes) -> None:
+    """Have this come back; what TLS has begun cannot be called anew."""
+    await end.send_all(data)
+    received = bytearray()
+    while len(received) < len(data):
+        chunk = await end.receive_some(50_000)
+        if not chunk:
+            raise Lost("an end in order, too early")
+        received += chunk
+    assert received == data
+
+
 async def tls(course: Course) -> None:
     """A handshake, data both ways, and an end in order."""
     with trio.socket.socket() as listener:
@@ -245,14 +257,7 @@ async def tls(course: Course) -> None:
                 await sock.connect(listener.getsockname())
                 await end.do_handshake()
                 for data in (SMALL, LARGE):
-                    await end.send_all(data)
-                    received = bytearray()
-                    while len(received) < len(data):
-                        chunk = await end.receive_some(50_000)
-                        if not chunk:
-                            raise Lost("an end in order, too early")
-                        received += chunk
-                    assert received == data
+                    await exchange_by_tls(end, data)
 
 
 async def drain(course: Course) -> None:
@@ -580,9 +585,8 @@ async def reload(course: Course, workers: int) -> None:
             except (Lost, OSError):
                 if was_over:
                     raise
-            await (
-                trio.lowlevel.checkpoint()
-            )  # before it has an address there is nothing to wait for
+            # Before it has an address there is nothing to wait for.
+            await trio.lowlevel.checkpoint()
 
     with ended_after(old, handlers[0]), ended_after(new, handlers[1]):
         async with trio.open_nursery() as nursery:
@@ -639,14 +643,7 @@ async def server_tls(course: Course) -> None:
         ) as end:
             try:
                 await end.do_handshake()
-                await end.send_all(LARGE)
-                received = bytearray()
-                while len(received) < len(LARGE):
-                    chunk = await end.receive_some(50_000)
-                    if not chunk:
-                        raise Lost("an end in order, too early")
-                    received += chunk
-                assert received == LARGE
+                await exchange_by_tls(end, LARGE)
             except (Lost, trio.BrokenResourceError) as exc:
                 raise told(handler, str(exc)) from None
 
