@@ -102,11 +102,11 @@ def test_from_a_seed_nothing_is_kept_and_the_first_failure_may_be_the_end(tmp_pa
 
 
 def test_the_time_is_kept_and_who_fails_often_is_left_out(tmp_path: Path) -> None:
-    started = time.monotonic()
-    done = fuzz(tmp_path, *of("dies", "passes"), "--seconds", 2)
-    assert 2 <= time.monotonic() - started < 30 * harness.SLOWNESS
-    # One more may have been under way on another core.
-    assert 10 <= len(state(tmp_path)["failed"]["planted-dies"]) <= 16
+    started, seconds = time.monotonic(), 2 * harness.SLOWNESS
+    done = fuzz(tmp_path, *of("dies", "passes"), "--seconds", seconds, "--jobs", 2)
+    assert seconds <= time.monotonic() - started < 30 * harness.SLOWNESS
+    # One more may have been under way beside the tenth.
+    assert len(state(tmp_path)["failed"]["planted-dies"]) in (10, 11)
     assert done.status == 1
 
 
