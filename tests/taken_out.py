@@ -59,8 +59,8 @@ BEFORE_S = 8.0
 # make test has those before: `test_taken_out.py` sees to it.
 FIRST_SEED = 1000
 
-# How often what was found is run again without the cure, at most, and how often it must fail so;
-# then how often with it. In the simulation all runs of a plan are the same.
+# How often what was found is run again without the cure, at most, and after how many that fail
+# so no more; then how often with it. In the simulation all runs of a plan are the same.
 AGAIN, AGAIN_FAILS, WITH_IT = 6, 2, 6
 AGAIN_SIMULATED, WITH_IT_SIMULATED = 2, 1
 # Finds of one cure that are none, before its search is given up.
