@@ -1,7 +1,7 @@
 """Every check of the project, one after the other, with one summary: ``make test``.
 
-A failing check does not stop the others. ``make test`` takes under a quarter of an hour on two
-idle cores; what does not fit into that is among the checks of ``make test-all``.
+A failing check does not stop the others. ``make test`` is to take a quarter of an hour on two
+cores; what does not fit into that is among the checks of ``make test-all``.
 
 A hang is found in two ways. A check that gives no sign of life for `SILENCE_S` is ended,
 wherever it runs: a line or a dot of its output, or, where it prints nothing until its end, CPU
