@@ -8,7 +8,6 @@ or crash, and on the same engine without a guard. What is missed there is what t
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import builds
 import machine_speed
-import mutants
 import mutations
 import pytest
 import sandbox
 from marks import needs_ring
+from mutants import edit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,8 +206,8 @@ class Fault:
 
     def plant(self, tree: Path) -> None:
         """Make it in a copy of the project."""
-        for path, text, instead in self.edits:
-            mutants.Mutation(self.name, path, text, instead, self.tests).apply(tree)
+        for each in self.edits:
+            edit(tree, *each)
 
 
 GIVEN = "tests/test_given_memory.py"
@@ -322,12 +321,10 @@ FAULTS = [
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Path]:
+def tree() -> Iterator[Path]:
     """A copy of the project, in which all tests pass."""
-    copy = tmp_path / "tree"
-    shutil.copytree(mutations.ROOT, copy, ignore=mutations.LEFT_OUT, symlinks=True)
-    yield copy
-    shutil.rmtree(copy)
+    with mutations.copy_of(mutations.ROOT) as copy:
+        yield copy
 
 
 def run_tests(tree: Path, variant: str, tests: tuple[str, ...]) -> tuple[int, str]:
