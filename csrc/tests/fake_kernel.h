@@ -213,7 +213,6 @@ int fake_queued(int fd);
 int fake_mode(int fd);
 void fake_requests_reset(void);
 void fake_requests_close(void); /* the ring's fd is gone */
-void fake_fill(uint64_t address, int fd, const char *data, uint32_t size);
 void fake_fault(const char *what);
 unsigned fake_draw(unsigned below); /* a random number in 0..below-1 */
 

@@ -107,7 +107,7 @@ uint8_t fake_byte(int fd, unsigned index)
     return (uint8_t)((unsigned)fd * 7 + index);
 }
 
-void fake_fill(uint64_t address, int fd, const char *data, uint32_t size)
+static void fill(uint64_t address, int fd, const char *data, uint32_t size)
 {
     uint8_t *memory = (uint8_t *)(uintptr_t)address;
     for (uint32_t i = 0; i < size; i++)
@@ -174,7 +174,7 @@ static bool complete(const struct request *request, int32_t res, bool more)
             flags |= IORING_CQE_F_BUFFER | (uint32_t)buffer->bid << IORING_CQE_BUFFER_SHIFT;
         }
         if (receives_bytes(sqe) && address != 0)
-            fake_fill(address, sqe->fd, request->plan.data, (uint32_t)res);
+            fill(address, sqe->fd, request->plan.data, (uint32_t)res);
     }
     more = more && kring_is_multishot(sqe) && kring_cq_has_room(&fake_ring) &&
            (receives_bytes(sqe) ? res > 0 : res >= 0);
@@ -669,7 +669,7 @@ void fake_write_late(void)
             sqe->flags & IOSQE_BUFFER_SELECT ? kring_take_buffer(&fake_ring, sqe->buf_group) : NULL;
         uint64_t address = buffer != NULL ? buffer->addr : sqe->addr;
         if (receives_bytes(sqe) && address != 0) {
-            fake_fill(address, sqe->fd, NULL, sqe->len);
+            fill(address, sqe->fd, NULL, sqe->len);
             fake.late_writes++;
         }
     }

@@ -17,7 +17,8 @@ void *kring_pages(size_t size)
     return memory;
 }
 
-unsigned *kring_at(const struct kring *ring, uint32_t offset)
+/* A word of shared memory. */
+static unsigned *word_at(const struct kring *ring, uint32_t offset)
 {
     return (unsigned *)(ring->rings + offset);
 }
@@ -45,13 +46,13 @@ static void lay_out(struct kring *ring, struct io_uring_params *params)
     ring->rings = kring_pages(ring->rings_size);
     ring->sqes_size = params->sq_entries * sizeof *ring->sqes;
     ring->sqes = kring_pages(ring->sqes_size);
-    *kring_at(ring, sq.ring_mask) = params->sq_entries - 1;
-    *kring_at(ring, sq.ring_entries) = params->sq_entries;
-    *kring_at(ring, cq.ring_mask) = params->cq_entries - 1;
-    *kring_at(ring, cq.ring_entries) = params->cq_entries;
+    *word_at(ring, sq.ring_mask) = params->sq_entries - 1;
+    *word_at(ring, sq.ring_entries) = params->sq_entries;
+    *word_at(ring, cq.ring_mask) = params->cq_entries - 1;
+    *word_at(ring, cq.ring_entries) = params->cq_entries;
     /* Close to the wrap of 32 bits, which a real ring reaches after days. */
-    *kring_at(ring, sq.head) = *kring_at(ring, sq.tail) = UINT32_MAX - 2;
-    *kring_at(ring, cq.head) = *kring_at(ring, cq.tail) = UINT32_MAX - 4;
+    *word_at(ring, sq.head) = *word_at(ring, sq.tail) = UINT32_MAX - 2;
+    *word_at(ring, cq.head) = *word_at(ring, cq.tail) = UINT32_MAX - 4;
 }
 
 void kring_open(struct kring *ring, unsigned entries, struct io_uring_params *params,
@@ -103,7 +104,7 @@ void kring_free(struct kring *ring)
 
 void kring_set_sq_flags(struct kring *ring, unsigned flags)
 {
-    __atomic_store_n(kring_at(ring, ring->params.sq_off.flags), flags, __ATOMIC_RELAXED);
+    __atomic_store_n(word_at(ring, ring->params.sq_off.flags), flags, __ATOMIC_RELAXED);
 }
 
 /* ---- registrations --------------------------------------------------------- */
@@ -162,18 +163,18 @@ int kring_register(struct kring *ring, unsigned opcode, void *arg, unsigned nr_a
 bool kring_next_sqe(struct kring *ring, struct io_uring_sqe *sqe)
 {
     const struct io_sqring_offsets *at = &ring->params.sq_off;
-    unsigned tail = __atomic_load_n(kring_at(ring, at->tail), __ATOMIC_ACQUIRE);
-    unsigned head = *kring_at(ring, at->head);
+    unsigned tail = __atomic_load_n(word_at(ring, at->tail), __ATOMIC_ACQUIRE);
+    unsigned head = *word_at(ring, at->head);
     if (tail - head > ring->sq_entries)
         ring->fault("more sqes than the SQ has");
     if (head == tail)
         return false;
-    unsigned index = kring_at(ring, at->array)[head & (ring->sq_entries - 1)];
+    unsigned index = word_at(ring, at->array)[head & (ring->sq_entries - 1)];
     if (index != (head & (ring->sq_entries - 1)))
         ring->fault("the SQ's array is not the identity");
     *sqe = ring->sqes[index];
     memset(&ring->sqes[index], 0xee, sizeof *sqe); /* FEAT_SUBMIT_STABLE: read once */
-    __atomic_store_n(kring_at(ring, at->head), head + 1, __ATOMIC_RELEASE);
+    __atomic_store_n(word_at(ring, at->head), head + 1, __ATOMIC_RELEASE);
     return true;
 }
 
@@ -286,7 +287,7 @@ bool kring_cq_has_overflow(const struct kring *ring)
 unsigned kring_cq_ready(const struct kring *ring)
 {
     const struct io_cqring_offsets *at = &ring->params.cq_off;
-    return *kring_at(ring, at->tail) - __atomic_load_n(kring_at(ring, at->head), __ATOMIC_ACQUIRE);
+    return *word_at(ring, at->tail) - __atomic_load_n(word_at(ring, at->head), __ATOMIC_ACQUIRE);
 }
 
 bool kring_cq_has_room(const struct kring *ring)
@@ -298,9 +299,9 @@ static void write_cqe(struct kring *ring, const struct io_uring_cqe *cqe)
 {
     const struct io_cqring_offsets *at = &ring->params.cq_off;
     struct io_uring_cqe *cqes = (struct io_uring_cqe *)(ring->rings + at->cqes);
-    unsigned tail = *kring_at(ring, at->tail);
+    unsigned tail = *word_at(ring, at->tail);
     cqes[tail & (ring->cq_entries - 1)] = *cqe;
-    __atomic_store_n(kring_at(ring, at->tail), tail + 1, __ATOMIC_RELEASE);
+    __atomic_store_n(word_at(ring, at->tail), tail + 1, __ATOMIC_RELEASE);
 }
 
 static void grow_overflow(struct kring *ring)

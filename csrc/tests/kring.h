@@ -56,7 +56,6 @@ void *kring_part(struct kring *ring, size_t size, uint64_t offset);
 void kring_free_memory(struct kring *ring);
 void kring_free(struct kring *ring);
 
-unsigned *kring_at(const struct kring *ring, uint32_t offset); /* a word of shared memory */
 void kring_set_sq_flags(struct kring *ring, unsigned flags);
 
 /* io_uring_register(); `opcodes_missing`: bit n is set where opcode n is not there. */

@@ -75,7 +75,7 @@ void net_wake_up(struct net_file *file, uint32_t key)
         net_wake(file, key);
 }
 
-int net_take(struct net_file *file)
+int net_take_error(struct net_file *file)
 {
     int error = file->error;
     file->error = 0;
@@ -203,7 +203,7 @@ static void close_file(struct net_file *file)
         net_collect();
 }
 
-void net_note_linger(struct net_file *file)
+static void note_linger(struct net_file *file)
 {
     socklen_t length = sizeof file->tcp.linger;
     if (file->kind == &net_kind_tcp && file->number >= 0)
@@ -241,20 +241,13 @@ static bool look_at(struct net_file *file)
     if (file == NULL || file->is_closed || file->is_waiting)
         return false;
     if (has_number(file)) {
-        net_note_linger(file); /* a close cannot ask any more */
+        note_linger(file); /* a close cannot ask any more */
         return false;
     }
     if (file->holds > 0)
         return false;
     close_file(file);
     return true;
-}
-
-static void sweep(void)
-{
-    for (struct net_file *file = net_files; file != NULL; file = file->next)
-        if (look_at(file))
-            file = net_files; /* others may have been open in its queue only */
 }
 
 /* Looks at those whose end a call on `file` would show. */
@@ -270,7 +263,9 @@ static void look_near(struct net_file *file)
 void net_sweep(void)
 {
     calls++;
-    sweep();
+    for (struct net_file *file = net_files; file != NULL; file = file->next)
+        if (look_at(file))
+            file = net_files; /* others may have been open in its queue only */
 }
 
 void net_forget_numbers(void)
@@ -409,7 +404,7 @@ int net_close(int fd)
 {
     struct net_file *file = find(fd);
     if (file != NULL)
-        net_note_linger(file);
+        note_linger(file);
     int result = close(fd) < 0 ? -errno : 0;
     net_sweep();
     return result;
@@ -542,7 +537,7 @@ bool net_bind_somewhere(struct net_file *file)
     return true;
 }
 
-int net_name_out(const struct net_name *name, struct sockaddr *to, socklen_t *length)
+static int name_out(const struct net_name *name, struct sockaddr *to, socklen_t *length)
 {
     if (to != NULL)
         memcpy(to, &name->at, *length < name->length ? *length : name->length);
@@ -582,7 +577,7 @@ static int receive(struct net_file *file, struct msghdr *message, int flags)
 void net_say_name(struct msghdr *message, const struct net_name *name)
 {
     message->msg_namelen = name_room;
-    net_name_out(name, message->msg_name, &message->msg_namelen);
+    name_out(name, message->msg_name, &message->msg_namelen);
 }
 
 int net_recvmsg(struct net_file *file, struct msghdr *message, int flags)
@@ -663,7 +658,7 @@ int net_accept4(struct net_file *file, struct sockaddr *name, socklen_t *length,
                 peer.length = sizeof(sa_family_t);
             }
         }
-        net_name_out(&peer, name, length);
+        name_out(&peer, name, length);
     }
     return fd;
 }
@@ -707,7 +702,7 @@ int net_getsockopt(struct net_file *file, int level, int option, void *value, so
 {
     look_near(file);
     if (level == SOL_SOCKET && option == SO_ERROR) {
-        int error = -net_take(file);
+        int error = -net_take_error(file);
         memcpy(value, &error, *length < sizeof error ? *length : sizeof error);
         if (*length > sizeof error)
             *length = sizeof error;
@@ -745,7 +740,7 @@ int net_getsockname(struct net_file *file, struct sockaddr *name, socklen_t *len
     struct net_name own;
     look_near(file);
     net_own_name(file, &own);
-    return net_name_out(&own, name, length);
+    return name_out(&own, name, length);
 }
 
 int net_getpeername(struct net_file *file, struct sockaddr *name, socklen_t *length)
@@ -764,7 +759,7 @@ int net_getpeername(struct net_file *file, struct sockaddr *name, socklen_t *len
                peer.at.v4.sin_port == 0) {
         return -ENOTCONN;
     }
-    return net_name_out(&peer, name, length);
+    return name_out(&peer, name, length);
 }
 
 int net_ioctl(struct net_file *file, unsigned long request, int *value)
@@ -778,11 +773,6 @@ int net_queued(struct net_file *file)
 {
     int value = 0, result = net_ioctl(file, FIONREAD, &value);
     return result < 0 ? result : value;
-}
-
-int net_take_error(struct net_file *file)
-{
-    return net_take(file);
 }
 
 uint32_t net_poll(struct net_file *file, uint32_t events)

@@ -102,7 +102,7 @@ int net_ioctl(struct net_file *file, unsigned long request, int *value);
 int net_queued(struct net_file *file); /* FIONREAD */
 bool net_has_end(const struct net_file *file); /* TCP: the peer's end has come (SOCK_DONE) */
 
-/* The kernel's sock_error(), which io_uring's connect asks: -errno, once; or 0. */
+/* The kernel's sock_error(), which io_uring's connect asks, too: -errno, once; or 0. */
 int net_take_error(struct net_file *file);
 
 /* What the file's poll function tells: POLL* bits, also those that were not asked for. It

@@ -110,7 +110,6 @@ struct net_tcp {
     enum net_attempt attempt;
     bool no_space; /* somebody wants to be told when there is room */
     bool has_end;  /* their end is in the queue */
-    bool is_orphan;
     uint64_t written, sent, taken; /* bytes: by the sender, on their way, in their queue */
     uint64_t arrived, read;        /* of theirs: in our queue, by the reader */
     uint64_t announced;            /* of theirs: as far as they may send */
@@ -197,8 +196,6 @@ void net_learn_all(void); /* of sockets that no call has named yet */
 bool net_is_nonblocking(struct net_file *file);
 /* Writes who a message is from, as far as there is room. */
 void net_say_name(struct msghdr *message, const struct net_name *name);
-int net_name_out(const struct net_name *name, struct sockaddr *to, socklen_t *length);
-int net_take(struct net_file *file); /* the pending error as -errno, and it is gone */
 
 /* ---- pieces and queues ------------------------------------------------------- */
 
@@ -261,8 +258,9 @@ struct net_under_way {
     struct net_file *to, *from;
     struct net_piece *piece;
     uint64_t epoch_to, epoch_from;
-    uint64_t value, value2;
-    int error;
+    /* Of TCP, of the sender: */
+    uint64_t arrived, announced;
+    bool has_end;
 };
 
 uint64_t net_now_ns(void);
@@ -280,7 +278,6 @@ void net_queue_error(struct net_file *file, struct net_piece *entry);
 int net_receive_error(struct net_file *file, struct msghdr *message);
 /* A send of `piece`'s bytes is to be stamped, if somebody has asked for that. */
 void net_stamp(struct net_file *file, const char *data, size_t size, size_t headers);
-void net_note_linger(struct net_file *file);
 
 /* Addresses: what is here, what is nowhere. */
 enum net_place { NET_PLACE_HERE, NET_PLACE_SILENT, NET_PLACE_NONE };

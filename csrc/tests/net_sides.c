@@ -721,7 +721,7 @@ bool sides_bad_datagram(int slot, size_t size)
     return true;
 }
 
-int sides_blocking(int slot, bool is_blocking)
+void sides_blocking(int slot, bool is_blocking)
 {
     sides_say("blocking(%d, %d)", slot, is_blocking);
     for (int side = 0; side < 2; side++) {
@@ -729,7 +729,6 @@ int sides_blocking(int slot, bool is_blocking)
         int flags = fcntl(fd, F_GETFL);
         fcntl(fd, F_SETFL, is_blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK);
     }
-    return 0;
 }
 
 int sides_write(int slot, size_t size)

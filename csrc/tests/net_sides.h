@@ -56,7 +56,7 @@ void sides_close(int slot);
 int sides_set(int slot, int level, int option, int value);
 int sides_get(int slot, int level, int option);
 int sides_linger(int slot, int seconds);
-int sides_blocking(int slot, bool is_blocking);
+void sides_blocking(int slot, bool is_blocking);
 int sides_mark(int slot); /* SIOCATMARK */
 int sides_names(int slot);
 

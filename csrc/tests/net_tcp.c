@@ -126,9 +126,9 @@ static void post(struct net_file *from, struct net_file *to, enum net_event even
     to->last_due_ns = due_ns;
     net_post((struct net_under_way){.due_ns = due_ns, .event = event, .to = to, .from = from,
                                     .piece = piece, .epoch_to = to->tcp.epoch,
-                                    .epoch_from = from->tcp.epoch, .value = from->tcp.arrived,
-                                    .value2 = from->tcp.announced,
-                                    .error = from->tcp.has_end});
+                                    .epoch_from = from->tcp.epoch, .arrived = from->tcp.arrived,
+                                    .announced = from->tcp.announced,
+                                    .has_end = from->tcp.has_end});
 }
 
 static void send_reset(struct net_file *file)
@@ -486,7 +486,7 @@ void net_tcp_event(struct net_under_way *event)
         return;
     case NET_EVENT_TAKEN:
         if (is_for_this)
-            be_taken(to, event->value, event->value2, event->error != 0);
+            be_taken(to, event->arrived, event->announced, event->has_end);
         return;
     case NET_EVENT_RESET:
         if (is_for_this)
@@ -614,7 +614,7 @@ static int tcp_connect(struct net_file *file, const struct sockaddr *name, sockl
     if (file->state == NET_SYN_SENT)
         return result;
     if (file->state == NET_CLOSED) {
-        int error = net_take(file);
+        int error = net_take_error(file);
         file->tcp.attempt = NET_UNCONNECTED;
         disconnect(file);
         return error != 0 ? error : -ECONNABORTED;
@@ -718,7 +718,7 @@ static uint64_t segment_goal(struct net_file *file)
 
 static int broken(struct net_file *file)
 {
-    int error = net_take(file);
+    int error = net_take_error(file);
     return error != 0 ? error : -EPIPE;
 }
 
@@ -795,7 +795,7 @@ static int nothing(struct net_file *file)
     if (file->tcp.has_end)
         return 0;
     if (file->error != 0)
-        return net_take(file);
+        return net_take_error(file);
     if (file->shut & NET_SHUT_RECEIVE)
         return 0;
     return file->state == NET_CLOSED ? -ENOTCONN : -EAGAIN;

@@ -167,7 +167,6 @@ static void come(struct net_piece *piece)
     }
     if (file == NULL) {
         net_count_lost(piece->size);
-
         net_post((struct net_under_way){.due_ns = net_now_ns() + net_delay_ns(),
                                         .event = NET_EVENT_UNREACHABLE, .piece = piece});
         return;
@@ -290,7 +289,7 @@ static int udp_send(struct net_file *file, const struct msghdr *message, int fla
     if (size > (is_v4 ? LARGEST : LARGEST_V6))
         return -EMSGSIZE;
     if (file->error != 0)
-        return net_take(file);
+        return net_take_error(file);
     if (file->shut & NET_SHUT_SEND)
         return -EPIPE;
     if (file->memory >= (size_t)net_option(file, SOL_SOCKET, SO_SNDBUF))
@@ -371,7 +370,7 @@ static int udp_receive(struct net_file *file, struct msghdr *message, int flags)
     if (flags & MSG_ERRQUEUE)
         return net_receive_error(file, message);
     if (file->error != 0)
-        return net_take(file);
+        return net_take_error(file);
     struct net_piece *piece = first_right(file);
     if (piece == NULL)
         return -EAGAIN;

@@ -81,7 +81,7 @@ bool unix_is_writable(const struct net_file *file)
 bool unix_charge(struct net_file *file, struct net_piece *piece, int *error)
 {
     if (file->error != 0)
-        *error = net_take(file);
+        *error = net_take_error(file);
     else if (file->shut & NET_SHUT_SEND)
         *error = -EPIPE;
     else if (file->memory >= (size_t)net_option(file, SOL_SOCKET, SO_SNDBUF))
@@ -341,7 +341,7 @@ struct net_file *unix_accept(struct net_file *file, int *error)
     else if (file->state != NET_LISTENING)
         *error = -EINVAL;
     else if (file->error != 0)
-        *error = net_take(file);
+        *error = net_take_error(file);
     else if (file->in.first == NULL)
         *error = -EAGAIN;
     else {

@@ -32,7 +32,6 @@ void unix_close(struct net_file *file);
 /* Those who wait for space in the queue of `file` are woken, and wait no more. */
 void unix_wake_senders(struct net_file *file, uint32_t key);
 void unix_wait_no_more(struct net_file *file);
-void unix_refuse_datagrams_of(struct net_file *file); /* it has another peer, or none */
 int unix_join_message(struct net_file *file, const struct sockaddr *name, socklen_t length);
 
 #endif

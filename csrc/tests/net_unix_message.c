@@ -182,7 +182,7 @@ static int message_send(struct net_file *file, const struct msghdr *message, int
     int result = 0;
     if (file->type == SOCK_SEQPACKET) {
         if (file->error != 0)
-            return net_take(file);
+            return net_take_error(file);
         if (file->state != NET_ESTABLISHED)
             return -ENOTCONN;
     }
@@ -203,7 +203,7 @@ static int message_receive(struct net_file *file, struct msghdr *message, int fl
     if (flags & MSG_OOB)
         return -EOPNOTSUPP;
     if (file->error != 0)
-        return net_take(file);
+        return net_take_error(file);
     struct net_piece *piece = file->in.first;
     if (piece == NULL)
         return file->type == SOCK_SEQPACKET && file->shut & NET_SHUT_RECEIVE ? 0 : -EAGAIN;

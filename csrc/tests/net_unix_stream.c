@@ -183,7 +183,7 @@ static size_t low_water(struct net_file *file, size_t size)
 static int nothing(struct net_file *file)
 {
     if (file->error != 0)
-        return net_take(file);
+        return net_take_error(file);
     return file->shut & NET_SHUT_RECEIVE ? 0 : -EAGAIN;
 }
 
@@ -217,7 +217,7 @@ static int stream_receive(struct net_file *file, struct msghdr *message, int fla
             if (copied == 0)
                 result = nothing(file);
             else if (copied < target)
-                net_take(file); /* it waits for more, and so loses the error */
+                net_take_error(file); /* it waits for more, and so loses the error */
             break;
         }
         if (has_first && !same_writer(piece, &first))

@@ -93,7 +93,7 @@ static struct sim_ring *ring_of(int fd)
     return NULL;
 }
 
-unsigned sim_rings_open(void)
+static unsigned rings_open(void)
 {
     unsigned count = 0;
     for (unsigned i = 0; i < SIM_RINGS_MAX; i++)
@@ -278,18 +278,13 @@ void sim_signal(void)
     }
 }
 
-static void advance_to(uint64_t now_ns)
+void sim_advance_to(uint64_t now_ns)
 {
     if (now_ns > sim.now_ns)
         sim.now_ns = now_ns;
     sim_note(SIM_NOTE_SLEPT, -1, sim.now_ns, 0, 0);
     sim_world_advance();
     sim_signal();
-}
-
-void sim_advance_to(uint64_t now_ns)
-{
-    advance_to(now_ns);
 }
 
 uint64_t sim_next_ns(const struct sim_ring *ring)
@@ -303,8 +298,8 @@ void sim_sleep(uint64_t ns)
     sim_lock();
     uint64_t until_ns = sim.now_ns + ns, next_ns;
     while ((next_ns = sim_world_next_ns()) < until_ns)
-        advance_to(next_ns);
-    advance_to(until_ns);
+        sim_advance_to(next_ns);
+    sim_advance_to(until_ns);
     sim_unlock();
 }
 
@@ -343,7 +338,7 @@ static unsigned submit(struct sim_ring *ring, unsigned wanted)
  * never end answers. */
 static int sleep_for_real(struct sim_ring *ring, uint64_t until_ns)
 {
-    unsigned slice = sim_rings_open() > 1 ? SLICE_MS : sim.patience_ms;
+    unsigned slice = rings_open() > 1 ? SLICE_MS : sim.patience_ms;
     for (unsigned slept = 0; slept < sim.patience_ms; slept += slice) {
         int woken = sim_files_look((int)slice);
         if (woken != 0)
@@ -354,7 +349,7 @@ static int sleep_for_real(struct sim_ring *ring, uint64_t until_ns)
     sim_fault("this wait would never end");
     if (++sim.books.never_ending > ENDLESS_MAX || until_ns >= SIM_NEVER - 1)
         return -EDEADLK;
-    advance_to(until_ns);
+    sim_advance_to(until_ns);
     return -ETIME;
 }
 
@@ -399,7 +394,7 @@ static int sleep_once(struct sim_ring *ring, uint64_t until_ns, bool is_endless,
         give_up_the_awake(ring);
     *waited = 0;
     if (is_due) {
-        advance_to(due_ns);
+        sim_advance_to(due_ns);
         (void)sim_files_look(0);
         return 0;
     }
@@ -407,7 +402,7 @@ static int sleep_once(struct sim_ring *ring, uint64_t until_ns, bool is_endless,
         return sleep_for_real(ring, until_ns);
     if (sim_files_look(0) > 0)
         return 0;
-    advance_to(until_ns);
+    sim_advance_to(until_ns);
     return -ETIME;
 }
 
@@ -647,7 +642,7 @@ void sim_read_books(struct sim_books *books)
     sim_lock();
     *books = sim.books;
     books->now_ns = sim.now_ns;
-    books->rings = sim_rings_open();
+    books->rings = rings_open();
     books->held = sim_files_held();
     for (unsigned i = 0; i < SIM_RINGS_MAX; i++) {
         struct sim_ring *ring = sim.rings[i];

@@ -74,14 +74,9 @@ void sim_allow(uint32_t kinds)
     allowed = kinds;
 }
 
-bool sim_is_allowed(enum sim_choice kind)
-{
-    return allowed >> kind & 1;
-}
-
 unsigned sim_choose(enum sim_choice kind, unsigned below)
 {
-    if (below < 2 || !sim_is_allowed(kind) || made_count == MADE_MAX)
+    if (below < 2 || !(allowed >> kind & 1) || made_count == MADE_MAX)
         return 0;
     uint32_t chosen = 0;
     if (state != 0)

@@ -137,7 +137,6 @@ struct sim_ring {
     uint64_t wakes_ns; /* when it will wake by itself; SIM_NEVER */
 };
 
-void sim_requests_open(void);
 void sim_request_start(struct sim_ring *ring, const struct io_uring_sqe *sqe);
 void sim_requests_forget(struct sim_ring *ring); /* the ring is closed */
 void sim_flush_batch(struct sim_ring *ring);
@@ -163,11 +162,9 @@ extern struct sim sim;
 
 void sim_lock(void);
 void sim_unlock(void);
-unsigned sim_rings_open(void);
 
 /* One of 0..below-1. */
 unsigned sim_choose(enum sim_choice kind, unsigned below);
-bool sim_is_allowed(enum sim_choice kind);
 void sim_choices_open(const uint32_t *choices, uint32_t count);
 void sim_choices_close(void);
 

@@ -783,7 +783,6 @@ static bool ends_just_now(struct sim_request *target)
 static void cancel(struct sim_ring *ring, const struct io_uring_sqe *sqe)
 {
     struct sim_request *target = find_request(ring, sqe->addr);
-    int32_t answer = 0;
     bool is_receive = target != NULL && target->sqe.opcode == IORING_OP_RECV;
     if (target != NULL && target->canceled && target->stage == SIM_WOKEN) {
         add_cqe(ring, sqe->user_data, 0, 0); /* it can still be found */
@@ -826,7 +825,7 @@ static void cancel(struct sim_ring *ring, const struct io_uring_sqe *sqe)
         return;
     case 3: /* it is told of first */
         end(target, -ECANCELED, 0);
-        add_cqe(ring, sqe->user_data, answer, 0);
+        add_cqe(ring, sqe->user_data, 0, 0);
         return;
     case 4: /* a wake-up has just come, and was dealt with before */
         if (target->stage == SIM_WOKEN && kring_is_multishot(&target->sqe)) {
@@ -845,7 +844,7 @@ static void cancel(struct sim_ring *ring, const struct io_uring_sqe *sqe)
     target->wakes++; /* a wake-up has nothing to queue any more */
     if (target->stage == SIM_ARMED || target->due_ns > sim.now_ns)
         queue_own_work(target, SIM_WOKEN); /* sooner than a wake-up that has not come yet */
-    add_cqe(ring, sqe->user_data, answer, 0);
+    add_cqe(ring, sqe->user_data, 0, 0);
 }
 
 /* ---- submission -------------------------------------------------------------------------------------- */
