@@ -60,6 +60,20 @@ unsigned net_draw(bool allowed, unsigned below)
     return allowed && net_choose != NULL && below > 1 ? net_choose(below) : 0;
 }
 
+size_t net_draw_size(size_t size, bool may_be_less)
+{
+    unsigned part = net_draw(net_choices.shorts && may_be_less && size > 1, 8);
+    if (part == 0)
+        return size;
+    return size * part / 8 > 0 ? size * part / 8 : 1;
+}
+
+void net_draw_stranger(struct net_file *file, size_t size)
+{
+    if (net_draw(net_choices.strangers, 8) == 1 && !file->is_closed)
+        net_stranger(file, size);
+}
+
 uint64_t net_delay_ns(void)
 {
     static const uint32_t delays_us[] = {0, 0, 10, 100, 1000, 5000, 40000, 500000};
@@ -132,6 +146,23 @@ struct net_piece *net_shift(struct net_queue *queue)
     if (piece != NULL)
         net_unlink(queue, piece);
     return piece;
+}
+
+void net_empty(struct net_queue *queue, bool counts)
+{
+    for (struct net_piece *piece; (piece = net_shift(queue)) != NULL;) {
+        if (counts)
+            net_count_lost(piece->size - piece->start);
+        net_free_piece(piece);
+    }
+}
+
+struct net_file *net_shift_connection(struct net_file *listener)
+{
+    struct net_piece *piece = net_shift(&listener->in);
+    struct net_file *child = piece->child;
+    net_free_piece(piece);
+    return child;
 }
 
 /* ---- placeholders ------------------------------------------------------------ */
@@ -625,6 +656,28 @@ static void inherit(struct net_file *listener, int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &listener->tcp.linger, sizeof listener->tcp.linger);
 }
 
+static struct net_file *take_connection(struct net_file *listener, int *error)
+{
+    struct net_file *child = listener->kind->accept(listener, error);
+    if (child != NULL) {
+        child->is_waiting = false;
+        child->queued_at = NULL;
+    }
+    return child;
+}
+
+/* The name of a UNIX socket; NULL: one that has gone. */
+static void name_of_local(struct net_file *file, struct net_name *name)
+{
+    memset(name, 0, sizeof *name);
+    if (file != NULL)
+        net_own_name(file, name);
+    if (name->length == 0) {
+        name->at.any.sa_family = AF_UNIX;
+        name->length = sizeof(sa_family_t);
+    }
+}
+
 int net_accept4(struct net_file *file, struct sockaddr *name, socklen_t *length, int flags)
 {
     net_sweep();
@@ -638,26 +691,17 @@ int net_accept4(struct net_file *file, struct sockaddr *name, socklen_t *length,
     if (fd < 0)
         return -errno;
     int error = 0;
-    struct net_file *child = file->kind->accept(file, &error);
+    struct net_file *child = take_connection(file, &error);
     if (child == NULL) {
         close(fd);
         return error;
     }
-    child->is_waiting = false;
-    child->queued_at = NULL;
     give_placeholder(child, fd);
     inherit(file, fd);
     if (length != NULL) {
         struct net_name peer = child->peer_name;
-        if (file->family == AF_UNIX) {
-            memset(&peer, 0, sizeof peer);
-            if (child->peer != NULL)
-                net_own_name(child->peer, &peer);
-            if (peer.length == 0) {
-                peer.at.any.sa_family = AF_UNIX;
-                peer.length = sizeof(sa_family_t);
-            }
-        }
+        if (file->family == AF_UNIX)
+            name_of_local(child->peer, &peer);
         name_out(&peer, name, length);
     }
     return fd;
@@ -750,11 +794,7 @@ int net_getpeername(struct net_file *file, struct sockaddr *name, socklen_t *len
     if (file->family == AF_UNIX) {
         if (file->peer == NULL)
             return -ENOTCONN;
-        net_own_name(file->peer, &peer);
-        if (peer.length == 0) {
-            peer.at.any.sa_family = AF_UNIX;
-            peer.length = sizeof(sa_family_t);
-        }
+        name_of_local(file->peer, &peer);
     } else if (file->state == NET_CLOSED || file->state == NET_SYN_SENT || peer.length == 0 ||
                peer.at.v4.sin_port == 0) {
         return -ENOTCONN;
@@ -840,11 +880,9 @@ int net_stranger(struct net_file *file, size_t size)
     net_sweep();
     if (net_refresh(file)) {
         int error = 0;
-        struct net_file *child = file->kind->accept(file, &error);
+        struct net_file *child = take_connection(file, &error);
         if (child == NULL)
             return error;
-        child->is_waiting = false;
-        child->queued_at = NULL;
         close_file(child);
         return 1;
     }
@@ -902,12 +940,6 @@ void net_read_books(struct net_books *to)
             to->bytes_queued += event->piece->size - event->piece->start;
 }
 
-static void empty(struct net_queue *queue)
-{
-    for (struct net_piece *piece; (piece = net_shift(queue)) != NULL;)
-        net_free_piece(piece);
-}
-
 void net_reset(void)
 {
     while (under_way != NULL) {
@@ -920,10 +952,10 @@ void net_reset(void)
     while (net_files != NULL) {
         struct net_file *file = net_files;
         net_files = file->next;
-        empty(&file->in);
-        empty(&file->errors);
-        empty(&file->tcp.out);
-        empty(&file->tcp.untaken);
+        net_empty(&file->in, false);
+        net_empty(&file->errors, false);
+        net_empty(&file->tcp.out, false);
+        net_empty(&file->tcp.untaken, false);
         free(file);
     }
     last_file = NULL;

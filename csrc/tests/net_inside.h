@@ -183,6 +183,10 @@ extern struct net_file *net_files;
 struct net_file *net_make(int family, int type);
 void net_wake_up(struct net_file *file, uint32_t key);
 unsigned net_draw(bool allowed, unsigned below); /* 0 where it is not allowed */
+/* How much of so many bytes of a stream is moved; all, where it must not be less. */
+size_t net_draw_size(size_t size, bool may_be_less);
+/* Another process on the file may take what has just come: up to so many bytes of it. */
+void net_draw_stranger(struct net_file *file, size_t size);
 int net_option(struct net_file *file, int level, int option); /* an int, as last seen */
 bool net_refresh(struct net_file *file);                      /* is it listening by now? */
 int net_backlog(struct net_file *file);
@@ -204,6 +208,9 @@ void net_free_piece(struct net_piece *piece); /* its memory is not given back */
 void net_push(struct net_queue *queue, struct net_piece *piece);
 struct net_piece *net_shift(struct net_queue *queue);
 void net_unlink(struct net_queue *queue, struct net_piece *piece);
+void net_empty(struct net_queue *queue, bool counts); /* as lost bytes, if it does */
+/* The connection that has waited for longest in a listener's queue, which is not empty. */
+struct net_file *net_shift_connection(struct net_file *listener);
 
 /* ---- messages ---------------------------------------------------------------- */
 
@@ -245,7 +252,6 @@ enum net_event {
     NET_EVENT_SYN,
     NET_EVENT_SYN_TAKEN,
     NET_EVENT_JOINED, /* the last of the three: the listener has a connection */
-    NET_EVENT_TRY_AGAIN,
     NET_EVENT_GIVE_UP,
     NET_EVENT_DATAGRAM,
     NET_EVENT_UNREACHABLE,
@@ -291,6 +297,7 @@ int net_check_name(struct net_file *file, const struct sockaddr *name, socklen_t
 bool net_same_port(const struct net_name *one, const struct net_name *other);
 bool net_same_name(const struct net_name *one, const struct net_name *other);
 bool net_is_any(const struct net_name *name);
+bool net_is_v4(const struct net_name *name); /* also one that is mapped */
 
 /* ---- books ------------------------------------------------------------------- */
 

@@ -146,14 +146,6 @@ void net_control_begin(struct net_control *control, struct msghdr *message)
     control->left = net_control_room();
 }
 
-static void advance(struct net_control *control, size_t space)
-{
-    if (space > control->left)
-        space = control->left;
-    control->at += space;
-    control->left -= space;
-}
-
 void net_control_put(struct net_control *control, int level, int type, const void *data,
                      size_t size)
 {
@@ -169,7 +161,9 @@ void net_control_put(struct net_control *control, int level, int type, const voi
     struct cmsghdr header = {.cmsg_len = length, .cmsg_level = level, .cmsg_type = type};
     memcpy(control->at, &header, sizeof header);
     memcpy(control->at + sizeof header, data, length - sizeof header);
-    advance(control, CMSG_SPACE(size));
+    size_t space = CMSG_SPACE(size) < control->left ? CMSG_SPACE(size) : control->left;
+    control->at += space;
+    control->left -= space;
 }
 
 void net_control_put_rights(struct net_control *control, struct net_rights *rights, int flags)
@@ -186,13 +180,8 @@ void net_control_put_rights(struct net_control *control, struct net_rights *righ
             break;
         numbers[given++] = fd;
     }
-    if (given > 0) {
-        struct cmsghdr header = {.cmsg_len = CMSG_LEN((size_t)given * sizeof(int)),
-                                 .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
-        memcpy(control->at, &header, sizeof header);
-        memcpy(control->at + sizeof header, numbers, (size_t)given * sizeof(int));
-        advance(control, CMSG_SPACE((size_t)given * sizeof(int)));
-    }
+    if (given > 0)
+        net_control_put(control, SOL_SOCKET, SCM_RIGHTS, numbers, (size_t)given * sizeof(int));
     if (given < rights->count)
         control->message->msg_flags |= MSG_CTRUNC;
     net_drop_rights(rights);

@@ -26,7 +26,7 @@ static uint32_t v4_of(const struct net_name *name)
     return ntohl(address);
 }
 
-static bool is_v4(const struct net_name *name)
+bool net_is_v4(const struct net_name *name)
 {
     return name->at.any.sa_family == AF_INET || is_mapped(name);
 }
@@ -51,7 +51,7 @@ static void make_v6(struct net_name *name, const struct in6_addr *address, in_po
 
 bool net_is_any(const struct net_name *name)
 {
-    return is_v4(name) ? v4_of(name) == INADDR_ANY
+    return net_is_v4(name) ? v4_of(name) == INADDR_ANY
                        : IN6_IS_ADDR_UNSPECIFIED(&name->at.v6.sin6_addr);
 }
 
@@ -60,7 +60,7 @@ enum net_place net_place_of(const struct net_name *name)
     static const uint8_t documents[4] = {0x20, 0x01, 0x0d, 0xb8};
     if (net_is_any(name))
         return NET_PLACE_HERE;
-    if (is_v4(name)) {
+    if (net_is_v4(name)) {
         uint32_t address = v4_of(name);
         if (address >> 24 == 127)
             return NET_PLACE_HERE;
@@ -80,9 +80,9 @@ bool net_same_port(const struct net_name *one, const struct net_name *other)
 
 bool net_same_name(const struct net_name *one, const struct net_name *other)
 {
-    if (!net_same_port(one, other) || is_v4(one) != is_v4(other))
+    if (!net_same_port(one, other) || net_is_v4(one) != net_is_v4(other))
         return false;
-    if (is_v4(one))
+    if (net_is_v4(one))
         return v4_of(one) == v4_of(other);
     return IN6_ARE_ADDR_EQUAL(&one->at.v6.sin6_addr, &other->at.v6.sin6_addr);
 }
@@ -99,18 +99,24 @@ void net_name_as(int family, struct net_name *name)
     }
 }
 
+/* Has the name be this host's, at its port. */
+static void make_loopback(struct net_name *name, int family, bool is_v4)
+{
+    in_port_t port = name->at.v4.sin_port;
+    struct in6_addr loopback = IN6ADDR_LOOPBACK_INIT;
+    if (is_v4)
+        make_v4(name, INADDR_LOOPBACK, port);
+    else
+        make_v6(name, &loopback, port);
+    net_name_as(family, name);
+}
+
 void net_source_name(struct net_file *file, const struct net_name *to, struct net_name *name)
 {
     net_own_name(file, name);
     if (name->length > 0 && !net_is_any(name))
         return;
-    in_port_t port = name->at.v4.sin_port;
-    struct in6_addr loopback = IN6ADDR_LOOPBACK_INIT;
-    if (is_v4(to))
-        make_v4(name, INADDR_LOOPBACK, port);
-    else
-        make_v6(name, &loopback, port);
-    net_name_as(file->family, name);
+    make_loopback(name, file->family, net_is_v4(to));
 }
 
 int net_check_name(struct net_file *file, const struct sockaddr *name, socklen_t length,
@@ -129,18 +135,11 @@ int net_check_name(struct net_file *file, const struct sockaddr *name, socklen_t
         return -EINVAL;
     to->length = name->sa_family == AF_INET ? sizeof to->at.v4 : sizeof to->at.v6;
     memcpy(&to->at, name, length < to->length ? length : to->length);
-    if (is_v4(to) && file->family == AF_INET6 &&
+    if (net_is_v4(to) && file->family == AF_INET6 &&
         net_option(file, IPPROTO_IPV6, IPV6_V6ONLY) == 1)
         return -ENETUNREACH;
     net_name_as(file->family, to);
-    if (net_is_any(to)) {
-        in_port_t port = to->at.v4.sin_port;
-        struct in6_addr loopback = IN6ADDR_LOOPBACK_INIT;
-        if (is_v4(to))
-            make_v4(to, INADDR_LOOPBACK, port);
-        else
-            make_v6(to, &loopback, port);
-        net_name_as(file->family, to);
-    }
+    if (net_is_any(to))
+        make_loopback(to, file->family, net_is_v4(to));
     return 0;
 }

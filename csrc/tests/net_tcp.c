@@ -137,25 +137,24 @@ static void send_reset(struct net_file *file)
         post(file, file->peer, NET_EVENT_RESET, NULL);
 }
 
-static void empty(struct net_queue *queue, bool counts)
+/* A reset of nobody's: there is no connection, or no more. */
+static void refuse(struct net_file *to)
 {
-    for (struct net_piece *piece; (piece = net_shift(queue)) != NULL;) {
-        if (counts)
-            net_count_lost(piece->size - piece->start);
-        net_free_piece(piece);
-    }
+    net_post((struct net_under_way){.due_ns = net_now_ns() + net_delay_ns(),
+                                    .event = NET_EVENT_RESET, .to = to, .from = to,
+                                    .epoch_to = to->tcp.epoch});
 }
 
 static void purge_out(struct net_file *file)
 {
-    empty(&file->tcp.out, true);
-    empty(&file->tcp.untaken, false);
+    net_empty(&file->tcp.out, true);
+    net_empty(&file->tcp.untaken, false);
     file->memory = 0;
 }
 
 static void purge_in(struct net_file *file)
 {
-    empty(&file->in, true);
+    net_empty(&file->in, true);
     file->tcp.read = file->tcp.arrived;
     file->tcp.urgent = NET_URGENT_NONE;
 }
@@ -306,12 +305,9 @@ static void receive_segment(struct net_file *file, struct net_file *from, struct
         /* Nobody will read it. */
         net_count_lost(piece->size);
         net_free_piece(piece);
-        uint64_t epoch = file->tcp.epoch;
         be_reset(file);
         if (from->peer == file)
-            net_post((struct net_under_way){.due_ns = net_now_ns() + net_delay_ns(),
-                                            .event = NET_EVENT_RESET, .to = from, .from = file,
-                                            .epoch_to = from->tcp.epoch, .epoch_from = epoch});
+            refuse(from);
         return;
     }
     bool is_end = piece->is_end;
@@ -328,8 +324,8 @@ static void receive_segment(struct net_file *file, struct net_file *from, struct
     if (is_end)
         come_to_end(file);
     data_ready(file);
-    if (size > 0 && net_draw(net_choices.strangers, 8) == 1 && !file->is_closed)
-        net_stranger(file, size);
+    if (size > 0)
+        net_draw_stranger(file, size);
     /* Also an end that ends all is answered. */
     if (from->tcp.epoch == epoch_from && (file->tcp.epoch == epoch || is_end))
         post(file, from, NET_EVENT_TAKEN, NULL);
@@ -349,8 +345,7 @@ static struct net_file *listener_of(const struct net_name *name)
         struct net_name own;
         net_own_name(file, &own);
         struct net_name to = *name;
-        bool is_v4 = to.at.any.sa_family == AF_INET ||
-                     IN6_IS_ADDR_V4MAPPED(&to.at.v6.sin6_addr);
+        bool is_v4 = net_is_v4(&to);
         if (file->family == AF_INET) {
             if (!is_v4)
                 continue;
@@ -407,9 +402,7 @@ static void receive_syn(struct net_file *client)
         listener = listener_of(&client->peer_name);
     }
     if (listener == NULL) {
-        net_post((struct net_under_way){.due_ns = net_now_ns() + net_delay_ns(),
-                                        .event = NET_EVENT_RESET, .to = client, .from = client,
-                                        .epoch_to = client->tcp.epoch});
+        refuse(client);
         return;
     }
     if ((int)listener->in.count > net_backlog(listener)) {
@@ -417,8 +410,7 @@ static void receive_syn(struct net_file *client)
         bool is_last = client->tcp.tries >= TRIES;
         net_post((struct net_under_way){.due_ns = net_now_ns() +
                                                   (FIRST_TRY_NS << client->tcp.tries),
-                                        .event = is_last ? NET_EVENT_GIVE_UP
-                                                         : NET_EVENT_TRY_AGAIN,
+                                        .event = is_last ? NET_EVENT_GIVE_UP : NET_EVENT_SYN,
                                         .to = client, .from = client,
                                         .epoch_to = client->tcp.epoch});
         client->tcp.tries++;
@@ -462,8 +454,7 @@ static void be_joined(struct net_file *file)
     piece->child = file;
     net_push(&listener->in, piece);
     net_wake_up(listener, NET_KEY_READ);
-    if (net_draw(net_choices.strangers, 8) == 1)
-        net_stranger(listener, 0);
+    net_draw_stranger(listener, 0);
 }
 
 void net_tcp_event(struct net_under_way *event)
@@ -480,9 +471,7 @@ void net_tcp_event(struct net_under_way *event)
         net_free_piece(event->piece);
         /* Nobody is there: who sends is reset. */
         if (from->tcp.epoch == event->epoch_from)
-            net_post((struct net_under_way){.due_ns = net_now_ns() + net_delay_ns(),
-                                            .event = NET_EVENT_RESET, .to = from, .from = to,
-                                            .epoch_to = from->tcp.epoch});
+            refuse(from);
         return;
     case NET_EVENT_TAKEN:
         if (is_for_this)
@@ -493,7 +482,6 @@ void net_tcp_event(struct net_under_way *event)
             be_reset(to);
         return;
     case NET_EVENT_SYN:
-    case NET_EVENT_TRY_AGAIN:
         if (is_for_this && to->state == NET_SYN_SENT)
             receive_syn(to);
         return;
@@ -528,9 +516,8 @@ void net_tcp_event(struct net_under_way *event)
 
 static void refuse_waiting(struct net_file *listener)
 {
-    for (struct net_piece *piece; (piece = net_shift(&listener->in)) != NULL;) {
-        struct net_file *child = piece->child;
-        net_free_piece(piece);
+    while (listener->in.first != NULL) {
+        struct net_file *child = net_shift_connection(listener);
         send_reset(child);
         purge_out(child);
         purge_in(child);
@@ -629,12 +616,8 @@ static struct net_file *tcp_accept(struct net_file *file, int *error)
         *error = -EINVAL;
     else if (file->in.first == NULL)
         *error = -EAGAIN;
-    else {
-        struct net_piece *piece = net_shift(&file->in);
-        struct net_file *child = piece->child;
-        net_free_piece(piece);
-        return child;
-    }
+    else
+        return net_shift_connection(file);
     return NULL;
 }
 
@@ -658,7 +641,7 @@ static void tcp_close(struct net_file *file)
 {
     enum net_state before = file->state;
     file->shut = NET_SHUT_BOTH;
-    empty(&file->errors, false);
+    net_empty(&file->errors, false);
     if (before == NET_LISTENING) {
         file->state = NET_CLOSED;
         refuse_waiting(file);
@@ -736,9 +719,7 @@ static int tcp_send(struct net_file *file, const struct msghdr *message, int fla
     if (file->error != 0 || file->shut & NET_SHUT_SEND)
         return broken(file);
     size_t size = net_length(message), sent = 0;
-    unsigned part = net_draw(net_choices.shorts && !(flags & MSG_OOB) && size > 1, 8);
-    if (part > 0)
-        size = size * part / 8 > 0 ? size * part / 8 : 1;
+    size = net_draw_size(size, !(flags & MSG_OOB));
     uint64_t epoch = tcp->epoch;
     while (sent < size && tcp->epoch == epoch) {
         bool is_short_of_memory = net_draw(net_choices.no_buffers, 32) == 1;
@@ -837,9 +818,7 @@ static int tcp_receive(struct net_file *file, struct msghdr *message, int flags)
         return -ENOTCONN;
     if (flags & MSG_OOB)
         return receive_urgent(file, message, flags);
-    unsigned part = net_draw(net_choices.shorts && size > 1, 8);
-    if (part > 0)
-        size = size * part / 8 > 0 ? size * part / 8 : 1;
+    size = net_draw_size(size, true);
     do {
         bool has_mark = tcp->urgent != NET_URGENT_NONE && tcp->urgent_at >= at;
         if (has_mark && tcp->urgent_at == at && copied > 0)

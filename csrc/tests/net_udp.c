@@ -71,7 +71,7 @@ static void wake_writers(struct net_file *file)
 static int fit(struct net_file *file, const struct net_name *to, const struct net_name *from)
 {
     struct net_name own, own_to = *to, own_from = *from;
-    bool is_v4 = to->at.any.sa_family == AF_INET || IN6_IS_ADDR_V4MAPPED(&to->at.v6.sin6_addr);
+    bool is_v4 = net_is_v4(to);
     net_own_name(file, &own);
     if (own.length == 0 || own.at.v4.sin_port == 0 || !net_same_port(&own, to))
         return -1;
@@ -182,8 +182,7 @@ static void come(struct net_piece *piece)
     net_name_as(file->family, &piece->name);
     net_push(&file->in, piece);
     net_wake_up(file, NET_KEY_READ);
-    if (net_draw(net_choices.strangers, 8) == 1)
-        net_stranger(file, size);
+    net_draw_stranger(file, size);
 }
 
 /* It leaves the sender, whose memory it was. */
@@ -444,12 +443,8 @@ static int udp_shutdown(struct net_file *file, int how)
 
 static void udp_close(struct net_file *file)
 {
-    for (struct net_piece *piece; (piece = net_shift(&file->in)) != NULL;) {
-        net_count_lost(piece->size);
-        net_free_piece(piece);
-    }
-    for (struct net_piece *entry; (entry = net_shift(&file->errors)) != NULL;)
-        net_free_piece(entry);
+    net_empty(&file->in, true);
+    net_empty(&file->errors, false);
 }
 
 static int udp_ioctl(struct net_file *file, unsigned long request, int *value)

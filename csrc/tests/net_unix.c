@@ -190,19 +190,14 @@ struct net_file *unix_find(const struct sockaddr *name, socklen_t length, int ty
     bool is_path = local->sun_path[0] != '\0';
     if (is_path) {
         memcpy(path, local->sun_path, length - offset);
-        if (stat(path, &status) < 0) {
+        if (stat(path, &status) < 0 || access(path, W_OK) < 0) {
             *error = -errno;
             return NULL;
         }
-        if (access(path, W_OK) < 0) {
-            *error = -errno;
-            return NULL;
-        }
-        *error = -ECONNREFUSED;
-        if (!S_ISSOCK(status.st_mode))
-            return NULL;
     }
     *error = -ECONNREFUSED;
+    if (is_path && !S_ISSOCK(status.st_mode))
+        return NULL;
     struct net_file *found = NULL;
     for (int round = 0; round < 2 && found == NULL; round++) {
         if (round == 1)
@@ -323,8 +318,7 @@ static int join_stream(struct net_file *file, const struct sockaddr *name, sockl
     piece->child = child;
     net_push(&listener->in, piece);
     net_wake_up(listener, NET_KEY_READ);
-    if (net_draw(net_choices.strangers, 8) == 1)
-        net_stranger(listener, 0);
+    net_draw_stranger(listener, 0);
     return 0;
 }
 
@@ -344,12 +338,8 @@ struct net_file *unix_accept(struct net_file *file, int *error)
         *error = net_take_error(file);
     else if (file->in.first == NULL)
         *error = -EAGAIN;
-    else {
-        struct net_piece *piece = net_shift(&file->in);
-        struct net_file *child = piece->child;
-        net_free_piece(piece);
-        return child;
-    }
+    else
+        return net_shift_connection(file);
     return NULL;
 }
 

@@ -130,8 +130,7 @@ static int deliver(struct net_file *file, struct net_file *other, struct net_pie
     net_count_sent(piece->size);
     size_t size = piece->size;
     net_wake_up(other, NET_KEY_READ);
-    if (net_draw(net_choices.strangers, 8) == 1)
-        net_stranger(other, size);
+    net_draw_stranger(other, size);
     return 0;
 }
 

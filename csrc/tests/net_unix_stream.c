@@ -55,8 +55,7 @@ static int send_segment(struct net_file *file, const struct msghdr *message, siz
     if (is_urgent)
         other->un.urgent = piece;
     net_wake_up(other, NET_KEY_READ);
-    if (net_draw(net_choices.strangers, 8) == 1)
-        net_stranger(other, size);
+    net_draw_stranger(other, size);
     return (int)size;
 }
 
@@ -75,9 +74,7 @@ static int send_all(struct net_file *file, const struct msghdr *message, int fla
         return -ENOTCONN;
     if (file->shut & NET_SHUT_SEND)
         return -EPIPE;
-    unsigned part = net_draw(net_choices.shorts && !(flags & MSG_OOB) && size > 1, 8);
-    if (part > 0)
-        size = size * part / 8 > 0 ? size * part / 8 : 1;
+    size = net_draw_size(size, !(flags & MSG_OOB));
     int result = 0;
     while (sent < size && result >= 0) {
         size_t most = (size_t)net_option(file, SOL_SOCKET, SO_SNDBUF) / 2 - 64;
@@ -200,9 +197,7 @@ static int stream_receive(struct net_file *file, struct msghdr *message, int fla
         return -EINVAL;
     if (flags & MSG_OOB)
         return receive_urgent(file, message, flags);
-    unsigned part = net_draw(net_choices.shorts && size > 1, 8);
-    if (part > 0)
-        size = size * part / 8 > 0 ? size * part / 8 : 1;
+    size = net_draw_size(size, true);
     size_t target = flags & MSG_WAITALL ? size : low_water(file, size);
     do {
         piece = is_peek ? next : file->in.first;
