@@ -5,8 +5,9 @@
  * become due. As under DEFER_TASKRUN, pieces become cqes only inside an enter
  * that asks for events, at most FAKE_WORK_MAX of them; until then the SQ shows
  * TASKRUN. An attempt that does not wait is over when its sqe was taken, as in Linux;
- * what its operation is to find is kept beside the requests, under its token. An enter that took fewer sqes than it was given returns at once,
- * without looking at events: so does Linux (io_uring_enter, "if (ret != to_submit)").
+ * what its operation is to find is kept beside the requests, under its token. An
+ * enter that took fewer sqes than it was given returns at once, without looking at
+ * events: so does Linux (io_uring_enter, "if (ret != to_submit)").
  */
 #define _GNU_SOURCE
 #include "fake_kernel.h"
@@ -19,9 +20,6 @@
 #include <sys/socket.h>
 
 #include "check.h"
-
-/* What every poll tells of (IO_POLL_UNMASK), asked or not. */
-#define UNMASKED (POLLERR | POLLHUP | POLLNVAL | POLLRDHUP)
 
 struct request {
     struct io_uring_sqe sqe;
@@ -200,7 +198,7 @@ static void wake(int fd, uint32_t bits)
         struct request *request = &requests[i];
         if (!request->is_poll || request->canceled || request->sqe.fd != fd)
             continue;
-        uint32_t asked = ut_poll_events(request->sqe.op_flags) | UNMASKED;
+        uint32_t asked = ut_poll_events(request->sqe.op_flags) | KRING_UNMASKED;
         if (bits & asked) {
             request->woken |= bits & asked;
             request->due_ns = fake.now_ns;
@@ -347,7 +345,7 @@ static struct fake_plan random_plan(const struct io_uring_sqe *sqe)
     plan.slow = fake_draw(4) == 0;
     plan.refusals = fake_draw(3) > 0 ? 0 : 1 + fake_draw(5);
     plan.refused_buffer = fake_draw(4) == 0;
-    plan.sticky = fake_draw(3) > 0 ? 0 : bits[fake_draw(4)] & UNMASKED;
+    plan.sticky = fake_draw(3) > 0 ? 0 : bits[fake_draw(4)] & KRING_UNMASKED;
     plan.echo = fake_draw(4) > 0 ? 0 : POLLIN | POLLOUT;
     if (plan.sticky != 0 && fake.is_calm)
         plan.echo = 0;
@@ -450,7 +448,7 @@ static void refuse(const struct io_uring_sqe *sqe, struct operation *operation)
         if (request->sqe.user_data != (operation->token | UT_TOKEN_WATCH) || request->canceled)
             continue;
         request->woken |=
-            operation->plan.echo & (ut_poll_events(request->sqe.op_flags) | UNMASKED);
+            operation->plan.echo & (ut_poll_events(request->sqe.op_flags) | KRING_UNMASKED);
         request->due_ns = fake.now_ns;
     }
 }
@@ -488,7 +486,8 @@ static void start_poll(const struct io_uring_sqe *sqe, const struct operation *o
     request->attempted = operation->attempted;
     request->ready_ns = operation->ready_ns;
     bool tells = plan.sticky != 0 || plan.poll_error != 0 || plan.watch_error != 0 ||
-                 (kring_is_multishot(sqe) && fake.watch_error != 0) || fake.now_ns >= request->ready_ns;
+                 (kring_is_multishot(sqe) && fake.watch_error != 0) ||
+                 fake.now_ns >= request->ready_ns;
     request->due_ns = tells ? fake.now_ns : request->ready_ns;
     if (tells && plan.at_once)
         run_piece(request_count - 1);
@@ -624,12 +623,10 @@ static int wait_events(unsigned min_complete, uint64_t until_ns, int error, bool
 int fake_enter_ring(int ring_fd, unsigned to_submit, unsigned min_complete, unsigned flags,
                     const void *arg, size_t arg_size)
 {
-    unsigned known = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG | IORING_ENTER_NO_IOWAIT;
-    const struct io_uring_getevents_arg *wait = arg;
     fake.enters++;
     if (!fake_ring.open)
         return -EBADF;
-    if (flags & ~known || arg_size != sizeof *wait || wait->sigmask != 0 || ring_fd < 0)
+    if (!kring_is_acceptable_enter(flags, arg, arg_size) || ring_fd < 0)
         fake_fault("an enter that Linux refuses");
     struct fake_enter script = next_enter();
     bool waits = script.error == -EINTR || script.error == -EBUSY || script.error == -EBADR ||
@@ -642,7 +639,7 @@ int fake_enter_ring(int ring_fd, unsigned to_submit, unsigned min_complete, unsi
     unsigned taken = take_sqes(wanted);
     int result = taken < to_submit && taken == 0 ? -EAGAIN : (int)taken;
     if (taken == to_submit && flags & IORING_ENTER_GETEVENTS) {
-        uint64_t until_ns = kring_end_of_wait(&fake_ring, wait, fake.now_ns);
+        uint64_t until_ns = kring_end_of_wait(&fake_ring, arg, fake.now_ns);
         int ended =
             wait_events(min_complete, until_ns, waits ? script.error : 0, script.with_cqes);
         result = taken > 0 ? (int)taken : ended;

@@ -259,7 +259,7 @@ static char *add_part(struct request *request, void *origin, size_t size,
     part->copy = guard_take(size, 1);
     if (guard_holds(origin) && !guard_is_open(origin)) {
         guard_fault("request %#llx of opcode %u begins on memory that was freed",
-              (unsigned long long)request->user_data, request->opcode);
+                    (unsigned long long)request->user_data, request->opcode);
         part->gone = true;
         guard_retire(part->copy);
     } else if (direction == WRITTEN_BY_KERNEL) {
@@ -402,7 +402,7 @@ static void begin_requests(struct guarded *ring)
         struct request **at = request_at(ring, request->user_data);
         if (*at != NULL)
             guard_fault("two requests of user_data %#llx, of opcodes %u and %u, are in flight",
-                  (unsigned long long)request->user_data, (*at)->opcode, request->opcode);
+                        (unsigned long long)request->user_data, (*at)->opcode, request->opcode);
         request->next = *at;
         *at = request;
     }
@@ -430,7 +430,8 @@ static void give_buffers(struct guarded *ring)
             struct io_uring_buf *entry = &group->entries[group->tail & (group->count - 1)];
             struct buffer *buffer = &group->buffers[entry->bid];
             if (buffer->copy != NULL)
-                guard_fault("buffer %u of group %u was put back, and the kernel has it", entry->bid, i);
+                guard_fault("buffer %u of group %u was put back, and the kernel has it", entry->bid,
+                            i);
             buffer->origin = (char *)(uintptr_t)entry->addr;
             buffer->size = entry->len;
             buffer->copy = guard_take(entry->len, 1);
@@ -484,7 +485,7 @@ static void end(struct request *request)
             continue;
         if (part->fixed && memcmp(part->origin, part->copy, part->size) != 0)
             guard_fault("what request %#llx of opcode %u was to send has changed meanwhile",
-                  (unsigned long long)request->user_data, request->opcode);
+                        (unsigned long long)request->user_data, request->opcode);
         guard_retire(part->copy);
     }
     guard_drop(request);
@@ -500,7 +501,7 @@ static void take_cqes(struct guarded *ring)
         struct request **at = request_at(ring, cqe->user_data), *request = *at;
         if (cqe->res == -EFAULT)
             guard_fault("request %#llx of opcode %d was answered -EFAULT",
-                  (unsigned long long)cqe->user_data, request != NULL ? request->opcode : -1);
+                        (unsigned long long)cqe->user_data, request != NULL ? request->opcode : -1);
         if (request == NULL)
             continue;
         if (cqe->flags & IORING_CQE_F_BUFFER)

@@ -260,6 +260,13 @@ bool kring_is_acceptable(const struct io_uring_sqe *sqe)
     }
 }
 
+bool kring_is_acceptable_enter(unsigned flags, const void *arg, size_t arg_size)
+{
+    unsigned known = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG | IORING_ENTER_NO_IOWAIT;
+    const struct io_uring_getevents_arg *wait = arg;
+    return (flags & ~known) == 0 && arg_size == sizeof *wait && wait->sigmask == 0;
+}
+
 uint64_t kring_timespec(struct kring *ring, uint64_t address)
 {
     const struct ut_timespec *ts = (const struct ut_timespec *)(uintptr_t)address;

@@ -71,6 +71,9 @@ bool kring_next_sqe(struct kring *ring, struct io_uring_sqe *sqe);
 bool kring_is_acceptable(const struct io_uring_sqe *sqe);
 bool kring_is_multishot(const struct io_uring_sqe *sqe);
 
+/* What every poll tells of (IO_POLL_UNMASK), asked or not. */
+#define KRING_UNMASKED (POLLERR | POLLHUP | POLLNVAL | POLLRDHUP)
+
 /* One of the attempts that say that they will not wait, or could. */
 bool kring_is_attempt(const struct io_uring_sqe *sqe);
 
@@ -85,6 +88,9 @@ bool kring_has_bytes(const struct io_uring_sqe *sqe);
 
 /* The time that a timespec means, in ns; one that Linux refuses is a fault. */
 uint64_t kring_timespec(struct kring *ring, uint64_t address);
+
+/* Whether Linux takes an enter, as far as we use it. */
+bool kring_is_acceptable_enter(unsigned flags, const void *arg, size_t arg_size);
 
 #define KRING_NEVER UINT64_MAX
 /* When a wait ends that begins now, if nothing comes: what an enter asks for. */

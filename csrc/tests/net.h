@@ -82,6 +82,8 @@ int net_number(const struct net_file *file);
 int net_sendmsg(struct net_file *file, const struct msghdr *message, int flags);
 int net_recvmsg(struct net_file *file, struct msghdr *message, int flags);
 
+size_t net_length(const struct msghdr *message); /* bytes of its buffers */
+
 /* The new descriptor; `flags` as accept4's. */
 int net_accept4(struct net_file *file, struct sockaddr *name, socklen_t *length, int flags);
 

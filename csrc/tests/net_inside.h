@@ -214,7 +214,6 @@ struct net_file *net_shift_connection(struct net_file *listener);
 
 /* ---- messages ---------------------------------------------------------------- */
 
-size_t net_length(const struct msghdr *message);
 /* Bytes from..from+size-1 of a message's buffers: copied out of, or into them. */
 void net_gather(const struct msghdr *message, size_t from, char *to, size_t size);
 void net_scatter(const struct msghdr *message, size_t from, const char *data, size_t size);

@@ -5,10 +5,10 @@
  * given it returns at once, without a look at events. Then, asked for events, it runs deferred
  * work, at most 20 pieces (IO_LOCAL_TW_DEFAULT_MAX), and what overflowed goes into the CQ; with
  * enough cqes it returns, and else sleeps and runs work as it comes; why a wait was ended is told
- * only if there is no cqe at all. An enter that has taken
- * sqes answers with their number, whatever its wait would say. Deferred work is run nowhere
- * else, and by the thread that made the ring alone: others get -EEXIST. When the first piece
- * comes to wait, SQ's flags say TASKRUN, and the registered eventfd is written to.
+ * only if there is no cqe at all. An enter that has taken sqes answers with their number,
+ * whatever its wait would say. Deferred work is run nowhere else, and by the thread that made
+ * the ring alone: others get -EEXIST. When the first piece comes to wait, SQ's flags say TASKRUN,
+ * and the registered eventfd is written to.
  *
  * Time is virtual. It stands still while the program computes, but for a little with each look
  * at the clock (or who looks until it is late would look for ever), and moves on where an enter
@@ -45,7 +45,6 @@
 #define HELD_UP_NS 700000   /* ... where the processor was another's meanwhile */
 #define STANDSTILL_NS 10000000
 #define ENTERS_MAX 20000    /* while time stands still: ten times what any program makes */
-#define ENDLESS_NS 3600000000000u /* a wait of an hour has no end */
 #define ENDLESS_MAX 3            /* that are only told */
 #define START_NS 1000000000u
 #define SLICE_MS 1          /* of a real wait, where other rings' changes may be seen by us */
@@ -408,7 +407,7 @@ static int sleep_once(struct sim_ring *ring, uint64_t until_ns, bool is_endless,
 
 static int wait_events(struct sim_ring *ring, unsigned min_complete, uint64_t until_ns)
 {
-    bool is_endless = until_ns - sim.now_ns >= ENDLESS_NS, has_slept = false;
+    bool is_endless = until_ns - sim.now_ns >= SIM_ENDLESS_NS, has_slept = false;
     unsigned waited = 0;
     int error = 0;
     (void)sim_files_look(0);
@@ -447,9 +446,7 @@ static bool spins(struct sim_ring *ring)
 static int enter_ring(struct sim_ring *ring, unsigned to_submit, unsigned min_complete,
                       unsigned flags, const void *arg, size_t arg_size)
 {
-    unsigned known = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG | IORING_ENTER_NO_IOWAIT;
-    const struct io_uring_getevents_arg *wait = arg;
-    if (flags & ~known || arg_size != sizeof *wait || wait->sigmask != 0)
+    if (!kring_is_acceptable_enter(flags, arg, arg_size))
         sim_fault("an enter that Linux refuses");
     if (!pthread_equal(ring->owner, pthread_self()))
         return -EEXIST;
@@ -476,7 +473,7 @@ static int enter_ring(struct sim_ring *ring, unsigned to_submit, unsigned min_co
         break;
     }
     uint64_t until_ns =
-        flags & IORING_ENTER_GETEVENTS ? kring_end_of_wait(&ring->k, wait, sim.now_ns) : 0;
+        flags & IORING_ENTER_GETEVENTS ? kring_end_of_wait(&ring->k, arg, sim.now_ns) : 0;
     unsigned taken = submit(ring, wanted);
     if (taken != to_submit || !(flags & IORING_ENTER_GETEVENTS))
         return (int)taken;

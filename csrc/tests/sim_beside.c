@@ -72,7 +72,7 @@ int sim_recvmsg(int fd, struct msghdr *message, int flags)
         return made(RECVMSG, fd, recvmsg(fd, message, flags));
     int answer = at_once(fd, flags, net_recvmsg(file, message, flags));
     if (!(flags & MSG_PEEK))
-        sim_net_gave(file, answer, sim_size_of(message));
+        sim_net_gave(file, answer, net_length(message));
     return told(RECVMSG, fd, answer);
 }
 
@@ -197,12 +197,17 @@ static bool is_event_fd(int fd, uint64_t *due_ns)
     return false;
 }
 
+static uint64_t end_of_wait(int timeout_ms)
+{
+    return timeout_ms < 0 ? SIM_NEVER : sim.now_ns + (uint64_t)timeout_ms * 1000000;
+}
+
 /* A helper thread of a guest run sleeps on the eventfd of its ring. */
 static int poll_event_fd(struct pollfd *file, int timeout_ms)
 {
     sim_lock();
-    uint64_t due_ns, until_ns = timeout_ms < 0 ? SIM_NEVER
-                                               : sim.now_ns + (uint64_t)timeout_ms * 1000000;
+    uint64_t due_ns, until_ns = end_of_wait(timeout_ms);
+    bool is_endless = until_ns - sim.now_ns >= SIM_ENDLESS_NS;
     unsigned slept_ms = 0;
     int count;
     for (;;) {
@@ -213,7 +218,7 @@ static int poll_event_fd(struct pollfd *file, int timeout_ms)
             continue;
         if (due_ns <= until_ns && due_ns != SIM_NEVER) {
             sim_sleep(due_ns > sim.now_ns ? due_ns - sim.now_ns : 0);
-        } else if (until_ns != SIM_NEVER && timeout_ms < 3600000) {
+        } else if (!is_endless) {
             sim_sleep(until_ns - sim.now_ns);
         } else if (slept_ms++ < sim.patience_ms) {
             sim_unlock();
@@ -232,7 +237,7 @@ static int poll_event_fd(struct pollfd *file, int timeout_ms)
 /* Of a file of the network: until it has something, or the time is over. */
 static int poll_net(struct net_file *file, struct pollfd *one, int timeout_ms)
 {
-    uint64_t until_ns = timeout_ms < 0 ? SIM_NEVER : sim.now_ns + (uint64_t)timeout_ms * 1000000;
+    uint64_t until_ns = end_of_wait(timeout_ms);
     uint32_t wanted = (uint32_t)one->events | POLLERR | POLLHUP | POLLNVAL;
     uint32_t found;
     while ((found = net_poll(file, wanted) & wanted) == 0 && sim.now_ns < until_ns) {

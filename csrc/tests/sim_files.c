@@ -269,14 +269,6 @@ static size_t cut(const struct sim_file *file, size_t size)
     }
 }
 
-size_t sim_size_of(const struct msghdr *message)
-{
-    size_t size = 0;
-    for (size_t i = 0; i < message->msg_iovlen; i++)
-        size += message->msg_iov[i].iov_len;
-    return size;
-}
-
 /* The same message with at most so many bytes; `vectors` has room for its own. */
 static struct msghdr shortened(const struct msghdr *message, struct iovec *vectors, size_t size)
 {
@@ -343,10 +335,10 @@ int sim_file_receive(struct sim_file *file, struct msghdr *message, int flags, i
         result = net_recvmsg(file->net, message, flags | MSG_DONTWAIT);
         *inq = result >= 0 ? left(file) : -1;
         if (!(flags & MSG_PEEK))
-            sim_net_gave(file->net, result, sim_size_of(message));
+            sim_net_gave(file->net, result, net_length(message));
         return result;
     }
-    size_t size = sim_size_of(message), some = cut(file, size);
+    size_t size = net_length(message), some = cut(file, size);
     if (some < size && !(flags & (MSG_PEEK | MSG_OOB | MSG_WAITALL))) {
         struct iovec vectors[message->msg_iovlen];
         struct msghdr less = shortened(message, vectors, some);
@@ -368,7 +360,7 @@ int sim_file_send(struct sim_file *file, const struct msghdr *message, int flags
     flags |= MSG_NOSIGNAL | MSG_DONTWAIT;
     if (file->net != NULL)
         return net_sendmsg(file->net, message, flags);
-    size_t size = sim_size_of(message), some = cut(file, size);
+    size_t size = net_length(message), some = cut(file, size);
     if (some == size || flags & (MSG_OOB | MSG_WAITALL))
         return answer(sendmsg(open_of(file), message, flags));
     struct iovec vectors[message->msg_iovlen];

@@ -10,6 +10,7 @@
 #include "sim.h"
 
 #define SIM_RINGS_MAX 64
+#define SIM_ENDLESS_NS 3600000000000u /* a wait of an hour has no end */
 #define SIM_BATCH_MAX 32768 /* cqes of one enter that are not in the CQ yet */
 
 struct sim_request;
@@ -65,7 +66,6 @@ bool sim_file_can_poll(const struct sim_file *file);
 /* Whoever waits on the file is told once more, later, of what there is then. */
 void sim_file_echo(struct sim_file *file);
 
-size_t sim_size_of(const struct msghdr *message); /* bytes that it has room for */
 void sim_net_gave(struct net_file *net, int result, size_t size); /* of a receive of so many */
 
 /* When something comes from outside by itself, and that this time has come. */

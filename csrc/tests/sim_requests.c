@@ -48,7 +48,8 @@
  * later, and wakes who waits for that.
  *
  * What is left out: links, drains, fixed files and buffers, that a worker sends on and on (it tries
- * when its file changes, and what has gone then is a result), completions of the network's own threads, task work of SQPOLL.
+ * when its file changes, and what has gone then is a result), completions of the network's own
+ * threads, task work of SQPOLL.
  */
 #define _GNU_SOURCE
 #include "sim_inside.h"
@@ -61,7 +62,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define UNMASKED (POLLERR | POLLHUP | POLLNVAL | POLLRDHUP)
 #define ARMS_MAX 128  /* APOLL_MAX_RETRY */
 #define LOOPS_MAX 32  /* MULTISHOT_MAX_RETRY */
 #define STALE_NS 1000000 /* until a stale cqe comes */
@@ -292,8 +292,8 @@ static uint32_t poll_events(const struct sim_request *request)
 {
     const struct io_uring_sqe *sqe = &request->sqe;
     if (sqe->opcode == IORING_OP_POLL_ADD)
-        return ut_poll_events(sqe->op_flags) | UNMASKED;
-    uint32_t events = POLLPRI | UNMASKED | (kring_takes_input(sqe) ? POLLIN : POLLOUT);
+        return ut_poll_events(sqe->op_flags) | KRING_UNMASKED;
+    uint32_t events = POLLPRI | KRING_UNMASKED | (kring_takes_input(sqe) ? POLLIN : POLLOUT);
     if (sqe->opcode == IORING_OP_RECVMSG && sqe->op_flags & MSG_ERRQUEUE)
         events &= ~(uint32_t)POLLIN; /* REQ_F_CLEAR_POLLIN */
     return events;

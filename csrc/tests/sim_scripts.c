@@ -185,13 +185,49 @@ void wait_and_say(void)
     say_cqes();
 }
 
-/* Some, without an enter. */
 void let_time_pass(void)
 {
     if (is_real)
         usleep(1000);
     else
         sim_sleep(MS);
+}
+
+/* What is in a file of a task's, in /proc. */
+static void read_task(const char *task, const char *file, char *text, size_t size)
+{
+    char path[300];
+    snprintf(path, sizeof path, "/proc/self/task/%s/%s", task, file);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, text, size - 1);
+    text[length > 0 ? length : 0] = '\0';
+    if (fd >= 0)
+        close(fd);
+}
+
+/* Whether a thread of the kernel's for this process sleeps, and not for want of work. */
+static bool has_sleeping_worker(void)
+{
+    bool found = false;
+    DIR *tasks = opendir("/proc/self/task");
+    CHECK(tasks != NULL);
+    for (struct dirent *task; !found && (task = readdir(tasks)) != NULL;) {
+        char stat[100], where[100], state;
+        read_task(task->d_name, "stat", stat, sizeof stat);
+        read_task(task->d_name, "wchan", where, sizeof where);
+        found = sscanf(stat, "%*d (iou-wrk-%*d) %c", &state) == 1 && state == 'S' &&
+                strcmp(where, "0") != 0 && strcmp(where, "io_wq_worker") != 0;
+    }
+    closedir(tasks);
+    return found;
+}
+
+void await_worker(void)
+{
+    for (unsigned ms = 0; is_real && !has_sleeping_worker(); ms++) {
+        CHECK(ms < SOON_MS);
+        usleep(1000);
+    }
 }
 
 /* ---- requests ------------------------------------------------------------------------ */
@@ -287,44 +323,6 @@ void connect_over_loopback(void)
 }
 
 /* ---- scripts that show more than one thing ---------------------------------------------- */
-
-/* What is in a file of a task's, in /proc. */
-static void read_task(const char *task, const char *file, char *text, size_t size)
-{
-    char path[300];
-    snprintf(path, sizeof path, "/proc/self/task/%s/%s", task, file);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd < 0 ? -1 : read(fd, text, size - 1);
-    text[length > 0 ? length : 0] = '\0';
-    if (fd >= 0)
-        close(fd);
-}
-
-/* Whether a thread of the kernel's for this process sleeps, and not for want of work. */
-static bool has_sleeping_worker(void)
-{
-    bool found = false;
-    DIR *tasks = opendir("/proc/self/task");
-    CHECK(tasks != NULL);
-    for (struct dirent *task; !found && (task = readdir(tasks)) != NULL;) {
-        char stat[100], where[100], state;
-        read_task(task->d_name, "stat", stat, sizeof stat);
-        read_task(task->d_name, "wchan", where, sizeof where);
-        found = sscanf(stat, "%*d (iou-wrk-%*d) %c", &state) == 1 && state == 'S' &&
-                strcmp(where, "0") != 0 && strcmp(where, "io_wq_worker") != 0;
-    }
-    closedir(tasks);
-    return found;
-}
-
-/* That a thread of the kernel's sleeps in what was handed to it. */
-void await_worker(void)
-{
-    for (unsigned ms = 0; is_real && !has_sleeping_worker(); ms++) {
-        CHECK(ms < SOON_MS);
-        usleep(1000);
-    }
-}
 
 /* A refusal takes no buffer, and neither does the end. */
 void refused_with_buffers(void)
