@@ -273,7 +273,10 @@ class Datagrams(gain.EventHandler):
         message = served.outgoing.begin(min(n, DATAGRAM_ANSWER_MAX))
         count = conn.write(message.data)
         require(count == len(message.data), Refused, f"{count} bytes of a datagram written")
-        message.sent(count)
+        if self.service.no_memory:
+            message.cut_off()  # it is thrown away where the kernel has none for it
+        else:
+            message.sent(count)
 
     @noting
     def on_tick(self, server: gain.Server) -> None:
