@@ -83,7 +83,9 @@ class Scenes:
             self.others.stray()
             return
         task = random.randrange(programs.TASKS_MAX)
-        if verb in ("steal_bytes", "urgent", "reset"):
+        if verb == "urgent":
+            self.add(task, verb, self.client("tcp"), size(random), limit(random))
+        elif verb in ("steal_bytes", "reset"):
             self.add(task, verb, self.client("tcp") // 2, size(random), limit(random))
         elif verb.startswith("s_"):
             self.add(task, verb, self.client() + 1, size(random), limit(random))
@@ -196,7 +198,7 @@ class Scenes:
             self.add(one, "checkpoints", 0, wait(random))
             self.add(one, self.send(), end, random.choice([size, large])(random), 500)
         if random.random() < 0.3:
-            self.add(one, "urgent", end // 2, 0)
+            self.add(one, "urgent", end, 0)
             self.add(one, self.send(), end, size(random), 500)
         if random.random() < 0.5:
             self.add(one, "sleep", 0, random.choice([0, 1, 20]))

@@ -69,7 +69,6 @@ class Served(End):
       lapsed: one of them had come before it was set anew.
       is_over: ``on_close`` was called.
       network: its client's.
-      was_urgent: its client has sent a byte of urgent data.
     """
 
     sends_later = True
@@ -91,7 +90,6 @@ class Served(End):
         self.idle, self.idle_since = math.inf, 0.0
         self.lapsed = False
         self.network = ""
-        self.was_urgent = False
 
     # ---- what its client asks ------------------------------------------------------------
 

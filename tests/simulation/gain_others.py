@@ -6,7 +6,7 @@ waits for longer than anything takes, while there is a place, was forgotten.
 
 A *stranger* is another process that has a server's file, as one has that it was passed to. It
 takes what has just come, shuts a listener down, or switches the file's O_NONBLOCK; it is this
-process here, by calls that do not wait. A peer may send urgent data, or be gone with a reset.
+process here, by calls that do not wait. A peer may be gone with a reset.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import trio
 
 from simulation.faults import NotTold, WrongBytes, WrongEnd, require
 from simulation.gain_handlers import VISITOR
-from simulation.programs_ends import DONT_WAIT, NO_MEMORY, SLACK_S, TrioEnd
+from simulation.programs_ends import DONT_WAIT, NO_MEMORY, SLACK_S
 from simulation.programs_model import content
 from uring_trio import gain
 from uring_trio._kernel import load_extension
@@ -30,17 +30,12 @@ if TYPE_CHECKING:
     from simulation.gain_ends import Served
     from simulation.programs_gain import Seat, Service
 
-OF_SERVICE = (
-    *("visit", "restart", "steal", "shut", "blocking", "spoil", "steal_bytes", "urgent"),
-    "reset",
-)
+OF_SERVICE = ("visit", "restart", "steal", "shut", "blocking", "spoil", "steal_bytes", "reset")
 VISIT_MAX = 2000  # bytes: both directions have room for as much
 STAYS_S = (0.0, 0.0, 0.02, 3.0)
 STEALS_MAX = 130  # in a row: more than a server takes for chance
 BAD_SIZE = 40  # bytes
 WINDOW_MIN = 30_000  # bytes for which a server's socket has room in any case
-URGENT = b"\xfe"
-GONE = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ENOENT})
 
 
 class Others:
@@ -241,23 +236,6 @@ class Others:
         served = list(self._service.served.values())
         found = served[place % len(served)] if served else None
         return found if found is not None and found.is_stream else None
-
-    async def urgent(self, place: int, _size: int) -> str:
-        """A client sends a byte of urgent data; once, for a second makes input of the first."""
-        served = self._channel(place)
-        end: Any = None if served is None else served.peer
-        if served is None or served.network != "tcp" or served.was_urgent:
-            return "left out"
-        if not isinstance(end, TrioEnd) or end.closed or end.shut or end.writing.uses:
-            return "left out"
-        served.was_urgent = True
-        try:
-            with end.writing.use(is_all=True):
-                await end.sock.send(URGENT, stdlib_socket.MSG_OOB)
-        except OSError as exc:
-            return errno.errorcode[exc.errno or 0]
-        end.touch()
-        return "sent"
 
     async def reset(self, place: int, _size: int) -> str:
         """A client goes with a reset; all that it has sent may have come before."""
