@@ -35,14 +35,14 @@ def seen_by(name: str, seeds: int) -> tuple[set[str], set[str]]:
     """Which steps came to which ends, and which kinds of choices were made."""
     seen: set[str] = set()
     chosen: set[str] = set()
-    door = name.partition("-")[2]
     which = by_seed.entry(name)
+    assert isinstance(which.generator, programs.Generator)
     for seed in range(seeds):
         plan = which.draw(seed)
         if "fatal" in plan["options"]["kinds"]:
             continue  # what such a run had is nobody's, and would stay open here
         world = programs.SimulatedWorld()
-        seen |= programs.run(plan, world, door).seen
+        seen |= programs.run(plan, world, which.generator.door).seen
         chosen |= world.chosen
     return seen, chosen
 

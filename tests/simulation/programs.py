@@ -71,6 +71,7 @@ from simulation.programs_gain import Service
 from simulation.programs_model import content
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Awaitable, Callable, Iterator
 
     from by_seed import Plan
@@ -805,6 +806,20 @@ def run(plan: Plan, world: World, door: str = "trio") -> Program:
     with nothing_left(world), trio_pinned(program.option("order", 0)):
         world.run(program.main, plan, door)
     return program
+
+
+class Generator:
+    """Programs on the simulated kernel, through one door: a generator of `by_seed`."""
+
+    def __init__(
+        self, name: str, draw: Callable[[random.Random], Plan], door: str = "trio"
+    ) -> None:
+        self.name = name
+        self.draw = draw
+        self.door = door
+
+    def run(self, plan: Plan) -> None:
+        run(plan, SimulatedWorld(), self.door)
 
 
 def prepare() -> None:
