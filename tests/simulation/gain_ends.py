@@ -36,7 +36,6 @@ STUCK = (2, 3, *LEAVE)  # those after which it may be stuck
 ANSWERS = 4  # ways to answer
 PAUSE_S = 0.003  # of an async callback
 EARLY_S = 1e-6  # a float's
-LATE_S = 5.0
 # What tasks write while a thread has the connection comes behind what the thread writes.
 ONLY_THREADS_WRITE, ONLY_TASKS_WRITE = 1, 2
 ANSWER_MAX = 1 << 16
@@ -260,7 +259,7 @@ class Served(End):
     def check_idle(self) -> None:
         """Who has been idle for too long is closed."""
         last = max(self.idle_since, self.changed, self.peer.changed)
-        late = self.now() - last > self.idle + LATE_S
+        late = self.now() - last > self.idle + SLACK_S
         require(self.is_over or not late, NotTold, f"{self.name}: idle, and not closed")
 
     def has_lapsed(self) -> bool:
@@ -370,7 +369,7 @@ class Served(End):
         if self.eof_told and self.shut and not output:
             return "both its directions have ended, and it is not closed"
         untold = self.told_at < self.due_since and not self.eof_told
-        if untold and now > self.due + LATE_S:
+        if untold and now > self.due + SLACK_S:
             return "its deadline is over"
         full = conn.inbound_buffered() >= self.limit and output <= self.service.low_water
         alone = not self.paused and not self.tasks and not self.may_lapse

@@ -244,7 +244,7 @@ class Others:
         if served is None or end.closed or served.network != "tcp":
             return "left out"
         # What there was room for has come, if nothing is under way for a time.
-        delayed = "delays" in self._service.program.option("network_kinds", ())
+        delayed = "delays" in self._service.program.network_kinds
         if not delayed and not end.writing.uses and served.known() - served.seen() < WINDOW_MIN:
             served.kept = served.known()
         how: str = await end.abort(0)

@@ -56,6 +56,7 @@ from simulation.gain_others import OF_SERVICE
 from simulation.pinned import trio_pinned
 from simulation.programs_anyio import AnyioEnd
 from simulation.programs_ends import (
+    GONE,
     NO_MEMORY,
     SLACK_S,
     End,
@@ -63,11 +64,12 @@ from simulation.programs_ends import (
     RawEnd,
     TrioEnd,
     Way,
+    name_of,
     queue,
     unwrapped,
 )
 from simulation.programs_gain import KINDS as SERVED_KINDS
-from simulation.programs_gain import Service
+from simulation.programs_gain import Service, served_kinds
 from simulation.programs_model import content
 
 if TYPE_CHECKING:
@@ -85,11 +87,12 @@ BOOKS_S = 1.0
 EVENT = struct.Struct("QQiiii")  # struct sim_event
 TRACE_SHOWN = 600  # of a run that failed
 # Choices by which something takes longer than the program has it take.
-LATE_KINDS = ("delay", "refuse", "enter", "submit", "cancel", "fatal", "stale", "clock")
+LATE_KINDS = {"delay", "refuse", "enter", "submit", "cancel", "fatal", "stale", "clock"}
 # ... and those by which it is not heard at once.
-DEAF_KINDS = ("enter", "submit", "fatal", "stale")
+DEAF_KINDS = {"enter", "submit", "fatal", "stale"}
 FATAL = {errno.ENOMEM, errno.EBADR}
-LATE_NETWORK = ("delays", "losses", "strangers")
+GONE_BY_NAME = frozenset(name_of(number) for number in (*GONE, errno.EBADF))
+LATE_NETWORK = {"delays", "losses", "strangers"}
 LOOK_S = 0.1  # between two looks of a peer that does not wait
 
 TASKS_MAX = 4
@@ -110,7 +113,6 @@ READS = (*RECEIVES, "peek", "readable", "low_water", "rubbish")
 WRITES = (*SENDS, "writable", "send_eof")
 OF_OTHERS = ("stranger", "urgent", "stamps")
 OF_ENDS = (*READS, *WRITES, *CLOSES, *OF_OTHERS, "abort", *OF_SERVER)
-OF_TASKS = ("stop", "at", "sleep", "nap", "checkpoints", "cancel", "settle", "both")
 OF_CROWDS = programs_crowd.VERBS
 OF_LISTENERS = ("dial", "answer")
 
@@ -206,19 +208,19 @@ class SimulatedWorld(World):
     def run(self, main: Callable[[], Awaitable[None]], plan: Plan, door: str) -> None:
         options = plan["options"]
         self.has_network = options.get("network", False)
-        kinds = options.get("kinds", list(simulation.HARMLESS))
-        delays = {*LATE_KINDS}.intersection(kinds) and any(plan["kernel"])
-        self.is_heard = not {*DEAF_KINDS}.intersection(kinds) or not any(plan["kernel"])
-        slow = {*LATE_NETWORK}.intersection(options.get("network_kinds", ()))
+        kinds = {*options.get("kinds", simulation.HARMLESS)}
+        network_kinds = {*options.get("network_kinds", ())}
         self.is_blurred = "stale" in kinds or "clock" in kinds
-        self.is_prompt = not delays and not (slow and any(plan["kernel"]))
+        is_plain = not any(plan["kernel"])
+        self.is_heard = is_plain or not DEAF_KINDS & kinds
+        self.is_prompt = is_plain or not (LATE_KINDS & kinds or LATE_NETWORK & network_kinds)
         with simulation.simulated(
             plan["kernel"],
             kinds=[kind for kind in simulation.KINDS if kind in kinds],
             switches=simulation.Switches(**options.get("switches", {})),
             schedule=options.get("order", 0),
             network=self.has_network,
-            network_kinds=options.get("network_kinds", ()),
+            network_kinds=network_kinds,
         ) as sim:
             self.simulation = sim
             try:
@@ -342,8 +344,8 @@ class Program:
         self.listeners: list[Listener] = []
         self.tasks: list[Task] = []
         self.seen: set[str] = set()
-        self.service = Service(self)
         self.network_kinds = self.option("network_kinds", ())
+        self.service = Service(self)
         self.crowd: programs_crowd.Crowd | None = None
         self.spare_fd = -1
         self.began = 0.0
@@ -354,16 +356,12 @@ class Program:
         return self.options.get(name, default)
 
     async def make_channels(self, nursery: trio.Nursery) -> None:
-        kinds = [
-            word if isinstance(word, str) else KINDS[word % len(KINDS)]
-            for word in self.option("channels", [])
-        ]
-        served = {kind.split("-")[1] for kind in kinds if kind in SERVED_KINDS}
-        await self.service.start(nursery, served)
+        kinds = self.option("channels", [])
+        await self.service.start(nursery, served_kinds(kinds))
         for number, kind in enumerate(kinds):
             await self.make_channel(number, kind)
-        for word in self.option("listeners", []):
-            self.make_listener(word)
+        for kind in self.option("listeners", []):
+            self.make_listener(kind)
         self.crowd = programs_crowd.make(self, self.option("crowd", 0))
         if self.crowd is not None and isinstance(self.world, SimulatedWorld):
             self.world.crowd_fds = self.crowd.fds
@@ -381,7 +379,7 @@ class Program:
         ends[0].peer, ends[1].peer = ends[1], ends[0]
         for side, end in enumerate(ends):
             end.in_turn = self.world.backend != harness.EPOLL
-            end.no_memory = "no_buffers" in self.option("network_kinds", ())
+            end.no_memory = "no_buffers" in self.network_kinds
             end.name = f"{number}{'ab'[side]} {kind}"
             end.world = self.world
         self.ends += ends
@@ -465,8 +463,7 @@ class Program:
             ends.append(end)
         return ends
 
-    def make_listener(self, word: Any) -> None:
-        kind = word if isinstance(word, str) else LISTENERS[word % len(LISTENERS)]
+    def make_listener(self, kind: str) -> None:
         family = stdlib_socket.AF_INET if kind == "tcp" else stdlib_socket.AF_UNIX
         sock = stdlib_socket.socket(family)
         address: Any = ("127.0.0.1", 0)
@@ -736,13 +733,10 @@ class Program:
         while not end.ended:
             if not end.is_stream and not end.incoming.must_hold():
                 return
-            if isinstance(end, RawEnd):
-                how = end.receive_now(1 << 16)
-                if how == "EAGAIN":
-                    await trio.sleep(LOOK_S)
-            else:
-                how = await end.receive(1 << 16)
-            if how in by_name:
+            how = await end.receive(1 << 16)
+            if how == "EAGAIN":  # one that does not wait
+                await trio.sleep(LOOK_S)
+            elif how in GONE_BY_NAME:
                 return
 
     async def balance(self) -> None:
@@ -759,9 +753,6 @@ class Program:
         if "stale_cqes" in problems and harness.io_statistics().stale_cqes <= made_up:
             problems.remove("stale_cqes")
         return [*problems, *self.world.unbalanced()]
-
-
-by_name = frozenset({"EPIPE", "ECONNRESET", "ENOTCONN", "ECONNABORTED", "EBADF", "ECONNREFUSED"})
 
 
 async def receive_exactly(stream: trio.SocketStream, size: int) -> bytes:

@@ -767,7 +767,7 @@ class RawEnd(End):
             return "EAGAIN"
         return self.judge(OSError(-answer, os.strerror(-answer)), use, sends=sends)
 
-    def receive_now(self, size: int) -> str:
+    async def receive(self, size: int) -> str:
         if self.closed:
             return "left out"
         size = max(1 if self.is_stream else HEADER, size)
@@ -791,9 +791,6 @@ class RawEnd(End):
         held = peer.is_left and self.is_stream and self.world.is_simulated and self.world.is_prompt
         words = f"{self.name}: its peer is closed, and something holds the file"
         require(not held, StillHeld, words)
-
-    async def receive(self, size: int) -> str:
-        return self.receive_now(size)
 
     async def send_all(self, size: int) -> str:
         return await self.send(size)

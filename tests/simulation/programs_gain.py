@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from simulation.faults import Logged, NotAsleep, NotTold, WrongCount, WrongOrder, require
-from simulation.gain_ends import PAUSE_S, Served
+from simulation.gain_ends import EARLY_S, PAUSE_S, Served
 from simulation.gain_handlers import HANDLERS, Datagrams, Unknown
 from simulation.gain_others import Others
 from simulation.pinned import threads_in_time
@@ -46,7 +46,6 @@ KINDS = ("served-unix", "served-unix-raw", "served-tcp", "served-tcp-raw", "serv
 DRAIN_S = 3.0
 FINISH_S = 500.0
 LOOK_S = 31.0  # between two looks at what is due
-EARLY_S = 1e-6  # a float's
 ON_CLOSE_S = 5.0  # that an async on_close has when its server is aborted
 MOMENT_S = 0.001  # an enter takes some ns, and nothing else any time
 TURNS_MAX = 8000  # of a run, in a moment
@@ -238,7 +237,7 @@ class Service:
         self.stopping: bool = False
         self.faults: list[BaseException] = []
         self.others = Others(self)
-        self.no_memory: bool = "no_buffers" in option("network_kinds", ())
+        self.no_memory: bool = "no_buffers" in program.network_kinds
         self.read_buffer_limit = option("read_buffer_limit", 0) or READ_BUFFER_LIMIT
         self.low_water = (option("write_high_water", 0) or WRITE_HIGH_WATER) // 4
         self.close_timeout_s = option("close_timeout", 0) / 1000 or CLOSE_TIMEOUT_S
@@ -402,7 +401,7 @@ class Service:
 
     def _carries_all(self) -> bool:
         """Whether no datagram can be lost, or come out of its order, by the network's doing."""
-        if {"losses", "order", "no_buffers"} & {*self.program.option("network_kinds", ())}:
+        if {"losses", "order", "no_buffers"} & {*self.program.network_kinds}:
             return False
         channels = self.program.option("channels", [])
         total = 0
