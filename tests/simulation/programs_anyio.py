@@ -17,7 +17,6 @@ import trio
 from anyio._backends import _trio
 
 import uring_trio._anyio_backend  # noqa: F401 - which is else imported at the first run
-from simulation.faults import ToldForNothing, require
 from simulation.programs_ends import RESET_AT_CLOSE, End
 
 if TYPE_CHECKING:
@@ -123,28 +122,12 @@ class AnyioEnd(End):
     async def readable(self, _size: int) -> str:
         if self.closed:
             return "left out"
-        with self.reading.use() as use:
-            try:
-                await anyio.wait_readable(self.sock)
-            except self.errors as exc:
-                return self.judge(exc, use, sends=False)
-            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.is_told_of()
-            justified = there or use.overlapped or self.closed
-            require(justified, ToldForNothing, f"{self.name}: readable for nothing")
-            return "readable"
+        return await self.waiting_to_read(anyio.wait_readable, self.sock)
 
     async def writable(self, _size: int) -> str:
         if self.closed:
             return "left out"
-        with self.writing.use() as use:
-            try:
-                await anyio.wait_writable(self.sock)
-            except trio.Cancelled:
-                self.check_writable(use)
-                raise
-            except self.errors as exc:
-                return self.judge(exc, use, sends=True)
-            return "writable"
+        return await self.waiting_to_write(anyio.wait_writable, self.sock)
 
     # ---- the end -------------------------------------------------------------------------
 

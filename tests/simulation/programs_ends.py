@@ -230,6 +230,12 @@ class End:
             return what
         raise WrongError(f"{self.name}: {what} when it {'sends' if sends else 'receives'}")
 
+    def judge_answer(self, answer: int, use: Use, *, sends: bool) -> str:
+        """The same of a call of the kernel's table, which may have had to wait."""
+        if answer == -errno.EAGAIN:
+            return "EAGAIN"
+        return self.judge(OSError(-answer, os.strerror(-answer)), use, sends=sends)
+
     def may_fail(self, exc: Exception, number: int | None, use: Use, *, sends: bool) -> bool:
         peer = self.peer
         if isinstance(exc, self.busy):
@@ -316,10 +322,8 @@ class End:
         with self.reading.use() as use:
             number = self.number()
             answer = lib.ut_kernel_in_use.recvfrom(number, memory, size, DONT_WAIT, null, null)
-            if answer == -errno.EAGAIN:
-                return "EAGAIN"
             if answer < 0:
-                return self.judge(OSError(-answer, os.strerror(-answer)), use, sends=False)
+                return self.judge_answer(answer, use, sends=False)
             return self.got(bytes(ffi.buffer(memory, answer)), size)
 
     async def urgent(self, _size: int) -> str:
@@ -334,9 +338,7 @@ class End:
             answer = lib.ut_kernel_in_use.sendto(self.number(), piece.data, 1, URGENT, ffi.NULL, 0)
             if answer < 0:
                 piece.sent(0)
-                if answer == -errno.EAGAIN:
-                    return "EAGAIN"
-                return self.judge(OSError(-answer, os.strerror(-answer)), use, sends=True)
+                return self.judge_answer(answer, use, sends=True)
             piece.cut_off()
         self.touch()
         return "sent"
@@ -418,6 +420,33 @@ class End:
             piece.sent(len(piece.data) if count is None else count)
             self.touch()
             return "all" if count is None else f"{count}"
+
+    async def waiting_to_read(self, call: Callable[[Any], Awaitable[None]], file: Any) -> str:
+        """Until there is something to receive."""
+        with self.reading.use() as use:
+            try:
+                await call(file)
+            except trio.Cancelled:
+                self.check_awake(use)
+                raise
+            except self.errors as exc:
+                return self.judge(exc, use, sends=False)
+            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.is_told_of()
+            justified = there or use.overlapped or self.closed
+            require(justified, ToldForNothing, f"{self.name}: readable for nothing")
+            return "readable"
+
+    async def waiting_to_write(self, call: Callable[[Any], Awaitable[None]], file: Any) -> str:
+        """Until there is room."""
+        with self.writing.use() as use:
+            try:
+                await call(file)
+            except trio.Cancelled:
+                self.check_writable(use)
+                raise
+            except self.errors as exc:
+                return self.judge(exc, use, sends=True)
+            return "writable"
 
 
 class TrioEnd(End):
@@ -558,35 +587,18 @@ class TrioEnd(End):
     # ---- readiness -----------------------------------------------------------------------
 
     async def readable(self, _size: int) -> str:
-        with self.reading.use() as use:
-            try:
-                await trio.lowlevel.wait_readable(self.sock)
-            except trio.Cancelled:
-                self.check_awake(use)
-                raise
-            except ValueError:
-                assert self.closed
-                return "ValueError"
-            except self.errors as exc:
-                return self.judge(exc, use, sends=False)
-            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.is_told_of()
-            justified = there or use.overlapped or self.closed
-            require(justified, ToldForNothing, f"{self.name}: readable for nothing")
-            return "readable"
+        try:
+            return await self.waiting_to_read(trio.lowlevel.wait_readable, self.sock)
+        except ValueError:
+            assert self.closed
+            return "ValueError"
 
     async def writable(self, _size: int) -> str:
-        with self.writing.use() as use:
-            try:
-                await trio.lowlevel.wait_writable(self.sock)
-            except trio.Cancelled:
-                self.check_writable(use)
-                raise
-            except ValueError:
-                assert self.closed
-                return "ValueError"
-            except self.errors as exc:
-                return self.judge(exc, use, sends=True)
-            return "writable"
+        try:
+            return await self.waiting_to_write(trio.lowlevel.wait_writable, self.sock)
+        except ValueError:
+            assert self.closed
+            return "ValueError"
 
     # ---- the end -------------------------------------------------------------------------
 
@@ -697,31 +709,12 @@ class FdEnd(End):
     async def readable(self, _size: int) -> str:
         if self.closed:
             return "left out"
-        with self.reading.use() as use:
-            try:
-                await trio.lowlevel.wait_readable(self.stream.fileno())
-            except trio.Cancelled:
-                self.check_awake(use)
-                raise
-            except self.errors as exc:
-                return self.judge(exc, use, sends=False)
-            there = self.incoming.may_hold() or self.peer.may_have_ended() or self.is_told_of()
-            justified = there or use.overlapped or self.closed
-            require(justified, ToldForNothing, f"{self.name}: readable for nothing")
-            return "readable"
+        return await self.waiting_to_read(trio.lowlevel.wait_readable, self.number())
 
     async def writable(self, _size: int) -> str:
         if self.closed:
             return "left out"
-        with self.writing.use() as use:
-            try:
-                await trio.lowlevel.wait_writable(self.stream.fileno())
-            except trio.Cancelled:
-                self.check_writable(use)
-                raise
-            except self.errors as exc:
-                return self.judge(exc, use, sends=True)
-            return "writable"
+        return await self.waiting_to_write(trio.lowlevel.wait_writable, self.number())
 
     async def send_eof(self, _size: int) -> str:
         """An FdStream has none: the socket is shut beside it."""
@@ -761,12 +754,6 @@ class RawEnd(End):
     def kernel(self) -> Any:
         return self.lib.ut_kernel_in_use
 
-    def _answer(self, answer: int, *, sends: bool) -> str:
-        use = Use()
-        if answer == -errno.EAGAIN:
-            return "EAGAIN"
-        return self.judge(OSError(-answer, os.strerror(-answer)), use, sends=sends)
-
     async def receive(self, size: int) -> str:
         if self.closed:
             return "left out"
@@ -780,7 +767,7 @@ class RawEnd(End):
         if answer == -errno.EAGAIN:
             self.check_held()
         if answer < 0:
-            return self._answer(answer, sends=False)
+            return self.judge_answer(answer, Use(), sends=False)
         how = self.got(bytes(self.ffi.buffer(memory, answer)), size)
         self._settle()
         return how
@@ -806,7 +793,7 @@ class RawEnd(End):
             answer = self.kernel.write(self.fd, data, len(data))
         piece.sent(max(answer, 0))
         if answer < 0:
-            return self._answer(answer, sends=True)
+            return self.judge_answer(answer, Use(), sends=True)
         self.touch()
         return f"{answer}"
 
@@ -816,7 +803,7 @@ class RawEnd(End):
         self.shut = True
         self.touch()
         answer = self.kernel.shutdown(self.fd, stdlib_socket.SHUT_WR)
-        return "sent" if answer >= 0 else self._answer(answer, sends=True)
+        return "sent" if answer >= 0 else self.judge_answer(answer, Use(), sends=True)
 
     async def close(self, _size: int) -> str:
         if self.closed:
