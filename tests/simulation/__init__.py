@@ -226,11 +226,6 @@ class Simulation:
         return "\n".join(trace.lines(events[max(0, made - count) : made], self._lib))
 
     @property
-    def chosen_note(self) -> int:
-        """What an event is of that tells of a choice."""
-        return int(self._lib.SIM_NOTE_CHOSEN)
-
-    @property
     def happened(self) -> bytes:
         """All events, or the last 131,072 of them: equal if the same has happened."""
         if self._last is not None:

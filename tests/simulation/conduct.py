@@ -18,21 +18,20 @@ line.c promise, seen from the kernel's side:
 
 from __future__ import annotations
 
-import struct
+import errno
 from typing import TYPE_CHECKING, Any
 
 from simulation.build import load
 from simulation.faults import NotAsleep, TooLate, require
+from simulation.trace import CANCEL, EVENT, WATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-EVENT = struct.Struct("QQiiii")  # struct sim_event
-CANCEL, WATCH = 1 << 63, 1 << 62
 MORE = 2  # IORING_CQE_F_MORE
 POLL_ADD, TIMEOUT, ASYNC_CANCEL = 6, 11, 14
 NOTHING = -1
-REFUSALS = (-11, -115, -114)  # EAGAIN, EINPROGRESS, EALREADY
+REFUSALS = (-errno.EAGAIN, -errno.EINPROGRESS, -errno.EALREADY)
 
 # Without any reason: a try, one after its poll, those after what its watch and two looks tell at
 # once; and the first pauses, which are short, twice (they begin anew after a sleep).

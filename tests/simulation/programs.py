@@ -71,6 +71,7 @@ from simulation.programs_ends import (
 from simulation.programs_gain import KINDS as SERVED_KINDS
 from simulation.programs_gain import Service, served_kinds
 from simulation.programs_model import content
+from simulation.trace import EVENT
 
 if TYPE_CHECKING:
     import random
@@ -84,7 +85,6 @@ FINAL_S = 100.0
 PROGRAM_S = 50_000.0
 SCENE_S = 100.0  # from one moment to the next
 BOOKS_S = 1.0
-EVENT = struct.Struct("QQiiii")  # struct sim_event
 TRACE_SHOWN = 600  # of a run that failed
 # Choices by which something takes longer than the program has it take.
 LATE_KINDS = {"delay", "refuse", "enter", "submit", "cancel", "fatal", "stale", "clock"}
@@ -187,10 +187,11 @@ class SimulatedWorld(World):
     def chosen(self) -> set[str]:
         """The kinds of choices that were not plain, of the last events."""
         assert self.simulation is not None
+        chosen = load()[1].SIM_NOTE_CHOSEN
         return {
             simulation.KINDS[kind]
             for _, kind, what, *_ in EVENT.iter_unpack(self.simulation.happened)
-            if what == self.simulation.chosen_note
+            if what == chosen
         }
 
     def pair(self, family: int, type_: int) -> tuple[Any, Any]:

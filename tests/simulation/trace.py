@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from typing import TYPE_CHECKING, Any
 
 from uring_trio._kernel_names import opcode_name
@@ -10,6 +11,7 @@ from uring_trio._kernel_names import opcode_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+EVENT = struct.Struct("QQiiii")  # struct sim_event
 CALLS = (
     *("sendto", "recvfrom", "sendmsg", "recvmsg", "accept4", "connect", "shutdown"),
     *("getsockopt", "setsockopt", "getsockname", "getpeername", "read", "write", "poll"),
