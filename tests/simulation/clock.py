@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import trio
 
@@ -65,21 +66,12 @@ def in_use(now_ns: Callable[[], int], sleep: Callable[[float], None]) -> Iterato
 
     stand_in = types.SimpleNamespace(monotonic=monotonic, sleep=sleep)
     with contextlib.ExitStack() as stack:
-        for name in WITH_MONOTONIC:
-            stack.enter_context(_replaced(name, "monotonic", monotonic))
-        for name in WITH_SLEEP:
-            stack.enter_context(_replaced(name, "sleep", sleep))
-        for name in WITH_TIME:
-            stack.enter_context(_replaced(name, "time", stand_in))
+        for modules, name, value in (
+            (WITH_MONOTONIC, "monotonic", monotonic),
+            (WITH_SLEEP, "sleep", sleep),
+            (WITH_TIME, "time", stand_in),
+        ):
+            for module in modules:
+                owner = importlib.import_module(f"uring_trio.{module}")
+                stack.enter_context(mock.patch.object(owner, name, value))
         yield
-
-
-@contextlib.contextmanager
-def _replaced(module_name: str, name: str, value: Any) -> Iterator[None]:
-    module = importlib.import_module(f"uring_trio.{module_name}")
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)

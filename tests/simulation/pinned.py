@@ -15,6 +15,7 @@ import random
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
+from unittest import mock
 
 import harness
 import outcome
@@ -74,7 +75,7 @@ def trio_pinned(seed: int) -> Iterator[None]:
             (_run, "id", Numbers().of),  # in front of the built-in one
             (_run.CancelStatus, "__attrs_post_init__", _begin_in_order),
         ):
-            stack.enter_context(_replaced(owner, name, value))
+            stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(harness.no_collection())
         yield
 
@@ -98,18 +99,5 @@ def threads_in_time(pause_s: float) -> Iterator[None]:
     def start(fn: Any, deliver: Any, *_name: Any) -> None:
         trio.lowlevel.spawn_system_task(work, fn, deliver)
 
-    with _replaced(_threads, "start_thread_soon", start):
+    with mock.patch.object(_threads, "start_thread_soon", start):
         yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
