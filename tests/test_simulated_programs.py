@@ -13,6 +13,7 @@ import machine_speed
 import pytest
 import trio
 from simulation import programs, programs_draw
+from simulation.gain_others import OF_SERVICE
 from simulation.programs_model import ByteQueue, MessageQueue
 
 from uring_trio import _io_manager, _lines, _operations, _streams
@@ -81,6 +82,14 @@ def test_every_callback_is_called_and_every_end_is_told() -> None:
         assert "done" in ends_of(verb, seen), verb
     assert ends_of("s_drain", seen) >= {"drained", "ConnectionClosed", "cancelled"}
     assert chosen >= {*programs_draw.KINDS} - {"stale"}
+
+
+def test_a_verb_is_of_one_kind_of_step() -> None:
+    """Or the one that is asked first has those of both."""
+    others = [*programs.OF_ENDS, *OF_SERVICE, *programs.OF_CROWDS]
+    verbs = [*others, *programs.OF_LISTENERS]
+    assert len(verbs) == len({*verbs})
+    assert not [verb for verb in others if hasattr(programs.Program, verb)]
 
 
 # ---- the same again ----------------------------------------------------------------------
