@@ -55,8 +55,6 @@ class Messages(Common):
         self.to_us = MessageBook(world.clock, world.numbers)
         self.peers: list[SO.socket] = []
         self.to_peers: list[MessageBook] = []
-        self._drops = 0
-        self._peers_drops: list[int] = []
         self._address: Any = None
         self._room = ways.PACKET_MAX + OVERHEAD
 

@@ -214,15 +214,13 @@ class Rival:
     """Who has our file as well: here, or in the stranger's process.
 
     Attributes:
-      facts: of the place.
       greedy: the stranger takes what comes by himself.
     """
 
-    def __init__(self, world: World, key: int, fd: int, facts: set[str]) -> None:
+    def __init__(self, world: World, key: int, fd: int) -> None:
         self._world = world
         self._key = key
         self.fd = os.dup(fd)
-        self._facts = facts
         self._stranger = False
         self.greedy = False
 
@@ -315,7 +313,7 @@ class Common:
     def rivals(self) -> Rival | None:
         """The rival; there is one from now on, if there still can be."""
         if self.rival is None and self.fd() >= 0:
-            self.rival = Rival(self.world, self.number, self.fd(), self.facts)
+            self.rival = Rival(self.world, self.number, self.fd())
             self.facts.add("shared")
         return self.rival
 

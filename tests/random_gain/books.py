@@ -46,7 +46,7 @@ class Account:
 
     Attributes:
       number: its peer's, in the plan.
-      mine: of the options, what the rules depend on.
+      rules: of the options, what the books depend on.
     """
 
     def __init__(self, number: int, rules: Rules) -> None:

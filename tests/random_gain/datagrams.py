@@ -76,7 +76,6 @@ class DatagramPeer:
         self.got_last = -1  # by the server
         self.got: set[int] = set()
         self.answered = 0  # by the server
-        self.refused = False
         self.answer_last = -1
         self.answers = 0
         self._seen: set[int] = set()
@@ -275,7 +274,7 @@ class Datagrams:
             return ""
         for peer in self.peers.values():
             missing = peer.sent - len(peer.got | peer.stolen)
-            if missing and not peer.refused:
+            if missing:
                 return f"{missing} datagrams of {peer.number} have not come"
             if peer.lossy or peer.closed or not peer.reads or self._world.may_overtake:
                 continue

@@ -87,7 +87,6 @@ class Log(logging.Handler):
     def __init__(self, faults: Faults) -> None:
         super().__init__(logging.WARNING)
         self._faults = faults
-        self.warnings: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -97,4 +96,3 @@ class Log(logging.Handler):
                 self._faults.add(Logged(f"{message}: {exc!r}"), exc)
         elif "left behind" in message or "was cancelled" in message or "does not" in message:
             self._faults.add(Logged(message))
-        self.warnings.append(message)

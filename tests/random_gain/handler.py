@@ -119,7 +119,6 @@ class Handler:
         self.default_read = options.get("on_read", "echo")
         self.default_eof = options.get("on_eof", "close")
         self.strict = bool(options.get("write_strict"))
-        self.ticks = 0
 
     # ---- the callbacks ---------------------------------------------------------------------
 
@@ -199,7 +198,7 @@ class Handler:
             account.close_over = True
 
     def on_tick(self, server: gain.Server) -> None:
-        self.ticks += 1
+        """It comes; what that costs is looked at while nothing moves."""
 
     # ---- what they do ----------------------------------------------------------------------
 
