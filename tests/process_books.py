@@ -23,7 +23,9 @@ What the kernel and Python do, and what follows
   kernel counts as well.
 - Memory is Python's blocks, and the bytes that malloc has given out and not taken back: Python's
   larger blocks and all of C's. Only some rounds of the same tell of a leak, since tables grow and
-  caches fill; see `growth`.
+  caches fill; see `growth`. One cache fills for thousands of rounds, and is emptied before each
+  count: that of methods, which keeps the name that each was looked up by, and C makes a new one
+  for every call by a name (so does each split of a group of exceptions).
 
 It uses nothing of the product, so that it serves with another release's as well
 (``fuzz.py --against``), and needs a Linux with /proc.
@@ -294,9 +296,16 @@ class Memory(NamedTuple):
     malloc_bytes: int
 
 
+if sys.version_info >= (3, 13):
+    _forget_methods = sys._clear_internal_caches
+else:
+    _forget_methods = sys._clear_type_cache
+
+
 def memory() -> Memory:
     """In use now, after a collection."""
     gc.collect()
+    _forget_methods()
     info = _mallinfo2() if _mallinfo2 is not None else None
     in_use = info.uordblks + info.hblkhd if info is not None else 0
     return Memory(sys.getallocatedblocks(), in_use)

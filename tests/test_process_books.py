@@ -208,6 +208,19 @@ def test_memory_that_grows_with_each_round_is_told() -> None:
     assert growth(rounds_of(gc.collect), blocks=500, malloc_bytes=50_000) == ""
 
 
+def test_the_names_that_methods_were_looked_up_by_are_no_growth() -> None:
+    call = ctypes.pythonapi.PyObject_CallMethod
+    call.restype = ctypes.py_object
+
+    def by_name() -> None:
+        between = []  # of the same size, so that each name is in another place
+        for _ in range(50):
+            call(ctypes.py_object(""), b"strip", None)
+            between.append(bytes(22))
+
+    assert growth(rounds_of(by_name), blocks=10, malloc_bytes=1 << 30) == ""
+
+
 def test_what_is_bought_once_is_no_growth() -> None:
     rounds = [Memory(1, 1), Memory(900, 900), Memory(900, 900), Memory(1800, 1800)]
     assert growth(rounds, blocks=10, malloc_bytes=10) == ""

@@ -72,9 +72,8 @@ TURN_MAX_S = 4.0 * SLOWNESS
 # What one more round of the same may take in each of the later ones: of Python's blocks, and of
 # malloc's bytes, which all of C's are among. All of them must take more, so what is bought once, or
 # now and then, is none of it.
-# 3 blocks are the book's own. Some are kept where somebody serves, on stock as well: up to 4 with
-# trio, and up to 28 with anyio.
-BLOCKS_A_ROUND = {"trio": 12, "anyio": 40}
+# 3 blocks are the book's own.
+BLOCKS_A_ROUND = 12
 # What malloc keeps for the next of a size counts as given out, up to seven of each: some 3,000 in
 # each of these rounds, and 7,000 in another thread than the first, on stock as well.
 BYTES_A_ROUND, BYTES_IN_A_THREAD = 6_000, 20_000
@@ -119,10 +118,9 @@ class Conduct:
     def _judge_memory(self, memory: list[process_books.Memory]) -> None:
         """Some rounds in a row took more than the one before: it is no one-time purchase."""
         later = memory[ROUNDS_BEFORE - 1 :]
-        blocks = BLOCKS_A_ROUND[self._door]
         in_thread = self._options.get("host") == "thread"
         size = BYTES_IN_A_THREAD if in_thread else BYTES_A_ROUND
-        if told := process_books.growth(later, blocks=blocks, malloc_bytes=size):
+        if told := process_books.growth(later, blocks=BLOCKS_A_ROUND, malloc_bytes=size):
             raise Left(told)
 
     async def _round(self, *, quiet: bool) -> None:
