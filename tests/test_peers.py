@@ -146,7 +146,7 @@ def test_a_call_that_blocks_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         return data
 
     instead_of_recv(monkeypatch, blocks)
-    monkeypatch.setattr(conduct, "TURN_MAX_S", 0.1)
+    monkeypatch.setattr(conduct, "TURN_MAX_S", 0.1 * conduct.SLOWNESS)
     fails_with(Stuck, plan(RECV, TICK, SEND, ["sleep", 1], ["sleep", 1]))
 
 

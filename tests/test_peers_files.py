@@ -69,7 +69,7 @@ def test_the_ring_is_as_stock() -> None:
 
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_difference_is_told(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conduct, "WAKE_MAX_S", 0.05)
+    monkeypatch.setattr(conduct, "WAKE_MAX_S", 0.1 * conduct.SLOWNESS)
     model = stock.Sitting(PLAN, "trio", harness.EPOLL, None).run()
     wrong = copy.deepcopy(model)
     wrong[step]["0: recv of sock of unix"] = "EBADF"

@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import by_seed
+import harness
 import kernel_workers
 import pytest
 import seeds_ring_gain  # noqa: F401 - registers it
@@ -51,7 +52,7 @@ pytestmark = needs_ring
 Patch = pytest.MonkeyPatch
 
 # For what will not happen, since it is planted so.
-SHORT_BOUND_S = 1.0
+SHORT_BOUND_S = 1.0 * harness.SLOWNESS
 TRIES = 50
 LATER_S = 0.1  # what has not happened by then does not happen
 

@@ -21,6 +21,7 @@ import tty
 import zlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import machine_speed
 import wakeup_kinds
 
 from peers import stranger as strangers
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SO = stdlib_socket
-SEEN_MAX_S = 0.5  # what follows from an act at once, but for a busy machine
+# What follows from an act at once, but for a busy machine.
+SEEN_MAX_S = 0.5 * machine_speed.slowness()
 TCP_BUFFER = 65_536  # bytes: large enough that TCP sends at once, and of one size
 ENDS = select.POLLHUP | select.POLLRDHUP | select.POLLERR
 

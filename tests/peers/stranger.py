@@ -28,8 +28,9 @@ LENGTHS = struct.Struct("!II")
 SLOWNESS = machine_speed.slowness()
 ANSWER_MAX_S = 4.0 * SLOWNESS
 CHUNK = 65536
-# A look tells of what another one takes; then there is nothing to wait for.
-BLOCK_MAX_S = 0.02
+# A look tells of what another one takes; then there is nothing to wait for. Whoever gets no CPU
+# for so long, just after a call that did not wait, loses what it gave.
+BLOCK_MAX_S = 0.05 * SLOWNESS
 
 
 def write_frame(sock: stdlib_socket.socket, head: Any, data: bytes, fds: list[int]) -> None:
