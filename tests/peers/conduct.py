@@ -402,7 +402,7 @@ def run(plan: Plan, door: str) -> None:
     Raises:
       AssertionError: some book does not agree.
     """
-    start(door, "", trio.lowlevel.checkpoint)  # what is made once in a process
+    start(door, trio.lowlevel.checkpoint)  # what is made once in a process
     books = process_books.Descriptors(), process_books.Threads()
     stranger = Stranger() if plan["options"].get("stranger") else None
     try:
@@ -411,7 +411,7 @@ def run(plan: Plan, door: str) -> None:
         host = plan["options"].get("host", "")
         looks_matter = any(step[0] == "between" for step in plan["steps"])
         with blocking_is_seen(), between.in_use() if looks_matter else contextlib.nullcontext():
-            start(door, host, conduct.run)
+            start(door, conduct.run, host)
     finally:
         if stranger:
             stranger.close()
@@ -419,13 +419,14 @@ def run(plan: Plan, door: str) -> None:
         raise Left("; ".join(left))
 
 
-def start(door: str, host: str, main: Any) -> None:
+def start(door: str, main: Any, host: str = "", backend: str = BACKEND) -> None:
+    """A run by a door, under a host."""
     if host == "thread":
         failures: list[BaseException] = []
 
         def in_thread() -> None:
             try:
-                start(door, "", main)
+                start(door, main, backend=backend)
             except BaseException as exc:  # noqa: BLE001  raised again below
                 failures.append(exc)
 
@@ -435,9 +436,9 @@ def start(door: str, host: str, main: Any) -> None:
         if failures:
             raise failures[0]
     elif door == "anyio":
-        options = uring_trio.anyio_options(backend="io_uring") if BACKEND == harness.RING else {}
+        options = uring_trio.anyio_options(backend="io_uring") if backend == harness.RING else {}
         anyio.run(main, backend="trio", backend_options=options)
     elif host == "guest":
-        guest_tools.run_in_host_loop(BACKEND, main)
+        guest_tools.run_in_host_loop(backend, main)
     else:
-        harness.run_raw(BACKEND, main)
+        harness.run_raw(backend, main)

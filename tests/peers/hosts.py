@@ -348,7 +348,7 @@ def run(plan: Plan) -> None:
     Raises:
       AssertionError: some book does not agree.
     """
-    conduct.start("trio", "guest", trio.lowlevel.checkpoint)  # what is made once in a process
+    conduct.start("trio", trio.lowlevel.checkpoint, "guest")  # what is made once in a process
     books = process_books.Descriptors(), process_books.Threads(), process_books.Workers()
     try:
         Host(plan).run()

@@ -28,14 +28,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import guest_tools
 import harness
 import kernel_workers
 import process_books
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-import uring_trio
 from peers import conduct, ways
 from peers.books import Burnt, Handed, Left, Strange
 from peers.files import KINDS, File
@@ -225,7 +223,7 @@ class Sitting:
         self._plan = plan
         self._anyio = door == "anyio"
         self._backend = backend
-        self._start = functools.partial(start, door, backend)
+        self._start = functools.partial(conduct.start, door, backend=backend)
         self._model = model
         self._pause_s = pause_s
         self.states: list[State] = []
@@ -536,23 +534,13 @@ def differences(model: State, state: State) -> str:
     )
 
 
-def start(door: str, backend: str, main: Any, host: str = "") -> None:
-    if door == "anyio":
-        options = uring_trio.anyio_options(backend="io_uring") if backend == harness.RING else {}
-        anyio.run(main, backend="trio", backend_options=options)
-    elif host == "guest":
-        guest_tools.run_in_host_loop(backend, main)
-    else:
-        harness.run_raw(backend, main)
-
-
 def run(plan: Plan, door: str) -> None:
     """A plan on stock and on the ring.
 
     Raises:
       AssertionError: they differ, or some book does not agree.
     """
-    start(door, conduct.BACKEND, trio.lowlevel.checkpoint)  # what is made once in a process
+    conduct.start(door, trio.lowlevel.checkpoint)  # what is made once in a process
     books = process_books.Descriptors(), process_books.Threads(), process_books.Workers()
     model = Sitting(plan, door, harness.EPOLL, None).run()
     try:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import machine_speed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LENGTHS = struct.Struct("!II")
 SLOWNESS = machine_speed.slowness()
@@ -58,17 +58,23 @@ def read_frame(sock: stdlib_socket.socket) -> tuple[Any, bytes, list[int]]:
     return json.loads(read_exactly(sock, text)), read_exactly(sock, data), fds
 
 
+def forked(serve: Callable[[stdlib_socket.socket], NoReturn]) -> tuple[int, stdlib_socket.socket]:
+    """A process that serves at the other end of the socket: its number, and our end."""
+    ours, theirs = stdlib_socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        serve(theirs)
+    theirs.close()
+    ours.settimeout(ANSWER_MAX_S)
+    return pid, ours
+
+
 class Stranger:
     """Our side of it."""
 
     def __init__(self) -> None:
-        self._sock, theirs = stdlib_socket.socketpair()
-        self.pid = os.fork()
-        if not self.pid:
-            self._sock.close()
-            serve(theirs)
-        theirs.close()
-        self._sock.settimeout(ANSWER_MAX_S)
+        self.pid, self._sock = forked(serve)
 
     def ask(self, head: dict[str, Any], data: bytes = b"", fd: int | None = None) -> Any:
         """Have it do something: its answer, and the data with it."""

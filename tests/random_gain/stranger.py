@@ -22,7 +22,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from peers.stranger import ANSWER_MAX_S, read_frame, set_blocking, write_frame
+from peers.stranger import forked, read_frame, set_blocking, write_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,13 +34,7 @@ class Stranger:
     """Our side of it."""
 
     def __init__(self) -> None:
-        self._sock, theirs = socket.socketpair()
-        self.pid = os.fork()
-        if not self.pid:
-            self._sock.close()
-            serve(theirs)
-        theirs.close()
-        self._sock.settimeout(ANSWER_MAX_S)
+        self.pid, self._sock = forked(serve)
         self._has = False
 
     def have(self, files: Callable[[], Iterable[socket.socket]]) -> None:
