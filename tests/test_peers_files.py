@@ -11,6 +11,7 @@ import pytest
 from marks import needs_ring
 from peers import conduct, files, stock
 from peers.books import Strange
+from peers.stranger import poll_says
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,11 +45,11 @@ def test_a_file_of_each_kind_leaves_nothing(kind: str, tmp_path: Path) -> None:
 def test_what_comes_makes_ready_and_what_is_taken_does_not(tmp_path: Path) -> None:
     for kind in ("eventfd", "semaphore", "timerfd", "inotify", "epoll", "unix", "fifo_in", "tty"):
         file = files.KINDS[kind](kind, str(tmp_path))
-        assert not files.poll_says(file.fd, select.POLLIN)
+        assert not poll_says(file.fd, select.POLLIN)
         file.act("put", SIZE)
-        assert files.poll_says(file.fd, select.POLLIN)
+        assert poll_says(file.fd, select.POLLIN)
         file.act("take", SIZE)
-        assert not files.poll_says(file.fd, select.POLLIN)
+        assert not poll_says(file.fd, select.POLLIN)
         file.close()
 
 

@@ -27,8 +27,8 @@ from peers.books import Burnt, Early, Handed, Left, Lost, Strange, Stuck
 from peers.kinds import KINDS
 from peers.listeners import Listener
 from peers.messages import Messages
-from peers.places import Call, World, name_of, poll_says
-from peers.stranger import Stranger, as_socket
+from peers.places import Call, World, name_of
+from peers.stranger import Stranger, as_socket, poll_says
 from peers.streams import TERMINALS
 from peers.ways import OWN_WAY, takes_flags
 

@@ -6,15 +6,12 @@ expires, a segment of TCP's) it waits for, so that two runs of the same acts see
 
 from __future__ import annotations
 
-import array
 import contextlib
-import fcntl
 import os
 import pty
 import select
 import signal
 import socket as stdlib_socket
-import termios
 import threading
 import time
 import tty
@@ -26,6 +23,8 @@ import wakeup_kinds
 
 from peers import stranger as strangers
 from peers.books import content
+from peers.places import queued
+from peers.stranger import poll_says
 from peers.streams import tcp_pair
 
 if TYPE_CHECKING:
@@ -36,13 +35,6 @@ SO = stdlib_socket
 SEEN_MAX_S = 0.5 * machine_speed.slowness()
 TCP_BUFFER = 65_536  # bytes: large enough that TCP sends at once, and of one size
 ENDS = select.POLLHUP | select.POLLRDHUP | select.POLLERR
-
-
-def poll_says(fd: int, events: int) -> int:
-    poll = select.poll()
-    if fd >= 0:
-        poll.register(fd, events)
-    return sum(found for _, found in poll.poll(0))
 
 
 def soon(condition: Callable[[], object]) -> None:
@@ -257,7 +249,7 @@ class Carrier(File):
 
     def _put(self, size: int) -> None:
         data = self.content(1 + size % self.size_max)
-        before = self._queued()
+        before = queued(self.fd)
         if self.far < 0:
             return
         if self._far_sock is not None:
@@ -265,17 +257,11 @@ class Carrier(File):
         else:
             sent = os.write(self.far, data)
         if self.kind in ("tcp", "tty", "pty"):
-            soon(lambda: self.fd < 0 or self._queued() >= before + sent)
+            soon(lambda: self.fd < 0 or queued(self.fd) >= before + sent)
 
     def _take(self, size: int) -> None:
         if self.fd >= 0:
             strangers.take(self.fd, 1 + size % self.size_max)
-
-    def _queued(self) -> int:
-        answer = array.array("i", [0])
-        if self.fd >= 0:
-            fcntl.ioctl(self.fd, termios.FIONREAD, answer)
-        return answer[0]
 
     def _fill(self) -> None:
         if self.fd < 0 or self.kind in ("tty", "pty"):

@@ -8,6 +8,7 @@ error may be excused with.
 from __future__ import annotations
 
 import array
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -34,6 +35,7 @@ from peers.books import (
     Strange,
     content,
 )
+from peers.stranger import poll_says
 
 if TYPE_CHECKING:
     from peers.between import Between
@@ -179,20 +181,12 @@ def set_option(sock: Any, name: str, size: int) -> bool:
 # ---- what all kinds do alike -------------------------------------------------------------
 
 
-def poll_says(fd: int) -> int:
-    """All that poll(2) says of a file."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN | select.POLLOUT | select.POLLPRI | select.POLLRDHUP)
-    return sum(events for _, events in poll.poll(0))
-
-
 def queued(fd: int) -> int:
-    """Bytes that could be read."""
+    """Bytes that could be read; of no file, or of one that does not tell, 0."""
     answer = array.array("i", [0])
-    try:
-        fcntl.ioctl(fd, termios.FIONREAD, answer)
-    except OSError:
-        return 0
+    with contextlib.suppress(OSError):
+        if fd >= 0:
+            fcntl.ioctl(fd, termios.FIONREAD, answer)
     return answer[0]
 
 

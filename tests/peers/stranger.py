@@ -31,6 +31,7 @@ CHUNK = 65536
 # A look tells of what another one takes; then there is nothing to wait for. Whoever gets no CPU
 # for so long, just after a call that did not wait, loses what it gave.
 BLOCK_MAX_S = 0.05 * SLOWNESS
+ALL = select.POLLIN | select.POLLOUT | select.POLLPRI | select.POLLRDHUP
 
 
 def write_frame(sock: stdlib_socket.socket, head: Any, data: bytes, fds: list[int]) -> None:
@@ -191,10 +192,12 @@ def not_for_long() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def is_ready(fd: int, events: int) -> bool:
+def poll_says(fd: int, events: int = ALL) -> int:
+    """What poll(2) says of a file now; of none it says nothing."""
     poll = select.poll()
-    poll.register(fd, events)
-    return bool(poll.poll(0))
+    if fd >= 0:
+        poll.register(fd, events)
+    return sum(found for _, found in poll.poll(0))
 
 
 def as_socket(fd: int) -> stdlib_socket.socket | None:
@@ -223,7 +226,7 @@ def receive(fd: int, size: int) -> bytes | None:
     """
     sock = as_socket(fd)
     if sock is None:
-        if not is_ready(fd, select.POLLIN):  # perhaps it would block
+        if not poll_says(fd, select.POLLIN):  # perhaps it would block
             return None
         with contextlib.suppress(BlockingIOError), not_for_long():
             return os.read(fd, size)
@@ -243,7 +246,7 @@ NAME_MAX_S = 2.0 * SLOWNESS
 
 
 def accept_name(listener: stdlib_socket.socket) -> bytes | None:
-    if not is_ready(listener.fileno(), select.POLLIN):
+    if not poll_says(listener.fileno(), select.POLLIN):
         return None
     with not_for_long():
         connection, _ = listener.accept()
@@ -266,7 +269,7 @@ def put(fd: int, data: bytes) -> int:
     """Send or write what is taken at once; how much that is."""
     sock = as_socket(fd)
     if sock is None:
-        if not is_ready(fd, select.POLLOUT):
+        if not poll_says(fd, select.POLLOUT):
             return 0
         try:
             # So much a pipe takes without blocking, if it takes anything.
