@@ -7,10 +7,12 @@ The helpers below are all that such a test needs.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import gc
 import os
 import socket as stdlib_socket
+import struct
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -242,6 +244,25 @@ def drain_messages(sock: stdlib_socket.socket) -> list[bytes]:
         while True:
             messages.append(sock.recv(1 << 20))
     return messages
+
+
+SO_MEMINFO, SK_MEMINFO_DROPS, SK_MEMINFO_VARS = 55, 8, 9  # <linux/sock_diag.h>
+
+
+def drops(sock: Any) -> int:
+    """Datagrams that came to this socket and were not for its user: no room, or wrong."""
+    size = 4 * SK_MEMINFO_VARS
+    numbers = array.array("I", sock.getsockopt(stdlib_socket.SOL_SOCKET, SO_MEMINFO, size))
+    return int(numbers[SK_MEMINFO_DROPS])
+
+
+BAD_SIZE = 100  # bytes; up to 76 are verified before anybody is woken
+
+
+def bad_datagram(source_port: int, port: int) -> bytes:
+    """A datagram of UDP, with its header, for a raw socket: its checksum is wrong."""
+    header = struct.pack("!HHHH", source_port, port, 8 + BAD_SIZE, 0xBEEF)
+    return header + bytes(BAD_SIZE)
 
 
 @contextlib.contextmanager

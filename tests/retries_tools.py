@@ -32,7 +32,6 @@ SHORT_WINDOW_S = 0.05  # where a sibling of the test has the long one
 BOUND_S = 20.0
 
 SMALL_BUFFER = 16 << 10  # bytes, so that little data clogs a connection
-SO_MEMINFO, SK_MEMINFO_DROPS, SK_MEMINFO_VARS = 55, 8, 9  # <linux/sock_diag.h>
 
 
 def on_the_ring() -> bool:
@@ -171,13 +170,6 @@ def time_stamps(sock: Any) -> None:
     """Have the kernel queue an error, so called, for everything that is sent."""
     so_timestamping, tx_software, software = 37, 1 << 1, 1 << 4
     sock.setsockopt(stdlib_socket.SOL_SOCKET, so_timestamping, tx_software | software)
-
-
-def drops(sock: Any) -> int:
-    """Datagrams that came to this socket and were not for its user."""
-    size = 4 * SK_MEMINFO_VARS
-    numbers = array.array("I", sock.getsockopt(stdlib_socket.SOL_SOCKET, SO_MEMINFO, size))
-    return int(numbers[SK_MEMINFO_DROPS])
 
 
 async def until(condition: Callable[[], Any]) -> None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.differential
 
 BAD = 200  # more than the kernel's 128 retries
-SIZE = 100  # bytes; up to 76 are verified before anybody is woken
 HOSTS = {stdlib_socket.AF_INET: "127.0.0.1", stdlib_socket.AF_INET6: "::1"}
 FAMILIES = pytest.mark.parametrize("family", HOSTS, ids=["IPv4", "IPv6"])
 INSIDE = "URING_TRIO_TESTS_OWN_NETWORK"  # in the environment of the tests in a namespace
@@ -69,16 +68,15 @@ class BadSender:
             self.source_port = target.getpeername()[1]
 
     def send(self) -> None:
-        header = struct.pack("!HHHH", self.source_port, self.port, 8 + SIZE, 0xBEEF)
-        self.raw.sendto(header + bytes(SIZE), self.address)
+        self.raw.sendto(harness.bad_datagram(self.source_port, self.port), self.address)
 
     async def send_one_by_one(self, count: int) -> None:
         """Until all have been looked at, and dropped."""
-        before = tools.drops(self.target)
+        before = harness.drops(self.target)
         for _ in range(count):
             self.send()
             await trio.lowlevel.checkpoint()
-        await tools.until_over(lambda: tools.drops(self.target), before + count - 1)
+        await tools.until_over(lambda: harness.drops(self.target), before + count - 1)
 
     def close(self) -> None:
         self.raw.close()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from typing import Any
 
 import anyio
 import anyio.abc
 import by_seed
+import harness
 
 from peers import stranger as strangers
 from peers import ways
@@ -22,7 +22,6 @@ from peers.books import (
 )
 from peers.places import (
     ACCEPT,
-    BAD_SIZE,
     GONE,
     HOSTS,
     READ,
@@ -35,7 +34,6 @@ from peers.places import (
     Rival,
     World,
     accept_in_vain,
-    drops,
     unix_pair,
     wait,
 )
@@ -223,9 +221,8 @@ class Messages(Common):
             return
         self.facts.add("bad")
         port = 4444 if self.is_open or self.peers[0].fileno() < 0 else self._peer_port()
-        header = struct.pack("!HHHH", port, self._address[1], 8 + BAD_SIZE, 0xBEEF)
         with contextlib.suppress(OSError):
-            raw.sendto(header + bytes(BAD_SIZE), (self._address[0], 0))
+            raw.sendto(harness.bad_datagram(port, self._address[1]), (self._address[0], 0))
 
     def _peer_port(self) -> int:
         return int(self.peers[0].getsockname()[1])
@@ -438,7 +435,7 @@ class Messages(Common):
                 while self._peer_reads(which):
                     pass
                 if self.kind.startswith("udp"):
-                    lost_max = drops(peer)
+                    lost_max = harness.drops(peer)
                 elif self.kind != "unix_dgram" or "peer found nobody" not in self.facts:
                     lost_max = 0  # otherwise as above
                 peer.close()
@@ -450,7 +447,7 @@ class Messages(Common):
         sock = strangers.as_socket(fd)
         assert sock is not None
         try:
-            return drops(sock)
+            return harness.drops(sock)
         finally:
             sock.detach()
 

@@ -46,9 +46,6 @@ SIZE_MAX = 300_000  # bytes that one act or call is about
 BYTES_MAX = 16 << 20  # of one round; after that it goes on in small
 PATIENCE = 3000  # sends of one round that are made only to fill something
 HOSTS = {SO.AF_INET: "127.0.0.1", SO.AF_INET6: "::1"}
-SO_MEMINFO, SK_MEMINFO_DROPS, SK_MEMINFO_VARS = 55, 8, 9  # <linux/sock_diag.h>
-# A bad checksum is found when the datagram is received, if it is not among the shortest.
-BAD_SIZE = 100
 CLIENTS_MAX = 90
 FULL_TO = 20  # tries of a byte, after what is large finds no room any more
 READ, WRITE, ACCEPT, CONNECT = "read", "write", "accept", "connect"
@@ -188,13 +185,6 @@ def queued(fd: int) -> int:
         if fd >= 0:
             fcntl.ioctl(fd, termios.FIONREAD, answer)
     return answer[0]
-
-
-def drops(sock: SO.socket) -> int:
-    """Datagrams that this socket had no room for, or that were wrong."""
-    size = 4 * SK_MEMINFO_VARS
-    numbers = array.array("I", sock.getsockopt(SOL, SO_MEMINFO, size))
-    return int(numbers[SK_MEMINFO_DROPS])
 
 
 def name_of(exc: BaseException) -> str:
