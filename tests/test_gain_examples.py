@@ -170,12 +170,13 @@ ANSWER = re.compile(
 def statuses(received: bytes) -> list[int]:
     """The status of each answer; what is received must be answers from end to end."""
     found = []
-    while received:
-        match = ANSWER.match(received)
-        assert match is not None, received[:1000]
+    position = 0
+    while position < len(received):
+        match = ANSWER.match(received, position)
+        assert match is not None, received[position : position + 1000]
         assert len(match[3]) == int(match[2])
         found.append(int(match[1]))
-        received = received[match.end() :]
+        position = match.end()
     return found
 
 
