@@ -75,6 +75,25 @@ assert answer(slot) == 10
 _memory.unpin(pinned)
 assert b.recv(100) == b"z" * 10
 assert guarded.counts() == (3, 1, 0), guarded.counts()
+
+# Several send from one: of what another keeps, or has pinned, letting go is no giving up.
+data = bytes(range(200))
+a.setblocking(False)
+try:
+    while True:
+        a.send(bytes(4096))
+except BlockingIOError:
+    pass
+pins = [_memory.pin(memoryview(data)[start:]) for start in (10, 20, 20)]
+assert ring.send(a.fileno(), data, 200, 0) > 0
+assert ring.send(a.fileno(), pins[1], 180, 0) > 0
+ring.wait(0)
+_memory.unpin(pins[0])
+_memory.unpin(pins[2])
+assert guarded.counts() == (5, 1, 0), guarded.counts()
+b.close()
+for _ in range(2):
+    ring.wait(10**9)
 """
 
 FREED = """
@@ -87,6 +106,15 @@ assert answer(slot) == -errno.EFAULT
 
 UNPINNED = """
 pinned = _memory.pin(bytearray(100), writable=True)
+slot = ring.recv_into(b.fileno(), pinned, 100, 0, 0)
+ring.wait(0)
+_memory.unpin(pinned)
+"""
+
+# That another pins a part of it does not keep the rest.
+UNPINNED_IN_PART = """
+data = bytearray(100)
+pinned, other = _memory.pin(data, writable=True), _memory.pin(memoryview(data)[50:])
 slot = ring.recv_into(b.fileno(), pinned, 100, 0, 0)
 ring.wait(0)
 _memory.unpin(pinned)
@@ -155,11 +183,12 @@ def test_it_finds_nothing_where_there_is_nothing(tmp_path: Path) -> None:
     [
         (FREED, ["freed before the last cqe of a recv", "begins on memory", "-EFAULT"]),
         (UNPINNED, ["unpinned before the last cqe of a recv"]),
+        (UNPINNED_IN_PART, ["unpinned before the last cqe of a recv"]),
         (NEVER_PINNED, ["goes into memory that is not pinned"]),
         (CHANGED, ["has changed meanwhile"]),
         (TWICE, ["freed twice"]),
     ],
-    ids=["freed", "unpinned", "never pinned", "changed", "freed twice"],
+    ids=["freed", "unpinned", "unpinned in part", "never pinned", "changed", "freed twice"],
 )
 def test_it_tells_of_memory_that_is_given_up_too_early(
     program: str, told: list[str], tmp_path: Path

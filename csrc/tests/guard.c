@@ -155,12 +155,13 @@ static struct pin **pin_at(const void *memory)
     return at;
 }
 
-bool guard_is_pinned(const void *memory)
+bool guard_is_pinned(const void *memory, size_t size)
 {
     const char *at = memory;
     for (unsigned i = 0; i < BUCKETS; i++)
         for (struct pin *pin = pins[i]; pin != NULL; pin = pin->next)
-            if (at >= pin->memory && at < pin->memory + pin->size)
+            if (at >= pin->memory && at < pin->memory + pin->size &&
+                size <= (size_t)(pin->memory + pin->size - at))
                 return true;
     return false;
 }
@@ -171,6 +172,8 @@ static void give_up(struct request *request, const char *memory, size_t size, co
         struct part *part = &request->parts[i];
         if (part->gone || part->origin >= memory + size || memory >= part->origin + part->size)
             continue;
+        if (!guard_holds(memory) && (part->fixed || guard_is_pinned(part->origin, part->size)))
+            continue; /* others send from it, too: a `bytes` that they keep, or by their own pin */
         guard_fault("memory of %zu bytes was %s while the kernel works on it: opcode %u, "
                     "user_data %#llx",
                     size, how, request->opcode, (unsigned long long)request->user_data);
@@ -210,8 +213,7 @@ void guard_unpin(const void *memory)
     struct pin **at = pin_at(memory), *pin = *at;
     if (pin != NULL) {
         *at = pin->next;
-        if (*pin_at(memory) == NULL) /* it may be pinned twice */
-            let_go(memory, pin->size, "unpinned");
+        let_go(memory, pin->size, "unpinned");
         guard_drop(pin);
     }
     guard_unlock();
@@ -277,7 +279,7 @@ static char *add_data(struct request *request, void *origin, size_t size, enum d
     if (request->count > before) {
         struct part *part = &request->parts[before];
         part->data = true;
-        part->fixed = direction == READ_BY_KERNEL && !guard_is_pinned(origin);
+        part->fixed = direction == READ_BY_KERNEL && !guard_is_pinned(origin, part->size);
     }
     return copy;
 }

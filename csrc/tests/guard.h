@@ -27,7 +27,7 @@ const struct ut_kernel *guard_over(const struct ut_kernel *kernel);
 /* For the guard's own files. All that is below is called with the lock. */
 void guard_lock(void);
 void guard_unlock(void);
-bool guard_is_pinned(const void *memory);
+bool guard_is_pinned(const void *memory, size_t size);
 void guard_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

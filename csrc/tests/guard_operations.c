@@ -85,7 +85,7 @@ static void add(struct operation *operation, const void *memory, size_t size)
 static void add_received(struct operation *operation, const void *memory, size_t size)
 {
     add(operation, memory, size);
-    if (size > 0 && !guard_holds(memory) && !guard_is_pinned(memory))
+    if (size > 0 && !guard_holds(memory) && !guard_is_pinned(memory, size))
         guard_fault("a %s of %zu bytes goes into memory that is not pinned", operation->name,
                     size);
 }
@@ -99,7 +99,7 @@ static void add_sent(struct operation *operation, const void *memory, size_t siz
 {
     unsigned before = operation->count;
     add(operation, memory, size);
-    if (operation->count == before || guard_holds(memory) || guard_is_pinned(memory))
+    if (operation->count == before || guard_holds(memory) || guard_is_pinned(memory, size))
         return;
     struct range *range = &operation->ranges[before];
     range->first = copy_of(range->memory, end_size(range));
@@ -145,6 +145,9 @@ void guard_operations_let_go(const void *memory, size_t size, const char *how)
                 const struct range *range = &operation->ranges[j];
                 if (start >= range->memory + range->size || range->memory >= start + size)
                     continue;
+                if (!guard_holds(memory) &&
+                    (range->first != NULL || guard_is_pinned(range->memory, range->size)))
+                    continue; /* others send from it: a `bytes` that they keep, or their own pin */
                 guard_fault("memory of %zu bytes was %s before the last cqe of a %s", size, how,
                             operation->name);
                 break;
