@@ -67,13 +67,16 @@ async def fill(handler: Recorder, conn: gain.Conn, client: Any) -> None:
     assert handler.counts().close == 0
 
 
-async def end_of(handler: Recorder, seconds: float, *, slack: float = 0.1) -> BaseException | None:
-    """What the connection ends with, after about so many seconds.
+async def end_of(
+    handler: Recorder, seconds: float, *, slack: float = 0.1, since: float | None = None
+) -> BaseException | None:
+    """What the connection ends with, after about so many seconds: from now, or *since* then.
 
     Where this process did not run meanwhile the server's timer was late too, and has begun
     once more (see `_patience`): that time, and no other, is allowed on top.
     """
-    started = looked = trio.current_time()
+    looked = trio.current_time()
+    started = looked if since is None else since
     stopped = 0.0  # the longest time in which nothing of this run has run
     while handler.counts().close != 1:
         assert looked - started < gain_tools.BOUND_S
@@ -398,12 +401,19 @@ async def test_a_deadline_that_is_set_since_is_an_end(kind: str, tmp_path: Path)
 
 
 async def test_a_deadline_that_is_set_by_who_was_told_last_is_an_end(tmp_path: Path) -> None:
-    handler = Recorder(on_read=lambda conn, n: conn.set_read_deadline(4 * TIMEOUT_S))
+    set_at = [0.0]
+
+    def on_read(conn: gain.Conn, _n: int) -> None:
+        conn.set_read_deadline(4 * TIMEOUT_S)
+        set_at[0] = trio.current_time()
+
+    handler = Recorder(on_read=on_read)
     async with connected(
         "tcp", handler, tmp_path, read_buffer_limit=LIMIT, stuck_input_timeout=TIMEOUT_S
     ) as (conn, client):
         await fill(handler, conn, client)
-        assert isinstance(await end_of(handler, 4 * TIMEOUT_S), gain.DeadlineExceeded)
+        ended = await end_of(handler, 4 * TIMEOUT_S, since=set_at[0])
+        assert isinstance(ended, gain.DeadlineExceeded)
 
 
 async def test_a_deadline_from_before_is_none(tmp_path: Path) -> None:
