@@ -405,7 +405,8 @@ static int sleep_once(struct sim_ring *ring, uint64_t until_ns, bool is_endless,
     return -ETIME;
 }
 
-static int wait_events(struct sim_ring *ring, unsigned min_complete, uint64_t until_ns)
+static int wait_events(struct sim_ring *ring, unsigned submitted, unsigned min_complete,
+                       uint64_t until_ns)
 {
     bool is_endless = until_ns - sim.now_ns >= SIM_ENDLESS_NS, has_slept = false;
     unsigned waited = 0;
@@ -427,6 +428,9 @@ static int wait_events(struct sim_ring *ring, unsigned min_complete, uint64_t un
             return kring_cq_ready(&ring->k) > 0 ? 0 : error;
         has_slept = true;
         error = sleep_once(ring, until_ns, is_endless, &waited);
+        bool is_dropped = ring->drops && submitted == 0 && error == 0;
+        ring->dropped |= is_dropped;
+        ring->drops &= !is_dropped;
     }
 }
 
@@ -450,11 +454,14 @@ static int enter_ring(struct sim_ring *ring, unsigned to_submit, unsigned min_co
         sim_fault("an enter that Linux refuses");
     if (!pthread_equal(ring->owner, pthread_self()))
         return -EEXIST;
-    switch (sim_choose(SIM_FATAL, 3)) {
+    switch (sim_choose(SIM_FATAL, 4)) {
     case 1:
         return -ENOMEM;
     case 2:
         ring->dropped = true; /* a wait tells of it, and an enter that takes nothing */
+        break;
+    case 3:
+        ring->drops = true; /* ... of one that comes when a wait has slept, as others do */
         break;
     default:
         break;
@@ -477,7 +484,7 @@ static int enter_ring(struct sim_ring *ring, unsigned to_submit, unsigned min_co
     unsigned taken = submit(ring, wanted);
     if (taken != to_submit || !(flags & IORING_ENTER_GETEVENTS))
         return (int)taken;
-    int ended = wait_events(ring, min_complete, until_ns);
+    int ended = wait_events(ring, taken, min_complete, until_ns);
     ring->dropped = ring->dropped && (taken > 0 || ended != -EBADR);
     return taken > 0 ? (int)taken : ended;
 }

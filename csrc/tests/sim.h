@@ -34,7 +34,8 @@ enum sim_choice {
     SIM_ORDER,    /* which of the work that is due is run first, and whose cqe is posted first */
     SIM_DELAY,    /* how late a wake-up is, in virtual time */
     SIM_SHORT,    /* how much of what could be moved is */
-    SIM_REFUSE,   /* an attempt that does not wait finds nothing, though there is something */
+    SIM_REFUSE,   /* an attempt that does not wait finds nothing, though there is something: it
+                     comes right behind the attempt, or after a while */
     SIM_ENTER,    /* EINTR, EBUSY from a wait */
     SIM_SUBMIT,   /* EAGAIN for want of memory, fewer sqes than were given */
     SIM_BUFFERS,  /* -ENOBUFS although there are buffers */

@@ -541,6 +541,13 @@ void sim_file_await(struct sim_file *file, uint32_t events)
 
 /* ---- what comes by itself -------------------------------------------------------------- */
 
+void sim_file_tell(struct sim_file *file)
+{
+    uint32_t key = file->holders > 0 ? sim_file_poll(file, ALL) : 0;
+    if (key != 0)
+        sim_wake(file, key);
+}
+
 void sim_file_echo(struct sim_file *file)
 {
     if (file->echo_ns == SIM_NEVER)
@@ -564,9 +571,7 @@ void sim_world_advance(void)
         if (file->echo_ns > sim.now_ns)
             continue;
         file->echo_ns = SIM_NEVER;
-        uint32_t key = file->holders > 0 ? sim_file_poll(file, ALL) : 0;
-        if (key != 0)
-            sim_wake(file, key);
+        sim_file_tell(file);
     }
 }
 

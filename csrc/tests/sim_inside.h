@@ -63,7 +63,9 @@ uint32_t sim_file_poll(struct sim_file *file, uint32_t events);
 void sim_file_await(struct sim_file *file, uint32_t events);
 bool sim_file_can_poll(const struct sim_file *file);
 
-/* Whoever waits on the file is told once more, later, of what there is then. */
+/* Whoever waits on the file is told once more: of what there is now, or later, of what there is
+ * then. */
+void sim_file_tell(struct sim_file *file);
 void sim_file_echo(struct sim_file *file);
 
 void sim_net_gave(struct net_file *net, int result, size_t size); /* of a receive of so many */
@@ -132,6 +134,7 @@ struct sim_ring {
     bool sleeps;    /* its thread, in an enter */
     bool is_absent; /* not waited for, until it enters again */
     bool dropped;   /* a cqe, for want of memory; not told yet */
+    bool drops;     /* ... one of those that a wait sleeps for will be, where that can tell */
     uint64_t moved_ns; /* when time went by last, and */
     unsigned enters;   /* ... since then */
     uint64_t wakes_ns; /* when it will wake by itself; SIM_NEVER */

@@ -412,9 +412,15 @@ static struct found try_once(struct sim_request *request)
                        sqe->ioprio & IORING_RECVSEND_POLL_FIRST;
     if (polls_first && !request->polled)
         return nothing;
-    if (must_not_wait(sqe) && sim_choose(SIM_REFUSE, 4) == 1) {
+    switch (must_not_wait(sqe) ? sim_choose(SIM_REFUSE, 4) : 0) {
+    case 1:
         sim_file_echo(request->file);
         return nothing;
+    case 2:
+        sim_file_tell(request->file);
+        return nothing;
+    default:
+        break;
     }
     switch (sqe->opcode) {
     case IORING_OP_RECV:

@@ -64,6 +64,17 @@ static void refused(void)
     wait_and_say(); /* what had refused has ended */
 }
 
+static void refused_and_told(void)
+{
+    ask(2, pair[0], POLLIN, true);
+    submit();
+    peer_says("hello");
+    run_and_say();
+    receive(1, MSG_DONTWAIT, 0);
+    submit_and_say();
+    run_and_say();
+}
+
 static void waits(void)
 {
     ask(1, pair[0], POLLIN, false);
@@ -89,6 +100,15 @@ static void submissions(void)
 static void fatal(void)
 {
     say(" %s", name_of(enter(0, 1, IORING_ENTER_GETEVENTS, 1000000)));
+}
+
+static void fatal_beside_others(void)
+{
+    struct ut_timespec ts = {.tv_nsec = MS};
+    timeout(1, &ts);
+    submit();
+    say(" %s", name_of(enter(0, 1, IORING_ENTER_GETEVENTS, 2 * MS)));
+    say_cqes();
 }
 
 static void cancel_while_there_is_data(void)
@@ -144,6 +164,8 @@ static const struct variant variants[] = {
     {"late", late, SIM_DELAY, {3, END}, " no work | 1=5 | after 3000 us"},
     {"short", two_attempts, SIM_SHORT, {0, 2, END}, " 1=EAGAIN 2=3 |"},
     {"refused", refused, SIM_REFUSE, {1, END}, " 1=EAGAIN | 2=1+ | 2=1+ |"},
+    {"refused, and told at once", refused_and_told, SIM_REFUSE, {2, END},
+     " 2=1+ | 1=EAGAIN | 2=1+ |"},
     {"interrupted", waits, SIM_ENTER, {1, 2, END}, " EINTR EBUSY ETIME"},
     {"submitted in part", submissions, SIM_SUBMIT, {1, 3, 2, END},
      " EAGAIN 3 1 1=4 2=4 3=4 4=4 |"},
@@ -165,6 +187,8 @@ static const struct variant variants[] = {
      " 1=5b+ c1=0 | 1=ECANCELED | left: EAGAIN"},
     {"no memory", fatal, SIM_FATAL, {1, END}, " ENOMEM"},
     {"a lost cqe", fatal, SIM_FATAL, {2, END}, " EBADR"},
+    {"a cqe lost beside others", fatal_beside_others, SIM_FATAL, {0, 3, END},
+     " EBADR 1=ETIME |"},
     {"a cqe again, later", late_again, SIM_STALE, {2, 2, END}, " 1=EAGAIN 2=7 | | 2=7 |"},
     {"a cqe twice", two_attempts, SIM_STALE, {1, END}, " 1=EAGAIN 1=EAGAIN 2=7 |"},
 };

@@ -475,11 +475,12 @@ def kernel(random: random.Random) -> list[int]:
 
 
 def in_a_row(random: random.Random) -> list[int]:
-    """What is not plain, so many times in a row."""
+    """What is not plain, so many times in a row, in one way or in two."""
+    ways = random.choice([1, 2])
     found: list[int] = []
     while len(found) < KERNEL_LENGTHS[1]:
         found += [0] * random.choice([0, 1, 2, 5, 10, 20])
-        found += [1] * random.randint(2, 8)
+        found += [random.randint(1, ways) for _ in range(random.randint(2, 8))]
     return found
 
 
@@ -532,7 +533,8 @@ def draw(random: random.Random) -> Plan:
     if random.random() < 0.05:
         # The run ends there: so it comes after some plain choices, and alone.
         options["kinds"] = ["fatal"]
-        plan["kernel"] = [0] * random.randrange(80) + [random.choice([1, 2, 2])]
+        plain = random.randrange(random.choice([20, 80]))
+        plan["kernel"] = [0] * plain + [random.choice([1, 2, 3, 3])]
     return plan
 
 
