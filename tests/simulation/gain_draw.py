@@ -12,7 +12,7 @@ import simulation
 from simulation import programs, programs_draw, programs_gain
 from simulation.gain_ends import ANSWERS, TAKES
 from simulation.gain_handlers import HANDLERS
-from simulation.programs_draw import large, limit, size, wait
+from simulation.programs_draw import KERNEL_BELOW, KERNEL_LENGTHS, large, limit, size, wait
 
 if TYPE_CHECKING:
     import random
@@ -230,6 +230,21 @@ class Scenes:
             what = random.choice(["blocking", "spoil", "steal"])
             self.add(tasks[3], what, 3 * random.randrange(2), 3 * size(random))
 
+    def asked_on(self) -> None:
+        """Clients of UDP ask again and again, before they are answered."""
+        random = self.random
+        for task in self.begin()[: random.choice([1, 2, 2])]:
+            end = self.client("udp")
+            for _ in range(random.randint(5, 10)):
+                self.add(task, self.send(), end, random.choice([20, 200, 900, 900, 900]))
+                pause = random.choice(["checkpoints", "nap", "sleep", "sleep"])
+                self.add(task, pause, 0, random.choice([0, 1, 1, 3, 5, 20, 40]))
+
+    def draw_asked(self) -> list[list[Any]]:
+        for _ in range(self.random.randint(1, 3)):
+            self.asked_on()
+        return self.others.steps
+
     def draw(self) -> list[list[Any]]:
         scenes: list[Callable[[], None]] = [
             *(self.served_and_closed, self.paused) * 2,
@@ -294,4 +309,16 @@ def draw(random: random.Random) -> Plan:
         "udp_send_buffer": random.choice([0, 0, 4608]),
     }
     scenes = Scenes(random, channels, closes=closes)
+    if "served-udp" in channels and random.random() < 0.25:
+        # A slow line, on which less is under way than the server answers, and nothing is lost.
+        options |= {
+            "rooms": [0 for _ in channels],
+            "kinds": ["network"],
+            "network_kinds": ["delays"],
+            "udp_send_buffer": 4608,
+        }
+        odd = random.choice([0.1, 0.3, 1.0])
+        choices = [random.randrange(KERNEL_BELOW) for _ in range(KERNEL_LENGTHS[-1])]
+        kernel = [choice if random.random() < odd else 0 for choice in choices]
+        return {"options": options, "steps": scenes.draw_asked(), "kernel": kernel}
     return {"options": options, "steps": scenes.draw(), "kernel": programs_draw.kernel(random)}

@@ -34,7 +34,7 @@ from simulation.gain_handlers import HANDLERS, Datagrams, Unknown
 from simulation.gain_others import Others
 from simulation.pinned import threads_in_time
 from simulation.programs_ends import NO_MEMORY, SLACK_S, unwrapped
-from simulation.programs_model import MessageQueue
+from simulation.programs_model import ENDLESS, MessageQueue
 from uring_trio import gain
 
 if TYPE_CHECKING:
@@ -388,6 +388,7 @@ class Service:
         for each in queues:
             if isinstance(each, MessageQueue) and not room and self._carries_all():
                 each.loses = False
+                each.holds = ENDLESS
         served = Served(self, queues[0], queues[1])
         takes = self.program.option("takes", [])
         answers = self.program.option("answers", [])

@@ -31,6 +31,7 @@ _TABLE = bytes((7 * i + 11 * (i // 240)) % 240 for i in range(240 * 240)) * 10
 CERTAIN = 8
 OVERHEAD = 1500  # bytes of a datagram's memory beside its own, at most
 HEADER = 4  # bytes of a message that say which it is
+ENDLESS = 1 << 62  # bytes: room for all
 
 
 def content(stream: int, number: int, size: int) -> bytes:
@@ -265,7 +266,7 @@ class MessageQueue:
       holds: bytes that fit into it for certain; UDP throws away what does not.
     """
 
-    def __init__(self, stream: int, *, loses: bool = False, holds: int = 1 << 62) -> None:
+    def __init__(self, stream: int, *, loses: bool = False, holds: int = ENDLESS) -> None:
         self.stream = stream
         self.loses = loses
         self.holds = holds
