@@ -530,7 +530,7 @@ def draw(random: random.Random) -> Plan:
         # The same attempt is refused again and again, and the program may be held up meanwhile.
         options["kinds"] = random.choice([["refuse"], ["refuse", "clock"]])
         plan["kernel"] = in_a_row(random)
-    if random.random() < 0.05:
+    if random.random() < 0.08:
         # The run ends there: so it comes after some plain choices, and alone.
         options["kinds"] = ["fatal"]
         plain = random.randrange(random.choice([20, 80]))
