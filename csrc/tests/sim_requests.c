@@ -486,10 +486,13 @@ static void hand_over(struct sim_request *request)
     uint8_t opcode = request->sqe.opcode;
     bool looks = opcode == IORING_OP_SENDMSG || opcode == IORING_OP_RECVMSG ||
                  opcode == IORING_OP_ACCEPT;
-    if (looks && sim_file_is_nonblocking(request->file))
+    if (looks && sim_file_is_nonblocking(request->file)) {
         end_later(request, -EAGAIN, 0);
-    else if (request->ring->workers < request->ring->workers_max)
+    } else if (request->ring->workers < request->ring->workers_max) {
         enter_worker(request);
+        if (opcode == IORING_OP_ACCEPT)
+            queue_own_work(request, SIM_WORKER); /* the first that waits in its call */
+    }
 }
 
 /* Has it wait for a wake-up of its file. */
@@ -697,11 +700,15 @@ static void check_events(struct sim_request *request)
     }
 }
 
-/* A worker's file has changed. */
+/* A worker's file has changed. Who waits in accept(2) is told that a UNIX listener is shut down;
+ * who does not finds nobody there. */
 static void work(struct sim_request *request)
 {
     struct found found = try_once(request);
     request->due_ns = SIM_NEVER;
+    if (found.res == -EAGAIN && request->sqe.opcode == IORING_OP_ACCEPT &&
+        sim_file_poll(request->file, POLLRDHUP) & POLLRDHUP)
+        found.res = -EINVAL;
     if (found.res == -EAGAIN)
         return;
     leave_worker(request);

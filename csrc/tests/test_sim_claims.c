@@ -512,6 +512,21 @@ static void exclusive_accepts(void)
     close(listener);
 }
 
+/* A UNIX listener that is shut down tells that there is somebody, and nobody is there. An accept
+ * that waits is tried again and again, until a thread has it: who waits in accept(2) is told. */
+static void accept_of_shut(void)
+{
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    socklen_t length;
+    own_name(listener, &length);
+    CHECK_EQ(listen(listener, 1), 0);
+    request(IORING_OP_ACCEPT, listener, 1);
+    submit_and_say();
+    kernel->shutdown(listener, SHUT_RD);
+    wait_and_say();
+    close(listener);
+}
+
 static void shut_down(void)
 {
     receive(1, 0, 0);
@@ -661,6 +676,8 @@ static const struct claim claims[] = {
      " 1=ECONNREFUSED | 2=EAGAIN | 4=0 | accepted"},
     {"exclusive accepts", exclusive_accepts, 0,
      " | c1=0 | 1=ECANCELED | 3=1 | c2=0 | 2=ECANCELED |"},
+    {"an accept of a listener that is shut down", accept_of_shut, 0,
+     " | 1=EINVAL |"},
     {"shut down", shut_down, 0,
      " | 1=0 |"},
     {"reset behind data", reset_behind_data, VERSION(6, 17, 0), " 1=5b+ 1=ECONNRESET | |"},

@@ -198,6 +198,9 @@ class Others:
         listener = self._listener(network, address)
         if listener is None or not seat.is_at_work():
             return "left out"
+        if self._service.program.option("switches", {}).get("accept_waits"):
+            # Where its calls may wait, too, an accept there gets a thread, and is told at once.
+            self._service.simulation.allow_hand_over()
         seat.shut.add(index)
         self._service.expect("accepting on ")
         how = (stdlib_socket.SHUT_RD, stdlib_socket.SHUT_RDWR)[size % 2]
@@ -208,8 +211,8 @@ class Others:
         """The file says that its calls may wait, or that they may not."""
         picked = self._pick(place, streams=size % 3 != 0)
         fd = None if picked is None else self._listener(picked[0], picked[3])
-        if fd is None or self._service.program.option("switches", {}).get("accept_waits"):
-            return "left out"  # before 6.10 the kernel gives an accept that waits a thread
+        if fd is None:
+            return "left out"
         if picked is not None and picked[1] in picked[2].shut:
             return "left out"  # it is tried again and again, which takes long here
         os.set_blocking(fd, size % 5 != 0)

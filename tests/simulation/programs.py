@@ -257,8 +257,9 @@ class SimulatedWorld(World):
 
     def unbalanced(self) -> list[str]:
         assert self.simulation is not None
-        books = self.simulation.books
-        limits = {"buffers_out": 0, "in_flight": harness.INTERNAL_READERS, "handed_over": 0}
+        books, handed_over = self.simulation.books, self.simulation.handed_over_max
+        limits = {"buffers_out": 0, "in_flight": harness.INTERNAL_READERS}
+        limits["handed_over"] = handed_over
         return [f"the kernel's {name}" for name in limits if getattr(books, name) > limits[name]]
 
 
