@@ -321,4 +321,12 @@ def draw(random: random.Random) -> Plan:
         choices = [random.randrange(KERNEL_BELOW) for _ in range(KERNEL_LENGTHS[-1])]
         kernel = [choice if random.random() < odd else 0 for choice in choices]
         return {"options": options, "steps": scenes.draw_asked(), "kernel": kernel}
-    return {"options": options, "steps": scenes.draw(), "kernel": programs_draw.kernel(random)}
+    plan: Plan = {
+        "options": options,
+        "steps": scenes.draw(),
+        "kernel": programs_draw.kernel(random),
+    }
+    if random.random() < 0.05:
+        options["kinds"] = ["fatal"]
+        plan["kernel"] = programs_draw.fatal(random)
+    return plan

@@ -484,6 +484,11 @@ def in_a_row(random: random.Random) -> list[int]:
     return found
 
 
+def fatal(random: random.Random) -> list[int]:
+    """An enter that fails for good, after some that do not."""
+    return [0] * random.randrange(random.choice([20, 80])) + [random.choice([1, 2, 3, 3])]
+
+
 def kinds(random: random.Random) -> list[str]:
     """Which of them: where all goes wrong at once less is found than where one thing does."""
     if random.random() < 0.5:
@@ -533,8 +538,7 @@ def draw(random: random.Random) -> Plan:
     if random.random() < 0.08:
         # The run ends there: so it comes after some plain choices, and alone.
         options["kinds"] = ["fatal"]
-        plain = random.randrange(random.choice([20, 80]))
-        plan["kernel"] = [0] * plain + [random.choice([1, 2, 3, 3])]
+        plan["kernel"] = fatal(random)
     return plan
 
 
