@@ -330,7 +330,9 @@ class Scenes:
             self.add(three, "cancel", one, 0)
 
     def stamped(self) -> None:
-        """An error queue that nobody reads, while its end receives and sends more than there is room."""
+        """An error queue that nobody reads, or another process, while its end receives and sends
+        more than there is room for.
+        """
         random = self.random
         one, two, three, _ = self.begin()
         end = random.choice([*self.tcp, *self.datagrams])
@@ -343,6 +345,8 @@ class Scenes:
         for _ in range(random.randint(1, 4)):
             self.add(two, random.choice(["sleep", "checkpoints"]), 0, wait(random))
             self.add(two, random.choice([self.send, self.receive])(), end ^ 1, size(random), 20)
+            if random.random() < 0.2:
+                self.add(two, "take_stamps", end, size(random))
 
     def refused(self) -> None:
         """Little is sent, step by step, to one who is refused again and again: see `draw`."""
