@@ -20,6 +20,19 @@ SOCKETS = ("unix", "tcp", "tcp", "seqpacket", "unix_dgram")
 ONE_WAY = ("pipe_in", "pipe_out", "fifo_in", "fifo_out")
 FEW = (1, 2, 7, 19)
 HOWS = ("close", "leave", "detach", "notify")
+# What belongs together, and the files that it is for; `DrawFiles` has the steps.
+TOGETHER = {
+    "comes": (*Teller.KINDS, *Carrier.KINDS),
+    "goes": (*Teller.KINDS, *Carrier.KINDS),
+    "drop": (*Teller.KINDS, *Carrier.KINDS),
+    "close": Carrier.KINDS,
+    "room": Carrier.KINDS,
+    "half": Carrier.SOCKETS,
+    "beside": Carrier.SOCKETS,
+    "message": Carrier.MESSAGES,
+    "both_ways": ONE_WAY,
+    "mark": ("tcp",),  # which alone minds it
+}
 
 
 class DrawFiles:
@@ -37,25 +50,32 @@ class DrawFiles:
         if self._door == "trio" and random.random() < 0.1:
             options["host"] = "guest"
         steps: list[Any] = []
+        # What belongs together is done with a file that nothing was done with yet: first of all
+        # what, and then a file for it, since some is for one type of many.
         for number in range(random.choice([2, 3, 3])):
-            steps += self._open(number)
+            what = random.choice(list(TOGETHER))
+            steps += self._open(number, self._kind_for(what))
+            steps += self._together(self._places[number], what)
         if random.random() < 0.5:
             steps += self._standing(len(self._places))
-        for _ in range(random.choice([6, 9, 12])):
+        # Then anything, in the state in which they are.
+        for _ in range(random.choice([0, 4, 8])):
             place = random.choice(self._places)
+            fits = [what for what, kinds in TOGETHER.items() if place[1] in kinds]
             together = random.random() < 0.5
-            steps += self._together(place) if together else [self._some(place)]
+            steps += self._together(place, random.choice(fits)) if together else [self._some(place)]
         return {"options": options, "steps": steps, "kernel": []}
 
-    def _open(self, number: int) -> list[Any]:
+    def _kind_for(self, what: str) -> str:
         random = self._random
-        x = random.random()
-        files = Teller if x < 0.15 else Carrier
-        kinds = Teller.KINDS
-        if files is Carrier:
-            kinds = random.choice([SOCKETS, SOCKETS, ONE_WAY, Carrier.KINDS])
-        kind = random.choice(kinds)
-        possible = ["other_number", *([] if files is Teller else ["file"])]
+        leaning = random.choice([SOCKETS, SOCKETS, ONE_WAY, Carrier.KINDS, Teller.KINDS])
+        kinds = [kind for kind in leaning if kind in TOGETHER[what]]
+        return random.choice(kinds or TOGETHER[what])
+
+    def _open(self, number: int, kind: str) -> list[Any]:
+        random = self._random
+        is_teller = kind in Teller.KINDS
+        possible = ["other_number", *([] if is_teller else ["file"])]
         if kind in Carrier.SOCKETS:
             possible += ["sock", "sock", "again", "dup"]
         if kind in ("unix", "tcp"):
@@ -63,7 +83,7 @@ class DrawFiles:
         if kind in ONE_WAY or kind in Carrier.MESSAGES:
             possible += ["file", "file"]
         holders = sorted({random.choice(possible) for _ in range(random.choice([0, 1, 2, 3]))})
-        if files is Teller and random.random() < 0.5:
+        if is_teller and random.random() < 0.5:
             holders = []
         self._places.append((number, kind, ["number", *holders]))
         return [["open", number, kind], *(["hold", number, holder] for holder in holders)]
@@ -154,18 +174,10 @@ class DrawFiles:
             return self._close(place)
         return ["hold", number, random.choice(["sock", "again", "dup", "file", "other_number"])]
 
-    def _together(self, place: tuple[int, str, list[str]]) -> list[Any]:
+    def _together(self, place: tuple[int, str, list[str]], what: str) -> list[Any]:
         """Some that belong together: who waits, and what becomes of what he waits for."""
         random = self._random
         number, kind, _ = place
-        possible = ["comes", "goes", "close", "drop"]
-        if kind in Carrier.KINDS:
-            possible += ["room"]
-        if kind in Carrier.SOCKETS:
-            possible += ["half", "half", "beside", "close"]
-        if kind == "tcp":  # which alone minds it
-            possible += ["mark", "mark", "mark"]
-        what = random.choice(possible)
         put = self._acts(number, "put")
         if what == "comes":
             return [self._call(place, "read"), put][:: random.choice([1, -1])]
@@ -184,6 +196,10 @@ class DrawFiles:
             ends = [self._acts(number, "fill"), self._acts(number, "far_shut_write")]
             random.shuffle(ends)
             return [*ends, self._call(place, "write"), ["quiet"], self._acts(number, "room")]
+        if what == "message":
+            return self._message(number, kind)
+        if what == "both_ways":
+            return self._both_ways(number, kind)
         if what == "mark":
             return self._marked(place)
         if what == "close":
@@ -211,6 +227,25 @@ class DrawFiles:
         if random.random() < 0.3:
             calls.insert(random.randrange(2), self._call(one, "wait"))
         return [*begin, *calls, self._close(one)]
+
+    def _message(self, number: int, kind: str) -> list[Any]:
+        """A large one comes to somebody who has room for it, or not quite."""
+        random = self._random
+        holder = random.choice(["sock", "file", "file"])
+        read = self._call((number, kind, [holder]), "read")
+        read[4] = random.choice(LARGE)
+        put = ["acts", number, [["put", random.choice(LARGE)]]]
+        return [["hold", number, holder], *[read, put][:: random.choice([1, -1])]]
+
+    def _both_ways(self, number: int, kind: str) -> list[Any]:
+        """Who has used a file one way tries the other, for which it may not be open."""
+        random = self._random
+        one = (number, kind, ["file"])
+        is_source = kind.endswith("_in")
+        both = ["read", "write"] if is_source else ["write", "read"]
+        calls = [self._call(one, way) for way in (both if random.random() < 0.8 else both[::-1])]
+        moves = self._acts(number, "put" if is_source else "room")
+        return [["hold", number, "file"], calls[0], moves, calls[1]]
 
     def _marked(self, place: tuple[int, str, list[str]]) -> list[Any]:
         """A low-water mark is set: before, while, or after somebody receives."""
