@@ -67,6 +67,8 @@ class Draw:
             kind = self._places[-1][1]
             if random.random() < 0.4:
                 steps += [self._option(number) for _ in range(random.choice([1, 1, 2, 3]))]
+            if self._has_flags(self._places[-1]) and random.random() < 0.4:
+                steps += self._look_ahead(self._places[-1])
             if random.random() < 0.25 and self._example(kind).rival_acts():
                 steps += self._between(self._places[-1])
             elif random.random() < 0.1 and "block" in self._example(kind).rival_acts():
@@ -138,6 +140,26 @@ class Draw:
         calls = [self._call(place) for _ in range(random.choice([1, 2, 3]))]
         again = [*calls, ["tick", 1], self._other(place), ["tick", 1], ["cancel", 0]]
         return [*steps, ["again", int(2 ** random.uniform(1, 5)), again]]
+
+    def _has_flags(self, place: tuple[int, str, str]) -> bool:
+        """Whether it is a stream, and what receives from it has flags."""
+        _, kind, shape = place
+        return kind in SOCKETS and shape != "file" and self._door == "trio"
+
+    def _look_ahead(self, place: tuple[int, str, str]) -> list[Any]:
+        """We look at what comes, and take nothing: of some there is nothing to see yet."""
+        random = self._random
+        number = place[0]
+        comes = random.choice(["urgent", "urgent", "urgent", "send"])
+        option = "oobinline" if random.random() < 0.6 else random.choice(list(OPTIONS))
+        return [
+            ["call", number, random.choice(list(ways.SOCKET_READS)), size(random), "peek", "", 0],
+            ["tick", 2],
+            ["peer", number, comes, size(random)],
+            ["sleep", random.choice([1, 3, 10])],
+            ["option", number, option, size(random)],
+            ["quiet", 40],
+        ]
 
     def _both_wait(self, place: tuple[int, str, str]) -> list[Any]:
         """We wait for something, and so does somebody else; it comes, and we have no time."""

@@ -413,8 +413,9 @@ class Stream(Common):
         return excuses
 
     def option(self, name: str, size: int) -> None:
-        # It makes an urgent byte that is there readable, and wakes nobody: not on stock, either.
-        if name != "oobinline" or "urgent" not in self.facts:
+        # It makes an urgent byte that is there readable, and wakes nobody: not on stock, either,
+        # but for a UNIX socket, of which poll(2) says all the time that it is.
+        if name != "oobinline" or "urgent" not in self.facts or self.kind == "unix":
             super().option(name, size)
 
     def shut(self, name: str) -> None:
