@@ -19,9 +19,10 @@ What may happen is not foreseen call by call. It is judged by rules that hold fo
 - in the end no descriptor is left, nothing is in the ring, and the same work done once more
   takes no more memory.
 
-Two kinds of plans have drivers of their own. `stock` does a plan on stock trio as well, as a
+Three kinds of plans have drivers of their own. `stock` does a plan on stock trio as well, as a
 model: files of every type, who shares them, what is closed under whom. `hosts` has a guest run's
-host act while the run sleeps, for which no rule within the run has eyes.
+host act while the run sleeps, for which no rule within the run has eyes. `crowd` has many streams
+to which something comes in one turn, more than the ring has buffers for.
 
 The rules are those of stock trio as well: with ``URING_TRIO_PEERS_BACKEND=epoll`` in the
 environment the same plans run there. Stock is no control of the CPU, and `conduct.NOT_ON_STOCK`

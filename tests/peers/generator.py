@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peers import conduct, hosts, stock
+from peers import conduct, crowd, hosts, stock
 from peers.draw import Draw
 from peers.draw_files import DrawFiles
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from by_seed import Plan
 
-# How many of the plans are about files and who holds them, and about a guest run's host.
-FILES_SHARE, HOSTS_SHARE = 0.3, 0.07
+# How many of the plans are about files and who holds them; by trio's door, about a guest run's host
+# and a crowd.
+FILES_SHARE, HOSTS_SHARE, CROWD_SHARE = 0.3, 0.07, 0.12
 
 
 class Peers:
@@ -31,6 +32,8 @@ class Peers:
             return DrawFiles(random, self._door).plan()
         if x < FILES_SHARE + HOSTS_SHARE and self._door == "trio":
             return hosts.draw(random)
+        if x < FILES_SHARE + HOSTS_SHARE + CROWD_SHARE and self._door == "trio":
+            return crowd.draw(random)
         return Draw(random, self._door).plan()
 
     def run(self, plan: Plan) -> None:
@@ -40,5 +43,7 @@ class Peers:
             stock.run(plan, self._door)
         elif what == "hosts":
             hosts.run(plan)
+        elif what == "crowd":
+            crowd.run(plan)
         else:
             conduct.run(plan, self._door)
