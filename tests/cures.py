@@ -164,20 +164,8 @@ WAITS = [
     known("A watch is not armed again because of its own cqe: that might be a spin."),
     known("A watch is armed once, and not beside one that is armed."),
     known("A watch is cancelled when its operation has its answer."),
-    known("What a wait ends with lets go of files: watches that linger are cancelled at once."),
     known("A pause doubles with each attempt in vain."),
     known("The echo of an attempt in vain cuts no pause: a change while the pause is young."),
-    Cure(
-        "Who is ready and refused pauses and looks: no change need tell of room.",
-        (
-            # ... by itself: whoever stands in a line has the line's clock, which is another cure.
-            Edit(
-                LADDER,
-                "    [UT_STEP_TRY_TOLD]        = {UT_STEP_PAUSE,           UT_STEP_LINE, ",
-                "    [UT_STEP_TRY_TOLD]        = {UT_STEP_WATCH,           UT_STEP_LINE, ",
-            ),
-        ),
-    ),
     Cure(
         "A refusal after news is looked at before anybody pauses: rubbish delays nobody.",
         (
@@ -240,6 +228,24 @@ WAITS = [
     known("A line's clock runs from the first who is parked in it."),
     known("Who has its answer gives two others of its line a turn."),
     known("A lost cqe (-EBADR) is told by the next wait, though other cqes came with the error."),
+]
+
+# Of what there is in one turn, or in none, whatever comes first.
+TURNS = [
+    known("What a wait ends with lets go of files: watches that linger are cancelled at once."),
+    Cure(
+        "Who is ready and refused pauses and looks: no change need tell of room.",
+        (
+            # ... by itself: whoever stands in a line has the line's clock, which is another cure.
+            Edit(
+                LADDER,
+                "    [UT_STEP_TRY_TOLD]        = {UT_STEP_PAUSE,           UT_STEP_LINE, ",
+                "    [UT_STEP_TRY_TOLD]        = {UT_STEP_WATCH,           UT_STEP_LINE, ",
+            ),
+        ),
+        # Without a line only a look ahead is refused so, and only trio's sockets have flags.
+        doors=("trio",),
+    ),
 ]
 
 CONNECTIONS = [
@@ -476,6 +482,7 @@ CURES = [
     *ATTEMPTS,
     # Of an order of events, which only the simulation has on demand.
     *[dataclasses.replace(cure, first="sim") for cure in WAITS],
+    *TURNS,
     *of(("trio", "anyio"), [*CONNECTIONS, *FILES, *GUESTS]),
     *of(("gain",), SERVERS),
 ]
