@@ -439,7 +439,10 @@ class End:
                 self.check_awake(use, sends=piece)
                 raise
             except self.busy as exc:
-                piece.sent(0)
+                if is_all:
+                    piece.cut_off()  # a part may be written when it finds who waits for room
+                else:
+                    piece.sent(0)
                 return self.judge(exc, use, sends=True)
             except self.errors as exc:
                 piece.cut_off()
