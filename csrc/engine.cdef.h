@@ -47,8 +47,10 @@ struct ut_config {
 };
 
 struct ut_ring { int fd; ...; };
+struct ut_spin { unsigned credit, misses; };
 struct ut_engine { struct ut_ring ring; struct ut_record *records; unsigned record_capacity;
-                   char *pool; size_t pool_size; uint64_t failed_enters; ...; };
+                   char *pool; size_t pool_size; uint64_t failed_enters; struct ut_spin spin;
+                   ...; };
 
 struct ut_statistics {
     uint64_t enters, cqes, stale_cqes;
