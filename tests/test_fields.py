@@ -62,6 +62,8 @@ EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
         {"setattr(_socket, '_SocketType', socket_class)"},
     ),
     "_hooks: Entrance._swap": (NOT_OURS, {"runner.io_manager"}),
+    "_instruments: make_flat": (NOT_OURS, {"runner.instruments"}),
+    "_instruments: make_flat.give_back": (NOT_OURS, {"runner.instruments"}),
     "_hooks: _exchange_methods": (NOT_OURS, {"setattr(cls, name, function)"}),
     "_each_run: EachRun.before_run": (NOT_OURS, {"runner.clock"}),
     "_adoption: _belongs_on_ring": (NOT_OURS, {"sock.__class__"}),

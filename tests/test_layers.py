@@ -18,7 +18,7 @@ LAYERS = [
     {"_engine"},  # the extension
     {"_errors", "_addresses", "_fast_ways", "_kernel_names", "_process", "_ring_options"},
     {"_kernel", "_trio_private"},
-    {"_shortage"},
+    {"_instruments", "_shortage"},
     {"_remedies"},
     {"_memory", "_probe"},
     {"_beside"},

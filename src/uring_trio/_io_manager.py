@@ -42,6 +42,7 @@ from outcome import Error
 from uring_trio._draining import drain
 from uring_trio._endpoints import Endpoint, Endpoints
 from uring_trio._fast_ways import FAST
+from uring_trio._instruments import make_flat
 from uring_trio._kernel import (
     POLLIN,
     POLLOUT,
@@ -160,7 +161,9 @@ class UringIOManager:
     def process_events(self, events: Any) -> None:
         """Wake the tasks whose operations are over."""
         if self._runner is None:
-            self._bind(run_context.runner)
+            runner = run_context.runner
+            self.when_closed(make_flat(runner))
+            self._bind(runner)
         if events == HOST_MUST_ENTER:
             self._batch = events = self._look()
         slots = self.slots

@@ -8,6 +8,7 @@ them is unknown to us, and its runs stay on trio's own manager (see `missing_nam
 | ``_core._run.TheIOManager`` | rebind it: what every later run is made with |
 | ``_core._run.GLOBAL_RUN_CONTEXT`` | read ``.runner`` and ``.task`` of this thread |
 | ``Runner.io_manager, runq, instruments, is_guest, force_guest_tick_asap`` | swap, wake tasks |
+| ``_core._run.Instruments`` | subclass it (`_instruments`) |
 | ``Runner.clock`` | put one there that refuses to start, before the run does |
 | ``Task._runner, _next_send_fn, _next_send, _abort_func, custom_sleep_data, coro`` | wake a task |
 | ``_core._traps.WaitTaskRescheduled`` | yield a prebuilt one: a task sleeps |
@@ -46,6 +47,9 @@ except ImportError:  # Windows
 stock_io_manager: Any = getattr(_run, "TheIOManager", None)
 stock_socket_type: Any = getattr(_socket, "_SocketType", trio.socket.SocketType)
 fd_stream_type: Any = getattr(_unix_pipes, "FdStream", None)
+
+#: The class of a run's instruments; of a release that lacks it, nothing.
+stock_instruments: Any = getattr(_run, "Instruments", object)
 
 #: Of this thread: ``.runner``, and ``.task`` while a task is running.
 run_context: Any = getattr(_run, "GLOBAL_RUN_CONTEXT", None)
@@ -92,7 +96,8 @@ held_fd: Callable[[Any], int] = attrgetter("fd")
 _conflict_detector = getattr(_util, "ConflictDetector", lambda _message: None)("")
 
 _NAMES: tuple[tuple[object, str, str], ...] = (
-    (_run, "trio._core._run", "TheIOManager GLOBAL_RUN_CONTEXT Runner Task"),
+    (_run, "trio._core._run", "TheIOManager GLOBAL_RUN_CONTEXT Runner Task Instruments"),
+    (stock_instruments, "trio._core._run.Instruments", "add_instrument remove_instrument call"),
     (_traps, "trio._core._traps", "WaitTaskRescheduled"),
     (_socket, "trio._socket", "_SocketType"),
     (_unix_pipes, "trio._unix_pipes", "FdStream"),
