@@ -65,7 +65,7 @@ class Unit:
 UNITS = {
     "streams": Unit("send or receive", 4 * counted.PAIRS),
     "sockets": Unit("send or receive", 4 * counted.PAIRS),
-    "gain": Unit("message and its echo", counted.PAIRS),
+    "gain": Unit("message and its echo", counted.ECHOES * counted.PAIRS),
     "accept": Unit("connection", counted.PAIRS),
     "tls": Unit("send or receive", 4 * counted.PAIRS, compared=False),
     "thread": Unit("hop", counted.HOPS, compared=False),
@@ -102,7 +102,7 @@ def count(doors: list[str]) -> dict[str, float]:
         done = subprocess.run(
             [
                 *(valgrind, "--tool=callgrind", "--instr-atstart=no"),
-                f"--callgrind-out-file={directory}/counts",
+                f"--callgrind-out-file={directory}/counts.%p",
                 *(sys.executable, str(PROGRAMS), library, *doors),
             ],
             cwd=directory,
