@@ -6,6 +6,7 @@
 # make sanitize  sanitizers, a guard of memory and gcc's own look, under tests; ARGS="guard": only that
 # make taken-out  each cure of what strangers do, taken out: some generator finds it again
 # make kernels KERNEL=6.16.3  ARGS, for Python, on another Linux under qemu: ARGS="-m pytest ..."
+# make counts  instructions per operation, by callgrind, beside the record; ARGS="--repeat 10"
 # make bench   the comparison with stock trio, asyncio and uvloop; ARGS="--rounds 1" and so on
 # make bench-gain  callback servers beside uvloop's protocol and plain C; ARGS="echo --rounds 3"
 # make matrix  trio's own suite on the oldest and newest trio and on each Python at hand
@@ -24,8 +25,8 @@ KERNEL ?= --list
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-.PHONY: demo test test-all fuzz mutations taken-out sanitize kernels bench bench-gain matrix anyio
-.PHONY: build clean
+.PHONY: demo test test-all fuzz mutations taken-out sanitize kernels counts bench bench-gain
+.PHONY: matrix anyio build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -51,6 +52,9 @@ taken-out: $(VENV)/test.stamp
 
 kernels: $(VENV)/test.stamp
 	$(BIN)/python tests/kernels.py $(KERNEL) $(ARGS)
+
+counts: $(VENV)/test.stamp
+	$(BIN)/python tests/counts.py $(ARGS)
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -38,6 +38,8 @@ import cffi
 import counted
 import machine_speed
 
+import uring_trio
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "counts.json"
 PROGRAMS = ROOT / "tests" / "counted.py"
@@ -92,6 +94,9 @@ def count(doors: list[str]) -> dict[str, float]:
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         raise CannotCount("there is no valgrind on this machine")
+    report = uring_trio.probe()
+    if report.backend != "io_uring":
+        raise CannotCount(f"there is no io_uring here: {report.reason}")
     with tempfile.TemporaryDirectory() as directory:
         library = f"{directory}/counted.so"
         compiler = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", library, str(MARKS)]

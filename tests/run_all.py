@@ -49,7 +49,7 @@ STACKS_S = 5.0
 
 
 # Checks whose tests count one by one in the last line.
-OWN_TESTS = ("pytest", "ecosystem", "long tests")
+OWN_TESTS = ("pytest", "ecosystem", "long tests", "counts")
 
 # What is run a second time with all fast ways off (see `_fast_ways`) in ``make test``: a
 # part in which each of them, and each kind of socket and callback, has its turn.
@@ -112,6 +112,7 @@ def checks(slowness: float = 1.0) -> list[Check]:
         Check("ecosystem", [*pytest, "-m", "not long", "tests/ecosystem"], 120),
         Check("trio's suite", [*unbuffered, "tests/trio_suite/run.py"], 420),
         Check("anyio's suite", [*unbuffered, "tests/anyio_suite/compare.py"], 330),
+        Check("counts", [*unbuffered, "tests/counts.py", "--compared"], 120, quiet=True),
         Check("long tests", [*pytest, "-m", "long"], 1800, always=False),
         # Longer than it takes: what is under way at the end goes on to its own.
         Check("fuzz", [*unbuffered, "tests/fuzz.py", "--seconds", "600"], 900, always=False),
