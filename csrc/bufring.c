@@ -4,10 +4,9 @@
  * The kernel takes buffers from the head, we put them back at the tail. Between
  * the two a buffer is leased. With one-shot receives each cqe leases at most one
  * buffer, and the batch of cqes in which it came gives it back: a lease never
- * outlives a tick. When more receives complete in one tick than there are
- * buffers, the rest answer -ENOBUFS. No byte is lost then, the data is still in
- * the socket: it is back-pressure, and the operation is armed again behind the
- * batch that returns the buffers.
+ * outlives a tick. A receive for which there is none answers -ENOBUFS. No byte
+ * is lost then, the data is still in the socket: it is back-pressure. engine.c
+ * makes few such attempts; a multishot receive ends so where its group is dry.
  *
  * Alignment matters more than anything else here. The kernel's copy is 3 to 4
  * times slower into memory that is 16 but not 32 bytes aligned (65,536 bytes:

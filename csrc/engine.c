@@ -19,6 +19,15 @@
  * records, buffers and slots of a batch stay valid until the next wait, which
  * ends the batch by itself. So reading a receive costs no crossing at all.
  *
+ * A receive into a provided buffer has its attempt when there is a buffer for it. One that the
+ * kernel makes without is an sqe, a cqe and an error for nothing, and whoever is armed again
+ * because of it is behind those who came later: with 1,000 connections x 16 KiB that was two
+ * attempts of five. So the attempts of an enter are no more than the buffers that are at home,
+ * and the others stand, oldest first, until the end of the batch brings some. They bound what
+ * a tick receives as well, which keeps it short: other tasks have their turn, and the buffers
+ * stay warm. Nothing bounds how often it enters for the polls in front of the attempts: one
+ * that is ready must not wait because others, who are tried at once, are as well.
+ *
  * Operations that find nothing are not left to the kernel: an attempt that was
  * refused is followed by polls and further attempts, as ladder.c says. Python is
  * told of the last one only, so cqes in between are no records, and a wait that
@@ -41,8 +50,8 @@
 #include "beside.h"
 #include "ut_assert.h"
 
-/* Enters of one wait, each running 20 pieces of work: enough for a batch of 320
- * receives, and a bound for a peer that sends faster than we read. */
+/* Enters of one wait, beside those that run one piece of work for each operation: a bound for
+ * a peer that sends faster than we read. */
 #define ENTER_ROUNDS_MAX 16
 #define WORK_MAX 20 /* pieces of deferred work that one enter runs, as seen on 6.18 */
 /* The kernel had no memory for an operation: how long until we try it again. */
@@ -70,6 +79,7 @@ static int open_groups(struct ut_engine *engine, const struct ut_config *config)
                                 engine->pool, offset);
         if (error < 0)
             return error;
+        engine->supplies[group].standing = UT_OP_LIST_EMPTY;
         offset += config->groups[group].entries * config->groups[group].buffer_size;
     }
     return 0;
@@ -185,9 +195,61 @@ int ut_engine_new_op(struct ut_engine *engine, uint8_t wanted, bool poll_first,
     return 0;
 }
 
+/* ---- provided buffers, and those that wait for one ------------------------- */
+
+/* Whether it is a multishot receive, which takes buffers as it likes. */
+static bool takes_buffers(const struct ut_op *op)
+{
+    return op->wanted == 0 && op->sqe.flags & IOSQE_BUFFER_SELECT;
+}
+
+/* Of an operation whose next request is an attempt that takes a buffer; else NULL. */
+static struct ut_supply *supply_of(struct ut_engine *engine, const struct ut_op *op)
+{
+    if (op->wanted == 0 || !(op->sqe.flags & IOSQE_BUFFER_SELECT) ||
+        ut_step_request(op->step) != UT_REQUEST_ATTEMPT)
+        return NULL;
+    UT_ASSERT(op->sqe.buf_group < UT_GROUPS);
+    return &engine->supplies[op->sqe.buf_group];
+}
+
+/* Whether one more attempt would find a buffer, also if all that are under way take one. */
+static bool has_buffer(const struct ut_engine *engine, const struct ut_supply *supply)
+{
+    const struct ut_bufring *group = &engine->groups[supply - engine->supplies];
+    return group->leased + supply->attempts < group->entries;
+}
+
+static void stand(struct ut_engine *engine, struct ut_supply *supply, struct ut_op *op)
+{
+    ut_op_list_append(&engine->ops, &supply->standing, op);
+    op->stands = true;
+    /* Who stands before its data is there is ahead of those who have waited for theirs. So its
+     * stream's next receive waits first, like theirs. */
+    op->waited = true;
+}
+
+static void stand_no_more(struct ut_engine *engine, struct ut_op *op)
+{
+    struct ut_supply *supply = &engine->supplies[op->sqe.buf_group];
+    ut_op_list_remove(&engine->ops, &supply->standing, op);
+    op->stands = false;
+}
+
+static bool anybody_stands(const struct ut_engine *engine)
+{
+    for (unsigned group = 0; group < UT_GROUPS; group++)
+        if (engine->supplies[group].standing.count > 0)
+            return true;
+    return false;
+}
+
 static void free_op(struct ut_engine *engine, uint32_t slot)
 {
-    if (ut_op_at(&engine->ops, slot)->wanted != 0)
+    struct ut_op *op = ut_op_at(&engine->ops, slot);
+    if (op->stands)
+        stand_no_more(engine, op);
+    if (op->wanted != 0)
         engine->laddered--;
     ut_op_free(&engine->ops, slot);
 }
@@ -200,6 +262,8 @@ static int cancel_laddered(struct ut_engine *engine, struct ut_op *op, uint32_t 
     uint64_t token = op->sqe.user_data;
     if (op->line != NULL)
         leave_line(engine, op, false, 0);
+    if (op->stands)
+        stand_no_more(engine, op);
     if (op->main == UT_REQUEST_QUEUED)
         op->main = UT_REQUEST_ABSENT;
     if (op->watch == UT_REQUEST_QUEUED)
@@ -293,6 +357,9 @@ static void submit_step(struct ut_engine *engine, struct ut_op *op)
 {
     struct io_uring_sqe *sqe = next_sqe(engine);
     uint64_t token = op->sqe.user_data;
+    struct ut_supply *supply = supply_of(engine, op);
+    if (supply != NULL)
+        supply->attempts++;
     switch (ut_step_request(op->step)) {
     case UT_REQUEST_POLL:
         prep_poll(sqe, op, token);
@@ -310,6 +377,24 @@ static void submit_step(struct ut_engine *engine, struct ut_op *op)
      * poll that follows: that one looks again. Its entry is ahead of any later request's. */
     if (needs_a_cancel(op))
         push(engine, token | UT_TOKEN_CANCEL);
+}
+
+/* An operation's own request, its first or its next. */
+static void submit_main(struct ut_engine *engine, struct ut_op *op)
+{
+    bool first = op->state == UT_OP_QUEUED;
+    if (first) {
+        ut_op_step(op, UT_OP_EV_SUBMIT);
+        engine->queued--;
+        engine->in_flight++;
+    }
+    if (op->wanted != 0) {
+        submit_step(engine, op);
+        return;
+    }
+    engine->multishots += takes_buffers(op);
+    *next_sqe(engine) = op->sqe;
+    engine->operations[op->sqe.opcode]++;
 }
 
 /* Moves one entry of the queue into the SQ. False if the SQ is full. */
@@ -339,24 +424,34 @@ static bool submit_one(struct ut_engine *engine, uint64_t token)
         return true;
     }
     bool first = op->state == UT_OP_QUEUED;
-    if (first) {
-        ut_op_step(op, UT_OP_EV_SUBMIT);
-        engine->queued--;
-        engine->in_flight++;
-    }
-    if (op->wanted != 0) {
-        if (first || op->main == UT_REQUEST_QUEUED)
-            submit_step(engine, op);
-    } else if (first) {
-        *next_sqe(engine) = op->sqe;
-        engine->operations[op->sqe.opcode]++;
-    }
+    if (op->stands || (!first && op->main != UT_REQUEST_QUEUED))
+        return true; /* there is another entry, or was */
+    struct ut_supply *supply = supply_of(engine, op);
+    if (supply != NULL && !has_buffer(engine, supply))
+        stand(engine, supply, op);
+    else
+        submit_main(engine, op);
     return true;
 }
 
-/* Moves the queue into the SQ, as far as there is room. */
+/* Those that stand go first, as far as there are buffers for them. */
+static void submit_standing(struct ut_engine *engine)
+{
+    for (unsigned group = 0; group < UT_GROUPS; group++) {
+        struct ut_supply *supply = &engine->supplies[group];
+        while (supply->standing.count > 0 && has_buffer(engine, supply) &&
+               ut_ring_sq_room(&engine->ring) > 0) {
+            struct ut_op *op = ut_op_at(&engine->ops, supply->standing.first);
+            stand_no_more(engine, op);
+            submit_main(engine, op);
+        }
+    }
+}
+
+/* Moves the queue into the SQ, as far as there is room, and buffers. */
 static void fill_sq(struct ut_engine *engine)
 {
+    submit_standing(engine);
     size_t moved = 0;
     while (moved < engine->queue_length && submit_one(engine, engine->queue[moved]))
         moved++;
@@ -386,6 +481,9 @@ static void record(struct ut_engine *engine, struct ut_op *op, int32_t res, uint
 static void finish(struct ut_engine *engine, struct ut_op *op, int32_t res, uint32_t flags)
 {
     record(engine, op, res, flags);
+    UT_ASSERT(!op->stands);
+    if (takes_buffers(op))
+        engine->multishots--;
     if (op->line != NULL)
         leave_line(engine, op, res >= 0, UT_LINE_TURNS_AFTER_ANSWER);
     if (op->watch == UT_REQUEST_SENT) {
@@ -497,8 +595,8 @@ static void drop_if_empty(struct ut_engine *engine, struct ut_line *line)
 /* Gives the longest waiting ones their turn. */
 static void give_turns(struct ut_engine *engine, struct ut_line *line, unsigned turns)
 {
-    for (; turns > 0 && line->parked > 0; turns--)
-        advance(engine, ut_op_at(&engine->ops, line->first), UT_STEP_EV_TURN);
+    for (; turns > 0 && line->parked.count > 0; turns--)
+        advance(engine, ut_op_at(&engine->ops, line->parked.first), UT_STEP_EV_TURN);
 }
 
 /* An operation's membership ends; others have a turn because of it. */
@@ -538,7 +636,7 @@ static void take_clock(struct ut_engine *engine, struct ut_op *clock)
     engine->stepped = true;
     give_turns(engine, line, ut_line_turns(line));
     /* Else whoever is parked next has it run: it begins anew if it has moved. */
-    if (line->parked > 0)
+    if (line->parked.count > 0)
         (void)start_clock(engine, line);
     drop_if_empty(engine, line);
 }
@@ -728,6 +826,9 @@ static unsigned drain(struct ut_engine *engine)
     if (count > 0)
         ut_ring_cq_advance(&engine->ring, count);
     engine->cqes += count;
+    if (count == ready && ut_ring_unsubmitted(&engine->ring) == 0)
+        for (unsigned group = 0; group < UT_GROUPS; group++)
+            engine->supplies[group].attempts = 0; /* each has its answer */
     return seen;
 }
 
@@ -780,7 +881,8 @@ static int64_t answer(const struct ut_engine *engine, unsigned seen)
 static bool is_short_of_buffers(const struct ut_engine *engine)
 {
     const struct ut_bufring *small = &engine->groups[0];
-    return small->leased > 0 && small->entries - small->leased < WORK_MAX;
+    return engine->multishots > 0 && small->leased > 0 &&
+           small->entries - small->leased < WORK_MAX;
 }
 
 /* Enters while the kernel has work for us, without sleeping. 0 or -errno; -EAGAIN
@@ -788,7 +890,8 @@ static bool is_short_of_buffers(const struct ut_engine *engine)
 static int run_work(struct ut_engine *engine, unsigned *seen)
 {
     bool no_memory = false;
-    for (int round = 0; round < ENTER_ROUNDS_MAX; round++) {
+    unsigned rounds = ENTER_ROUNDS_MAX + engine->in_flight / WORK_MAX;
+    for (unsigned round = 0; round < rounds; round++) {
         fill_sq(engine);
         /* An enter that submits less than it was told runs no work, and it is the
          * work that gives memory back: then one that submits nothing. */
@@ -886,7 +989,7 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
     unsigned seen = drain(engine); /* what an earlier flush brought */
 
     fill_sq(engine);
-    if (timeout_ns != 0 && seen == 0 && engine->queue_length == 0) {
+    if (timeout_ns != 0 && seen == 0 && engine->queue_length == 0 && !anybody_stands(engine)) {
         uint64_t now = timeout_ns > 0 ? engine->ring.kernel->now_ns() : 0;
         int result = sleep_once(engine, timeout_ns, &seen);
         if (seen == 0 && !engine->stepped) {
@@ -967,7 +1070,8 @@ int ut_engine_look(struct ut_engine *engine)
         return UT_LOOK_SOMETHING;
     if (ut_ring_unsubmitted(ring) > 0)
         return UT_LOOK_NO_MEMORY;
-    return engine->queue_length > 0 ? UT_LOOK_SOMETHING : UT_LOOK_NOTHING;
+    return engine->queue_length > 0 || anybody_stands(engine) ? UT_LOOK_SOMETHING
+                                                               : UT_LOOK_NOTHING;
 }
 
 size_t ut_engine_unsubmitted(const struct ut_engine *engine)

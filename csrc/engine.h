@@ -23,11 +23,17 @@ struct ut_record {
 };
 _Static_assert(sizeof(struct ut_record) == 16, "Python reads 16-byte records");
 
-/* The operation did not end with its first attempt. (No cqe has this bit: above the
+/* The operation did not end with its first attempt, or stood for a buffer. (No cqe has this bit: above the
  * kernel's flags, below the buffer's number.) */
 #define UT_RECORD_WAITED (1U << 14)
 
 #define UT_GROUPS 3
+
+/* Who takes a group's buffers. */
+struct ut_supply {
+    struct ut_op_list standing; /* those whose next attempt waits for a buffer */
+    unsigned attempts; /* since the CQ was last read: each may have taken a buffer */
+};
 
 struct ut_statistics {
     uint64_t enters;
@@ -43,6 +49,8 @@ struct ut_statistics {
 struct ut_engine {
     struct ut_ring ring;
     struct ut_bufring groups[UT_GROUPS];
+    struct ut_supply supplies[UT_GROUPS];
+    unsigned multishots; /* in the kernel, with provided buffers */
     struct ut_op_table ops;
     char *pool;
     size_t pool_size;

@@ -92,7 +92,8 @@ struct ut_line *ut_line_at(struct ut_lines *lines, const struct ut_receiver *rec
     if (line == NULL)
         return NULL;
     line->receiver = *receiver;
-    line->first = line->last = line->clock = UT_NO_SLOT;
+    line->parked = UT_OP_LIST_EMPTY;
+    line->clock = UT_NO_SLOT;
     line->next = *bucket;
     *bucket = line;
     return line;
@@ -100,7 +101,7 @@ struct ut_line *ut_line_at(struct ut_lines *lines, const struct ut_receiver *rec
 
 void ut_line_drop(struct ut_lines *lines, struct ut_line *line)
 {
-    UT_ASSERT(line->members == 0 && line->parked == 0 && line->clock == UT_NO_SLOT);
+    UT_ASSERT(line->members == 0 && line->parked.count == 0 && line->clock == UT_NO_SLOT);
     struct ut_line **link = bucket_of(lines, &line->receiver);
     while (*link != line)
         link = &(*link)->next;
@@ -142,16 +143,8 @@ void ut_line_park(const struct ut_op_table *ops, struct ut_op *op, uint64_t now_
 {
     struct ut_line *line = op->line;
     UT_ASSERT(!op->parked);
-    uint32_t slot = (uint32_t)op->sqe.user_data;
     op->parked = true;
-    op->line_previous = line->last;
-    op->line_next = UT_NO_SLOT;
-    if (line->last == UT_NO_SLOT)
-        line->first = slot;
-    else
-        ut_op_at(ops, line->last)->line_next = slot;
-    line->last = slot;
-    line->parked++;
+    ut_op_list_append(ops, &line->parked, op);
     /* What comes sooner than this may be an echo of the attempt that was refused. */
     op->pauses.half_ns = now_ns + line->pause_ns / 2;
 }
@@ -160,16 +153,8 @@ void ut_line_unpark(const struct ut_op_table *ops, struct ut_op *op)
 {
     struct ut_line *line = op->line;
     UT_ASSERT(op->parked);
-    if (op->line_previous == UT_NO_SLOT)
-        line->first = op->line_next;
-    else
-        ut_op_at(ops, op->line_previous)->line_next = op->line_next;
-    if (op->line_next == UT_NO_SLOT)
-        line->last = op->line_previous;
-    else
-        ut_op_at(ops, op->line_next)->line_previous = op->line_previous;
     op->parked = false;
-    line->parked--;
+    ut_op_list_remove(ops, &line->parked, op);
 }
 
 /* ---- turns ---------------------------------------------------------------- */

@@ -20,8 +20,7 @@ struct ut_line {
     struct ut_line *next; /* in its bucket */
     struct ut_receiver receiver;
     unsigned members;     /* operations that it has refused and that are not over */
-    unsigned parked;      /* those that wait for their turn, and */
-    uint32_t first, last; /* the slots of the longest and the shortest waiting one */
+    struct ut_op_list parked; /* those that wait for their turn, the longest waiting first */
     uint32_t clock;       /* the slot of its timeout, or UT_NO_SLOT */
     bool flows;           /* somebody has got through since the last pause began */
     struct ut_pauses pauses;

@@ -97,10 +97,38 @@ struct ut_op *ut_op_new(struct ut_op_table *table, uint32_t *slot)
     op->waited = false;
     op->main = op->watch = UT_REQUEST_ABSENT;
     op->line = NULL;
-    op->parked = op->is_clock = false;
+    op->parked = op->is_clock = op->stands = false;
     memset(&op->sqe, 0, sizeof op->sqe);
     op->sqe.user_data = (uint64_t)op->generation << 32 | *slot;
     return op;
+}
+
+void ut_op_list_append(const struct ut_op_table *table, struct ut_op_list *list,
+                       struct ut_op *op)
+{
+    uint32_t slot = (uint32_t)op->sqe.user_data;
+    op->previous = list->last;
+    op->next = UT_NO_SLOT;
+    if (list->last == UT_NO_SLOT)
+        list->first = slot;
+    else
+        ut_op_at(table, list->last)->next = slot;
+    list->last = slot;
+    list->count++;
+}
+
+void ut_op_list_remove(const struct ut_op_table *table, struct ut_op_list *list,
+                       struct ut_op *op)
+{
+    if (op->previous == UT_NO_SLOT)
+        list->first = op->next;
+    else
+        ut_op_at(table, op->previous)->next = op->next;
+    if (op->next == UT_NO_SLOT)
+        list->last = op->previous;
+    else
+        ut_op_at(table, op->next)->previous = op->previous;
+    list->count--;
 }
 
 struct ut_op *ut_op_from_token(const struct ut_op_table *table, uint64_t token)

@@ -51,9 +51,11 @@ struct ut_op {
     struct ut_timespec timeout; /* of a timeout, until it is submitted */
     /* Of one that waits for a receiver, like others (see line.c): */
     struct ut_line *line; /* or whose clock this is */
-    uint32_t line_next, line_previous; /* those behind and before it; UT_NO_SLOT */
     bool parked;   /* until it has a turn */
     bool is_clock; /* nobody's operation: the timeout of a line */
+    /* Of one whose next attempt waits for a provided buffer: */
+    bool stands;
+    uint32_t next, previous; /* behind and before it where it is parked or stands; UT_NO_SLOT */
 };
 
 /* user_data = generation << 32 | slot. Bit 63 marks a cqe that answers an async
@@ -83,6 +85,17 @@ struct ut_op *ut_op_at(const struct ut_op_table *table, uint32_t slot);
 /* The operation that a token names, or NULL if the slot is free, has been used
  * again since, or was never given out. */
 struct ut_op *ut_op_from_token(const struct ut_op_table *table, uint64_t token);
+
+/* Operations that wait for the same thing, first in, first out. One is in at most one list. */
+struct ut_op_list {
+    uint32_t first, last; /* slots, or UT_NO_SLOT */
+    unsigned count;
+};
+#define UT_OP_LIST_EMPTY ((struct ut_op_list){UT_NO_SLOT, UT_NO_SLOT, 0})
+void ut_op_list_append(const struct ut_op_table *table, struct ut_op_list *list,
+                       struct ut_op *op);
+void ut_op_list_remove(const struct ut_op_table *table, struct ut_op_list *list,
+                       struct ut_op *op);
 
 /* Moves the state along the table. An event that cannot happen is our bug. */
 void ut_op_step(struct ut_op *op, enum ut_op_event event);

@@ -115,9 +115,40 @@ ENGINE = [
     Mutation(
         "No enter that might find no small buffer, while the batch holds so many.",
         "csrc/engine.c",
-        "return small->leased > 0 && small->entries - small->leased < WORK_MAX;",
-        "return small->leased > small->entries;",
+        "small->entries - small->leased < WORK_MAX;",
+        "small->leased > small->entries;",
         ("csrc/tests/test_prep.c::rounds_stop_while_there_are_buffers_for_one_more",),
+    ),
+    Mutation(
+        "A receive is tried when there is a buffer for it, and stands until then.",
+        "csrc/engine.c",
+        "    if (supply != NULL && !has_buffer(engine, supply))",
+        "    if (supply != NULL && supply->attempts > UINT16_MAX)",
+        (
+            "csrc/tests/test_standing.c::they_are_tried_as_buffers_come_home_oldest_first",
+            "csrc/tests/test_standing.c::a_flush_tries_no_more_than_there_are_buffers",
+        ),
+    ),
+    Mutation(
+        "A receive that stood counts as one that has waited, for its stream's next.",
+        "csrc/engine.c",
+        "    op->waited = true;\n}\n\nstatic void stand_no_more",
+        "}\n\nstatic void stand_no_more",
+        ("csrc/tests/test_standing.c::one_that_stood_says_that_it_has_waited",),
+    ),
+    Mutation(
+        "Those that stand are tried before those who come.",
+        "csrc/engine.c",
+        "    submit_standing(engine);\n    size_t moved = 0;",
+        "    size_t moved = 0;",
+        ("csrc/tests/test_standing.c::they_are_tried_as_buffers_come_home_oldest_first",),
+    ),
+    Mutation(
+        "A thread does not sleep while a receive stands.",
+        "csrc/engine.c",
+        "engine->queue_length > 0 || anybody_stands(engine) ? UT_LOOK_SOMETHING",
+        "engine->queue_length > 0 ? UT_LOOK_SOMETHING",
+        ("csrc/tests/test_standing.c::a_thread_that_wants_to_sleep_is_told",),
     ),
     Mutation(
         "A cancel of what is in flight is sent to the kernel.",

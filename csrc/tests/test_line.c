@@ -120,15 +120,15 @@ static void whoever_is_taken_out_the_order_stays(void)
             ut_line_park(&ops, parked[i], 0);
         }
         ut_line_unpark(&ops, parked[out]);
-        CHECK_EQ(line->parked, 3);
+        CHECK_EQ(line->parked.count, 3);
         ut_line_park(&ops, parked[out], 0); /* at the end */
         for (unsigned i = 0; i < 4; i++) {
             unsigned expected = i == 3 ? out : i + (i >= out);
-            CHECK(ut_op_at(&ops, line->first) == parked[expected]);
+            CHECK(ut_op_at(&ops, line->parked.first) == parked[expected]);
             ut_line_leave(&ops, parked[expected], false);
         }
-        CHECK_EQ(line->first, UT_NO_SLOT);
-        CHECK_EQ(line->last, UT_NO_SLOT);
+        CHECK_EQ(line->parked.first, UT_NO_SLOT);
+        CHECK_EQ(line->parked.last, UT_NO_SLOT);
         ut_line_drop(&lines, line);
     }
     ut_op_table_close(&ops);
@@ -317,7 +317,7 @@ static void a_change_is_worth_a_turn_of_its_own(void)
     start_all(SENDERS, (struct fake_plan){.refusals = FAKE_ALWAYS});
     CHECK_EQ(run_for(SECOND), 0);
     struct ut_line *line = ut_op_at(&engine->ops, (uint32_t)slots[0])->line;
-    struct ut_op *last = ut_op_at(&engine->ops, line->last);
+    struct ut_op *last = ut_op_at(&engine->ops, line->parked.last);
     run_for(17 * MS); /* it is not young any more */
     CHECK(last->parked);
     uint64_t slept_ns = last->sleep_ns;

@@ -9,9 +9,10 @@ Until then its slot and its memory are taken, whatever becomes of the task:
 - *Closing* wakes the task at once and leaves the operation an orphan, which disposes of
   what it may still bring (an accepted connection is closed). Only an operation on the
   user's own memory keeps its task asleep, because the kernel may still write there.
-- ``-ENOBUFS`` of a receive into a provided buffer is back-pressure: more were ready than
-  there are buffers. Nothing was read; the operation is *held*: without a slot, but still the
-  current one of its line, and armed again as buffers come home.
+- ``-ENOBUFS`` of a receive into a provided buffer is back-pressure. The engine has it tried
+  when there is a buffer (csrc/engine.c), but others take some, too. Nothing was read; the
+  operation is *held*: without a slot, but still the current one of its line, and armed again
+  as buffers come home.
 
 A stream's plain send and receive, and a socket's recv_into, are completed in a fast way beside
 the plain one: `deliver`, at the end.
