@@ -5,18 +5,18 @@
 It answers each connection with its name. HOW says what happens once it listens:
 
 - ``idle``: it serves;
-- ``busy``: a task of its own holds the loop for longer than any test waits;
-- ``closing``: its loop is held for a moment, and then the server shuts down.
+- ``busy``: a task of its own holds the loop until something comes on stdin, or its end;
+- ``closing``: the same, and then the server shuts down.
 
 ``r`` on stdout says that it listens; on SIGTERM it prints how many it has served.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
-import time
 from typing import Any
 
 import trio
@@ -26,9 +26,6 @@ from uring_trio import gain
 from uring_trio.gain import _listen
 from uring_trio.gain._address import Address
 from uring_trio.gain._listen import Listener
-
-BUSY_S = 8.0
-CLOSING_S = 0.6
 
 
 class Named(gain.EventHandler):
@@ -59,10 +56,9 @@ async def serve(handler: Named, how: str) -> None:
         await trio.testing.wait_all_tasks_blocked(0.05)
         sys.stdout.write("r")
         sys.stdout.flush()
-        if how == "busy":
-            time.sleep(BUSY_S)  # noqa: ASYNC251  on purpose
-        elif how == "closing":
-            time.sleep(CLOSING_S)  # noqa: ASYNC251  a connection comes meanwhile
+        if how in ("busy", "closing"):
+            os.read(0, 1)  # since it said that it listens no other task has run
+        if how == "closing":
             server.async_shutdown()
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             await anext(signals)

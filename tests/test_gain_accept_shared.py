@@ -64,6 +64,7 @@ def processes(listener: socket.socket, *hows: str) -> Iterator[list[subprocess.P
             process = subprocess.Popen(
                 [sys.executable, str(WORKER), str(listener.fileno()), str(number), how],
                 pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
             stack.callback(end, process)
@@ -92,7 +93,6 @@ def served(process: subprocess.Popen[bytes]) -> int:
 def test_the_wake_up_of_another_process_is_not_lost(network: str, how: str) -> None:
     first = {"stopped": "idle", "killed": "busy"}.get(how, how)
     with listening(network) as listener, processes(listener, first, "idle") as (odd, _):
-        time.sleep(0.1)  # the busy one is in its call by now
         if how == "stopped":
             odd.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, odd.pid, os.WSTOPPED | os.WNOWAIT)
@@ -100,6 +100,10 @@ def test_the_wake_up_of_another_process_is_not_lost(network: str, how: str) -> N
         with connect(listener) as client:
             if how == "killed":
                 odd.kill()
+            elif how == "closing":
+                assert odd.stdin is not None
+                odd.stdin.write(b"x")
+                odd.stdin.flush()
             assert client.recv(1) == b"1"
             assert time.monotonic() - started < SOON_S
 
@@ -107,7 +111,6 @@ def test_the_wake_up_of_another_process_is_not_lost(network: str, how: str) -> N
 @pytest.mark.parametrize("network", NETWORKS)
 def test_what_a_busy_process_leaves_is_served_by_others(network: str) -> None:
     with listening(network) as listener, processes(listener, "busy", "idle"):
-        time.sleep(0.1)
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(connect(listener)) for _ in range(40)]
