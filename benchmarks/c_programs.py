@@ -15,7 +15,9 @@ CSRC = HERE.parent / "csrc"
 
 # The ring's server stands on the engine's own ring, so that both open it alike.
 SOURCES = {
-    "loadgen": [HERE / "loadgen.c"],
+    "loadgen": [
+        HERE / name for name in ("loadgen.c", "loadgen_echo.c", "loadgen_bulk.c", "loadgen_short.c")
+    ],
     "echo_epoll": [SERVERS / "echo_epoll.c"],
     "echo_uring": [
         SERVERS / "echo_uring.c",

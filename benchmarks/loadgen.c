@@ -1,34 +1,31 @@
 /*
- * A load generator for echo servers on 127.0.0.1
+ * A load generator for servers on this machine
  *
- * Each connection sends one message, waits until all of it came back, compares
- * the bytes, and sends the next: N connections are N messages under way. Written
- * in C because a Python client is slower than the servers that it should load.
+ * Written in C because a Python client is slower than the servers that it should
+ * load. What is said on a connection is the kind's (loadgen.h); the usual one is a
+ * ping-pong: N connections are N messages under way, and every byte is compared.
  *
  * Time goes in three parts: a warm-up that is not counted, the measured window,
  * and a drain that waits for replies still under way, so that no server sees a
  * connection reset. Each part has a bound, so a server that hangs is reported
  * as stalled and never hangs its caller.
  *
- * There is one thread and one epoll set, edge-triggered. A connection is
- * registered once, for both directions. At every event it sends until its
- * message is out or the socket is full, and receives until a read is short.
- * A read asks for one byte more than is missing: a whole reply is then a short
- * read, which under edge triggering means that the socket is empty, and a
- * server that sends too much is found out.
+ * There is one thread and one epoll set.
  *
- * Sending and receiving go on side by side, since a large message does not fit
- * into the two sockets' buffers and the echo comes back before all of it is out.
- *
- *     loadgen PORT CONNECTIONS MESSAGE_BYTES WARMUP_NS DURATION_NS CPU SERVER_PID
+ *     loadgen PORT CONNECTIONS MESSAGE_BYTES WARMUP_NS DURATION_NS CPU SERVER_PID [KIND [FD...]]
  *
  * CPU is the core to run on, and -1 leaves that alone; SERVER_PID is the process
- * whose CPU time is measured over the same window, and 0 is none. The output is
- * the fields of `struct report`, a line with name and value for each, or where
- * the load could not be made at all one line: failed, the errno, at what.
+ * whose CPU time is measured over the same window, and 0 is none. KIND is the name
+ * of one, and echo without it. Each FD is a counter of perf_event_open(2), open
+ * here, of the server's system calls; they are read at both ends of the window. For
+ * UNIX sockets PORT is the number in the abstract name, see connect_one(). The
+ * output is the fields of `struct report`, a line with name and value for each, or
+ * where the load could not be made at all one line: failed, the errno, at what.
  * Broken connections are no such failure; they are counted.
  */
 #define _GNU_SOURCE /* cpu_set_t, sched_setaffinity */
+#include "loadgen.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -37,14 +34,14 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
-#include <stdbool.h>
-#include <stdint.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -58,12 +55,6 @@
 #define CONNECT_LIMIT_NS (10 * NS_PER_SECOND) /* 1,000 connections take well under 1 s */
 #define DRAIN_LIMIT_NS (2 * NS_PER_SECOND)    /* 8 x 1 MiB take some 10 ms */
 #define EVENTS_PER_WAIT 64
-#define RECEIVE_BYTES (256u << 10) /* one hot buffer for all: replies are compared, not kept */
-
-/* Alignment of whatever the kernel copies from or to; below 32 the copy is 3 to 4 times slower. */
-#define BUFFER_ALIGN 64u
-/* Each message starts at another line of the pattern, so that a stale or swapped reply shows. */
-#define PATTERN_SHIFTS 61u
 
 /*
  * Latencies: an octave is cut into 256 equal parts, which is 0.4 % at worst.
@@ -75,53 +66,6 @@
 #define LATENCY_MAX_NS ((1ull << OCTAVES) - 1)
 #define LATENCY_BUCKETS ((OCTAVES - PARTS_LOG2 + 1) * PARTS)
 
-struct options {
-    uint16_t port;
-    uint32_t connections;
-    uint32_t message_bytes;
-    uint64_t warmup_ns;
-    uint64_t duration_ns;
-    int cpu;
-    int server_pid;
-};
-
-struct report {
-    uint64_t messages;      /* round trips that ended inside the window */
-    uint64_t bytes;         /* of those messages, one direction */
-    uint64_t mismatches;    /* connections given up: a byte came back changed, or one too many */
-    uint64_t disconnects;   /* connections given up: closed or reset by the server */
-    uint64_t stalled;       /* connections whose reply had not come when the drain ended */
-    uint64_t elapsed_ns;    /* the window as it really was */
-    uint64_t load_cpu_ns;   /* user + system of this process, within the window */
-    uint64_t server_cpu_ns; /* user + system of all of the server's threads, within the window */
-    uint64_t p50_ns;        /* latencies are exact to 0.4 % */
-    uint64_t p99_ns;
-    uint64_t max_ns;
-};
-
-struct connection {
-    int fd; /* -1 once given up */
-    bool waiting; /* a message is under way */
-    uint32_t shift; /* which part of the pattern this message is, in units of BUFFER_ALIGN */
-    uint32_t sent;
-    uint32_t received;
-    uint64_t started_ns;
-};
-
-struct load {
-    struct options options;
-    struct report report;
-    const char *stage; /* what is being done, for the message if it fails */
-    int epoll_fd;
-    bool counting; /* inside the measured window */
-    bool sending;  /* false from the end of the window: finish what is under way */
-    uint32_t waiting; /* connections with a message under way */
-    struct connection *connections;
-    uint8_t *pattern; /* message_bytes + PATTERN_SHIFTS * BUFFER_ALIGN of noise */
-    uint8_t *buffer;  /* RECEIVE_BYTES */
-    uint64_t *latencies; /* LATENCY_BUCKETS counts */
-};
-
 static uint64_t clock_ns(clockid_t clock)
 {
     struct timespec now;
@@ -130,7 +74,7 @@ static uint64_t clock_ns(clockid_t clock)
     return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
 }
 
-static uint64_t monotonic_ns(void)
+uint64_t monotonic_ns(void)
 {
     return clock_ns(CLOCK_MONOTONIC);
 }
@@ -178,9 +122,14 @@ static uint64_t latency_percentile(const struct load *load, uint32_t percent)
     return 0;
 }
 
-static void count_message(struct load *load, uint64_t latency_ns)
+/* A message has ended; it counts if that was inside the window. */
+void count_message(struct load *load, struct connection *connection)
 {
     struct report *report = &load->report;
+    if (!load->counting)
+        return;
+    uint64_t latency_ns = monotonic_ns() - connection->started_ns;
+    connection->messages++;
     report->messages++;
     report->bytes += load->options.message_bytes;
     load->latencies[latency_bucket(latency_ns)]++;
@@ -190,110 +139,26 @@ static void count_message(struct load *load, uint64_t latency_ns)
 
 /* Connections. */
 
-static void give_up(struct load *load, struct connection *connection, uint64_t *reason)
+void give_up(struct load *load, struct connection *connection, uint64_t *reason)
 {
     (*reason)++;
-    close(connection->fd); /* takes it out of the epoll set too */
+    if (connection->fd >= 0)
+        close(connection->fd); /* takes it out of the epoll set too */
     connection->fd = -1;
     if (connection->waiting)
         load->waiting--;
     connection->waiting = false;
 }
 
-static void start_message(struct load *load, struct connection *connection)
-{
-    connection->shift = (connection->shift + 1) % PATTERN_SHIFTS;
-    connection->sent = 0;
-    connection->received = 0;
-    connection->started_ns = monotonic_ns();
-    if (!connection->waiting)
-        load->waiting++;
-    connection->waiting = true;
-}
-
-static const uint8_t *expected_bytes(const struct load *load, const struct connection *connection)
+const uint8_t *expected_bytes(const struct load *load, const struct connection *connection)
 {
     return load->pattern + connection->shift * BUFFER_ALIGN;
 }
 
-/* Sends until the message is out or the socket is full. False: the connection was given up. */
-static bool send_more(struct load *load, struct connection *connection)
+int watch(const struct load *load, struct connection *connection, uint32_t events)
 {
-    uint32_t size = load->options.message_bytes;
-    const uint8_t *message = expected_bytes(load, connection);
-    while (connection->waiting && connection->sent < size) {
-        ssize_t count = send(connection->fd, message + connection->sent, size - connection->sent,
-                             MSG_NOSIGNAL);
-        if (count >= 0) {
-            connection->sent += (uint32_t)count;
-        } else if (errno == EAGAIN) {
-            return true;
-        } else if (errno != EINTR) {
-            give_up(load, connection, &load->report.disconnects);
-            return false;
-        }
-    }
-    return true;
-}
-
-/* Takes bytes as part of the reply. False: they are not what was sent. */
-static bool take_reply(struct load *load, struct connection *connection, uint32_t count)
-{
-    uint32_t missing = connection->waiting ? connection->sent - connection->received : 0;
-    if (count > missing)
-        return false;
-    const uint8_t *expected = expected_bytes(load, connection) + connection->received;
-    if (memcmp(expected, load->buffer, count) != 0)
-        return false;
-    connection->received += count;
-    return true;
-}
-
-static void end_message(struct load *load, struct connection *connection)
-{
-    if (load->counting)
-        count_message(load, monotonic_ns() - connection->started_ns);
-    connection->waiting = false;
-    load->waiting--;
-}
-
-/* Receives until the socket is empty. False: the connection was given up. */
-static bool receive_more(struct load *load, struct connection *connection)
-{
-    for (;;) {
-        uint32_t missing =
-            connection->waiting ? load->options.message_bytes - connection->received : 0;
-        uint32_t ask = missing < RECEIVE_BYTES ? missing + 1 : RECEIVE_BYTES;
-        ssize_t count = recv(connection->fd, load->buffer, ask, 0);
-        if (count < 0 && errno == EINTR)
-            continue;
-        if (count < 0 && errno == EAGAIN)
-            return true;
-        if (count <= 0) {
-            give_up(load, connection, &load->report.disconnects);
-            return false;
-        }
-        if (!take_reply(load, connection, (uint32_t)count)) {
-            give_up(load, connection, &load->report.mismatches);
-            return false;
-        }
-        if (connection->received == load->options.message_bytes)
-            end_message(load, connection);
-        if ((uint32_t)count < ask)
-            return true;
-    }
-}
-
-static void handle_events(struct load *load, struct connection *connection, uint32_t events)
-{
-    if ((events & EPOLLOUT) && !send_more(load, connection))
-        return;
-    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && !receive_more(load, connection))
-        return;
-    if (!connection->waiting && load->sending) {
-        start_message(load, connection);
-        send_more(load, connection);
-    }
+    struct epoll_event event = {.events = events, .data.ptr = connection};
+    return epoll_ctl(load->epoll_fd, EPOLL_CTL_ADD, connection->fd, &event) == 0 ? 0 : -errno;
 }
 
 /*
@@ -312,43 +177,65 @@ static int serve_until(struct load *load, uint64_t until_ns)
         if (count < 0 && errno != EINTR) /* a signal, or it was stopped and went on */
             return -errno;
         for (int i = 0; i < count; i++)
-            handle_events(load, events[i].data.ptr, events[i].events);
+            load->options.kind->handle(load, events[i].data.ptr, events[i].events);
     }
 }
 
 /* Setting up. */
 
 /* As connect(2), which an interrupted one is waited for by calling it again (Linux). */
-static int connect_through(int fd, const struct sockaddr_in *address, uint64_t deadline_ns)
+static int connect_through(int fd, const struct sockaddr *address, socklen_t size,
+                           uint64_t deadline_ns)
 {
     int result;
     do
-        result = connect(fd, (const struct sockaddr *)address, sizeof *address);
+        result = connect(fd, address, size);
     while (result != 0 && errno == EINTR && monotonic_ns() < deadline_ns);
     return result;
 }
 
-static int connect_one(const struct load *load, uint64_t deadline_ns, int *out_fd)
+union address {
+    struct sockaddr any;
+    struct sockaddr_in ip;
+    struct sockaddr_un local;
+};
+
+/* A server on UNIX sockets has an abstract name with a number where others have a port. */
+static socklen_t server_address(const struct load *load, int family, union address *address)
+{
+    *address = (union address){.any.sa_family = (sa_family_t)family};
+    if (family == AF_INET) {
+        address->ip.sin_port = htons(load->options.port);
+        address->ip.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        return sizeof address->ip;
+    }
+    int length = snprintf(address->local.sun_path + 1, sizeof address->local.sun_path - 1,
+                          "uring_trio-benchmark-%u", load->options.port);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length);
+}
+
+/* Connects, waiting for it, and leaves the socket non-blocking. */
+int connect_one(const struct load *load, int family, int type, uint64_t deadline_ns, int *out_fd)
 {
     uint64_t now = monotonic_ns();
     if (now >= deadline_ns)
         return -ETIMEDOUT;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = socket(family, type | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
     /* connect(2) keeps to the send timeout; 1 ms more, because 0 would mean for ever. */
     uint64_t left_us = (deadline_ns - now) / 1000 + 1000;
     struct timeval limit = {.tv_sec = (time_t)(left_us / 1000000),
                             .tv_usec = (suseconds_t)(left_us % 1000000)};
-    struct sockaddr_in address = {.sin_family = AF_INET,
-                                  .sin_port = htons(load->options.port),
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    union address address;
+    socklen_t size = server_address(load, family, &address);
+    bool is_tcp = family == AF_INET && type == SOCK_STREAM;
     int one = 1;
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) != 0 ||
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0 ||
-        connect_through(fd, &address, deadline_ns) != 0 ||
+        (is_tcp && setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0) ||
+        connect_through(fd, &address.any, size, deadline_ns) != 0 ||
         fcntl(fd, F_SETFL, O_NONBLOCK) != 0) {
-        int error = errno == EINPROGRESS ? ETIMEDOUT : errno;
+        int error = errno == EINPROGRESS || errno == EAGAIN ? ETIMEDOUT : errno;
         close(fd);
         return -error;
     }
@@ -361,14 +248,10 @@ static int connect_all(struct load *load)
     uint64_t deadline_ns = monotonic_ns() + CONNECT_LIMIT_NS;
     for (uint32_t i = 0; i < load->options.connections; i++) {
         struct connection *connection = &load->connections[i];
-        int result = connect_one(load, deadline_ns, &connection->fd);
+        connection->shift = i % PATTERN_SHIFTS;
+        int result = load->options.kind->begin(load, connection, deadline_ns);
         if (result != 0)
             return result;
-        connection->shift = i % PATTERN_SHIFTS;
-        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET,
-                                    .data.ptr = connection};
-        if (epoll_ctl(load->epoll_fd, EPOLL_CTL_ADD, connection->fd, &event) != 0)
-            return -errno;
     }
     return 0;
 }
@@ -417,12 +300,34 @@ static int pin_to_cpu(int cpu)
     return sched_setaffinity(0, sizeof(set), &set) == 0 ? 0 : -errno;
 }
 
+/* What is seen of the server. */
+
+static uint64_t server_calls(const struct options *options)
+{
+    uint64_t total = 0;
+    for (int i = 0; i < options->call_counters_count; i++) {
+        uint64_t count;
+        if (read(options->call_counters[i], &count, sizeof count) == sizeof count)
+            total += count;
+    }
+    return total;
+}
+
+static uint64_t fewest_messages(const struct load *load)
+{
+    uint64_t fewest = UINT64_MAX;
+    for (uint32_t i = 0; i < load->options.connections; i++)
+        if (load->connections[i].messages < fewest)
+            fewest = load->connections[i].messages;
+    return fewest;
+}
+
 /* The run. */
 
 static int measure(struct load *load)
 {
     struct report *report = &load->report;
-    load->sending = true; /* each connection's first EPOLLOUT starts its first message */
+    load->sending = true;
     int result = serve_until(load, monotonic_ns() + load->options.warmup_ns);
     if (result != 0)
         return result;
@@ -430,9 +335,11 @@ static int measure(struct load *load)
     load->counting = true;
     uint64_t load_cpu = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
     uint64_t server_cpu = process_cpu_ns(load->options.server_pid);
+    uint64_t calls = server_calls(&load->options);
     uint64_t started = monotonic_ns();
     result = serve_until(load, started + load->options.duration_ns);
     report->elapsed_ns = monotonic_ns() - started;
+    report->server_calls = server_calls(&load->options) - calls;
     /* A server that died has no clock any more. */
     uint64_t server_cpu_now = process_cpu_ns(load->options.server_pid);
     report->server_cpu_ns = server_cpu_now > server_cpu ? server_cpu_now - server_cpu : 0;
@@ -444,6 +351,7 @@ static int measure(struct load *load)
     load->sending = false;
     result = serve_until(load, monotonic_ns() + DRAIN_LIMIT_NS);
     report->stalled = load->waiting;
+    report->fewest = fewest_messages(load);
     report->p50_ns = latency_percentile(load, 50);
     report->p99_ns = latency_percentile(load, 99);
     return result;
@@ -496,6 +404,23 @@ static bool take_number(const char *text, long long least, long long most, long 
     return errno == 0 && end != text && *end == '\0' && *number >= least && *number <= most;
 }
 
+static const struct kind *find_kind(const char *name)
+{
+    const struct {
+        const struct kind *kinds;
+        size_t count;
+    } tables[] = {
+        {echo_kinds, sizeof echo_kinds / sizeof echo_kinds[0]},
+        {bulk_kinds, sizeof bulk_kinds / sizeof bulk_kinds[0]},
+        {short_kinds, sizeof short_kinds / sizeof short_kinds[0]},
+    };
+    for (size_t table = 0; table < sizeof tables / sizeof tables[0]; table++)
+        for (size_t i = 0; i < tables[table].count; i++)
+            if (strcmp(tables[table].kinds[i].name, name) == 0)
+                return &tables[table].kinds[i];
+    return NULL;
+}
+
 static int take_options(char **words, int count, struct options *options)
 {
     static const long long limits[][2] = {
@@ -506,7 +431,7 @@ static int take_options(char **words, int count, struct options *options)
     enum { COUNT = sizeof(limits) / sizeof(limits[0]) };
     long long numbers[COUNT];
 
-    if (count != COUNT)
+    if (count < COUNT || count > COUNT + 1 + CALL_COUNTERS_MAX)
         return -EINVAL;
     for (int i = 0; i < COUNT; i++)
         if (!take_number(words[i], limits[i][0], limits[i][1], &numbers[i]))
@@ -519,8 +444,15 @@ static int take_options(char **words, int count, struct options *options)
         .duration_ns = (uint64_t)numbers[4],
         .cpu = (int)numbers[5],
         .server_pid = (int)numbers[6],
+        .kind = find_kind(count > COUNT ? words[COUNT] : "echo"),
     };
-    return 0;
+    for (int i = COUNT + 1; i < count; i++) {
+        long long fd;
+        if (!take_number(words[i], 0, INT_MAX, &fd))
+            return -EINVAL;
+        options->call_counters[options->call_counters_count++] = (int)fd;
+    }
+    return options->kind != NULL ? 0 : -EINVAL;
 }
 
 static void print_report(const struct report *report)
@@ -540,6 +472,8 @@ static void print_report(const struct report *report)
         {"p50_ns", report->p50_ns},
         {"p99_ns", report->p99_ns},
         {"max_ns", report->max_ns},
+        {"fewest", report->fewest},
+        {"server_calls", report->server_calls},
     };
     for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++)
         printf("%s %" PRIu64 "\n", lines[i].name, lines[i].value);

@@ -1,4 +1,4 @@
-"""Load for echo servers: runs the program of ``loadgen.c``, and reads its report."""
+"""Load from C: runs the program of ``loadgen.c``, and reads its report."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ class LoadOptions:
       warmup_seconds: how long to run before that, uncounted.
       cpu: the core to pin the generator to, or None.
       server_pid: the process whose CPU time is measured over the same window, or None.
+      kind: what is said: "echo", "unix" and "udp" are ping-pong; "send" and "receive" one
+        way; "accept" and "ask" connections of one exchange.
+      call_counters: of the server's system calls, see ``system_calls.py``.
     """
 
     port: int
@@ -35,6 +38,8 @@ class LoadOptions:
     warmup_seconds: float = 0.0
     cpu: int | None = None
     server_pid: int | None = None
+    kind: str = "echo"
+    call_counters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class LoadReport:
     """What was seen in the measured window; times in nanoseconds.
 
     Attributes:
-      messages: round trips completed.
+      messages: round trips completed, exchanges, or one way as many as the bytes make.
       bytes: bytes of these messages, one direction.
       mismatches: connections given up because other bytes came back.
       disconnects: connections given up because the server closed or reset them.
@@ -53,6 +58,8 @@ class LoadReport:
       p50_ns: median latency of a round trip.
       p99_ns: 99th percentile of the latency.
       max_ns: the longest round trip.
+      fewest: the messages of the connection that had the fewest.
+      server_calls: the server's system calls, if there were counters of them.
     """
 
     messages: int
@@ -66,6 +73,8 @@ class LoadReport:
     p50_ns: int
     p99_ns: int
     max_ns: int
+    fewest: int = 0
+    server_calls: int = 0
 
     @property
     def errors(self) -> int:
@@ -100,11 +109,14 @@ def measure_load(options: LoadOptions) -> LoadReport:
         round(options.seconds * 1e9),
         -1 if options.cpu is None else options.cpu,
         options.server_pid or 0,
+        options.kind,
+        *options.call_counters,
     )
     process = subprocess.run(
         [str(c_programs.build("loadgen")), *map(str, arguments)],
         capture_output=True,
         text=True,
+        pass_fds=options.call_counters,
         timeout=options.warmup_seconds + options.seconds + PROCESS_SLACK_S,
         check=False,
     )
