@@ -7,8 +7,10 @@
 # make taken-out  each cure of what strangers do, taken out: some generator finds it again
 # make kernels KERNEL=6.16.3  ARGS, for Python, on another Linux under qemu: ARGS="-m pytest ..."
 # make counts  instructions per operation, by callgrind, beside the record; ARGS="--repeat 10"
-# make bench   the comparison with stock trio, asyncio and uvloop; ARGS="--rounds 1" and so on
-# make bench-gain  callback servers beside uvloop's protocol and plain C; ARGS="echo --rounds 3"
+# make bench   every scenario against every peer, some hours; `make bench 64x64B idle`: only these,
+#              QUICK=1: a part under 5 minutes, ARGS="--bars": what it is held to, ARGS=--list: names
+# make bench-page  docs/benchmarks.md, its plots and the README's from what `make bench` has found
+# make bench-gain  what callback servers withstand: many and hostile clients; ARGS="hostile"
 # make matrix  trio's own suite on the oldest and newest trio and on each Python at hand
 # make anyio   anyio's own suite on the oldest and newest anyio, by each way to the ring
 # make build   the wheel, in dist/
@@ -21,12 +23,13 @@ VENV ?= .venv
 ARGS ?=
 SECONDS ?= 600
 KERNEL ?= --list
+QUICK ?=
 
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-.PHONY: demo test test-all fuzz mutations taken-out sanitize kernels counts bench bench-gain
-.PHONY: matrix anyio build clean
+.PHONY: demo test test-all fuzz mutations taken-out sanitize kernels counts bench
+.PHONY: bench-page bench-gain matrix anyio build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -56,8 +59,18 @@ kernels: $(VENV)/test.stamp
 counts: $(VENV)/test.stamp
 	$(BIN)/python tests/counts.py $(ARGS)
 
-bench: $(VENV)/bench.stamp
-	$(BIN)/python -m benchmarks $(ARGS)
+# The words behind `bench` are names of scenarios, and no targets.
+ifeq (bench,$(firstword $(MAKECMDGOALS)))
+SCENARIOS := $(wordlist 2,$(words $(MAKECMDGOALS)),$(MAKECMDGOALS))
+.PHONY: $(SCENARIOS)
+$(SCENARIOS): ; @:
+endif
+
+bench: $(VENV)/bench.stamp $(VENV)/rloop.stamp
+	$(BIN)/python -m benchmarks $(strip $(SCENARIOS) $(if $(QUICK),--quick) $(ARGS))
+
+bench-page: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks --publish
 
 bench-gain: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.gain $(ARGS)
@@ -88,4 +101,9 @@ $(VENV)/test.stamp: EXTRAS = test,ecosystem
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/python
 	@echo "installing into $(VENV), and building the C extension: this takes a minute or two"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# A peer that there are only wheels of for some; the benchmark says so where it is missing.
+$(VENV)/rloop.stamp: | $(VENV)/bench.stamp
+	-$(BIN)/python -m pip install --disable-pip-version-check --only-binary :all: rloop
 	@touch $@

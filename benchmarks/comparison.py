@@ -1,4 +1,4 @@
-"""Servers that take turns, and the ratios between them.
+"""Programs that take turns, and the ratios between them.
 
 All servers take turns within a round, in an order that is turned round every time, so
 that a machine that slows down for a while slows down all of them. Ratios are taken
@@ -8,13 +8,18 @@ within a round, before the median.
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+import subprocess
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from benchmarks.peers import Peer
+
+
+# What a server does that breaks, does not start or does not answer.
+FAILURES = (OSError, RuntimeError, subprocess.SubprocessError)
 
 
 class Report(Protocol):
@@ -49,12 +54,14 @@ class Bar:
         met nor missed.
       subject: the name of the server that is held to it, or None for the one that the
         benchmark is about.
+      stretch: what would be better still, or None.
     """
 
     metric: str
     base: str
     at_most: float
     subject: str | None = None
+    stretch: float | None = None
 
 
 @dataclass
@@ -67,6 +74,7 @@ class Comparison(Generic[ReportT]):
       reports: of each server, in the order of its rounds.
       base: the server that tables give ratios to.
       again: the same server once more; its ratio to the base is the noise.
+      more_again: other servers that were run twice, and the names of their second ones.
     """
 
     name: str
@@ -74,6 +82,15 @@ class Comparison(Generic[ReportT]):
     reports: dict[str, list[ReportT]]
     base: str
     again: str
+    more_again: Mapping[str, str] = field(default_factory=dict)
+
+    def run_twice(self, name: str) -> str:
+        """*name*, if it was run a second time, or else the base of all."""
+        return name if self.more_again.get(name) in self.reports else self.base
+
+    def noise(self, metric: str, base: str) -> Ratio | None:
+        """What *base*, which was run twice, is of itself; None if it was run only once."""
+        return self.ratio(self.more_again.get(base, self.again), metric, base)
 
     def median(self, name: str, metric: str) -> float:
         """The median over the rounds."""
@@ -97,31 +114,30 @@ class Comparison(Generic[ReportT]):
         names = self.reports if name is None else [name]
         return sum(report.errors for each in names for report in self.reports[each])
 
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        found: dict[str, Any] = {}
-        for name, reports in self.reports.items():
-            ratios = {metric: self.ratio(name, metric) for metric in self.metrics}
-            found[name] = {
-                "median": {metric: self.median(name, metric) for metric in self.metrics},
-                f"of_{self.base}": {
-                    metric: asdict(ratio) if ratio else None for metric, ratio in ratios.items()
-                },
-                "rounds": [asdict(report) for report in reports],  # type: ignore[call-overload]
-            }
-        return found
-
 
 def take_turns(
     peers: Sequence[Peer],
     rounds: int,
     measure: Callable[[Peer], ReportT],
     progress: Callable[[str], None],
+    left: dict[str, str] | None = None,
 ) -> dict[str, list[ReportT]]:
-    """Measure all *peers* in each of *rounds*, every other round backwards."""
+    """Measure all *peers* in each of *rounds*, every other round backwards.
+
+    With *left*, a server that cannot be measured is put there with the reason, and is not
+    among the reports; otherwise it raises.
+    """
     reports: dict[str, list[ReportT]] = {peer.name: [] for peer in peers}
     for number in range(rounds):
         for peer in peers if number % 2 == 0 else reversed(peers):
+            if peer.name not in reports:
+                continue
             progress(f"round {number + 1} of {rounds}: {peer.name}")
-            reports[peer.name].append(measure(peer))
+            try:
+                reports[peer.name].append(measure(peer))
+            except FAILURES as error:
+                if left is None:
+                    raise
+                left[peer.name] = str(error)
+                del reports[peer.name]
     return reports

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from benchmarks.loadgen import LoadReport
 
 # As in their runs' statistics, and not as in the benchmarks: here nobody knows "the ring" yet.
-RING = Peer("io_uring", "ring", "SocketStream on uring_trio")
-STOCK = Peer("stock", "stock", "SocketStream on trio's epoll")
+RING = Peer("io_uring", "trio_streams", "SocketStream on uring_trio", ("ring", "echo"))
+STOCK = Peer("stock", "trio_streams", "SocketStream on trio's epoll", ("stock", "echo"))
 
 # 3 loads x 2 servers x 2 rounds of (0.3 + 0.8) s, and some 0.4 s to start each pair of
 # processes: 18 s, of the 30 s that people are willing to look at a demo. Where that takes

@@ -1,18 +1,15 @@
-"""Echo under load: CPU per message, messages a second and latency of every server."""
+"""Echo under the C generator's load, as it reports: for the demo, and beside hostile clients."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.comparison import Comparison, take_turns
+from benchmarks.generated import format_bytes
 from benchmarks.loadgen import LoadOptions, LoadReport, measure_load
-from benchmarks.peers import STOCK, STOCK_AGAIN
 from benchmarks.processes import cores_for_server_and_load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from benchmarks.peers import Peer
 
 WARMUP_S = 0.3  # CPython's caches and TCP's windows settle within some 100 ms
@@ -28,29 +25,7 @@ class EchoScenario:
     @property
     def name(self) -> str:
         """As it is called in options and tables: 64x64B, 8x100KiB."""
-        size = self.message_bytes
-        for unit, factor in (("MiB", 1 << 20), ("KiB", 1 << 10)):
-            if size % factor == 0:
-                return f"{self.connections}x{size // factor}{unit}"
-        return f"{self.connections}x{size}B"
-
-
-ECHO_SCENARIOS = (
-    EchoScenario(64, 64),
-    EchoScenario(1, 64),
-    EchoScenario(8, 1 << 10),
-    EchoScenario(8, 16 << 10),
-    EchoScenario(8, 100 << 10),
-    EchoScenario(8, 1 << 20),
-)
-
-# What is read off a report, with the unit in the name.
-METRICS: dict[str, Callable[[LoadReport], float]] = {
-    "cpu_us": lambda report: report.server_cpu_us_per_message,
-    "per_second": lambda report: report.messages_per_second,
-    "p50_us": lambda report: report.p50_ns / 1000,
-    "p99_us": lambda report: report.p99_ns / 1000,
-}
+        return f"{self.connections}x{format_bytes(self.message_bytes)}"
 
 
 def measure_once(peer: Peer, scenario: EchoScenario, seconds: float) -> LoadReport:
@@ -68,23 +43,3 @@ def measure_once(peer: Peer, scenario: EchoScenario, seconds: float) -> LoadRepo
                 server_pid=server.pid,
             )
         )
-
-
-def run_echo(
-    scenario: EchoScenario,
-    peers: Sequence[Peer],
-    rounds: int,
-    seconds: float,
-    progress: Callable[[str], None],
-    *,
-    base: str = STOCK,
-    again: str = STOCK_AGAIN,
-) -> Comparison[LoadReport]:
-    """All rounds of a scenario."""
-    reports = take_turns(
-        peers,
-        rounds,
-        lambda peer: measure_once(peer, scenario, seconds),
-        lambda text: progress(f"{scenario.name}, {text}"),
-    )
-    return Comparison(scenario.name, METRICS, reports, base, again)

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.loadgen import LoadOptions, measure_load
 from benchmarks.observe import connect, rss_kib, voluntary_switches
+from benchmarks.peers import IO_URING
 from benchmarks.processes import ServerProcess, cores_for_server_and_load
 from benchmarks.servers.control import allow_many_connections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from benchmarks.peers import Peer
 
 CONNECTIONS = 1000
@@ -101,11 +100,10 @@ def rss_after_load(peer: Peer, load_cpu: int) -> int:
         return rss_kib(server.pid)
 
 
-def run_idle(peer: Peer, progress: Callable[[str], None]) -> IdleResult:
+def run_idle(peer: Peer) -> IdleResult:
     """Watch one server."""
     allow_many_connections()
     _, load_cpu = cores_for_server_and_load()
-    progress(f"idle: {peer.name}")
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(peer.start())
         time.sleep(SETTLE_S)
@@ -119,7 +117,7 @@ def run_idle(peer: Peer, progress: Callable[[str], None]) -> IdleResult:
         watch = Watch(server, peer)
         switches, enters = watch.idle()
         switches_late, enters_late = watch.idle(DEADLINES) if peer.is_trio else (None, None)
-    has_ring = peer.name == "ring"
+    has_ring = peer.is_trio and IO_URING in peer.needs
     return IdleResult(
         switches=switches,
         enters=enters if has_ring else None,

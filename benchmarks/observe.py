@@ -40,6 +40,14 @@ def rss_kib(pid: int) -> int:
     raise RuntimeError(f"process {pid} shows no resident set")
 
 
+def peak_rss_kib(pid: int) -> int:
+    """The largest that the resident set was until now; the kernel's count, exact to some pages."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"process {pid} shows no peak of its resident set")
+
+
 def open_fds(pid: int) -> int:
     """How many file descriptors a process has."""
     return len(os.listdir(f"/proc/{pid}/fd"))

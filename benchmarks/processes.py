@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
 # A server prints its port once it listens; half a second here, unless the machine is busy.
@@ -47,8 +47,8 @@ class ServerProcess:
       pid: its process.
     """
 
-    def __init__(self, command: list[str]) -> None:
-        """Start *command* and wait until it listens.
+    def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+        """Start *command* and wait until it listens; *environment* is beside ours.
 
         Raises:
           RuntimeError: it ended, or did not say its port in time. What it had to say
@@ -56,7 +56,11 @@ class ServerProcess:
         """
         self._command = command
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         self.pid = self._process.pid
         try:
@@ -65,17 +69,17 @@ class ServerProcess:
             self.close()
             raise
 
-    def ask(self, request: str) -> str:
-        """Send one line, and return the line that the server answers."""
+    def ask(self, request: str, *, seconds: float = 0.0) -> str:
+        """Send one line, and return the line that the server answers, that long later or so."""
         assert self._process.stdin is not None
         print(request, file=self._process.stdin, flush=True)
-        return self._read_line()
+        return self._read_line(seconds)
 
-    def _read_line(self) -> str:
+    def _read_line(self, seconds: float = 0.0) -> str:
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            ready = selector.select(SERVER_START_LIMIT_S)
+            ready = selector.select(SERVER_START_LIMIT_S + seconds)
         line = self._process.stdout.readline() if ready else ""
         if not line:
             raise RuntimeError(f"no answer from the server: {' '.join(self._command)}")

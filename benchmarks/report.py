@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import sys
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.comparison import Bar
 from benchmarks.idle import CONNECTIONS, DEADLINES, HALF, IDLE_S
-from benchmarks.peers import RING, STOCK, STOCK_AGAIN
+from benchmarks.peers import BEFORE, RING, STOCK, STOCK_AGAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.comparison import Comparison, Ratio
+    from benchmarks.comparison import Bar, Comparison, Ratio
     from benchmarks.idle import IdleResult
-
-# What the ring's echo is held to, by scenario.
-BARS: dict[str, list[Bar]] = {
-    "64x64B": [Bar("cpu_us", STOCK, 0.5), Bar("cpu_us", "uvloop", 1.2)],
-    "1x64B": [Bar("cpu_us", STOCK, 1.0), Bar("p50_us", STOCK, 1.05)],
-    "8x1KiB": [Bar("cpu_us", STOCK, 1.0)],
-    "8x16KiB": [Bar("cpu_us", STOCK, 1.0)],
-    "8x100KiB": [Bar("cpu_us", STOCK, 0.7)],
-    "8x1MiB": [Bar("cpu_us", STOCK, 0.7)],
-}
 
 # How metrics are headed. A ratio is shown beside those that bars are about.
 HEADINGS = {
-    "cpu_us": "CPU us/msg",
-    "per_second": "msgs/s",
+    "cpu_us": "CPU us",
+    "per_second": "a second",
     "p50_us": "p50 us",
     "p99_us": "p99 us",
+    "peak_mib": "peak MiB",
 }
-WITH_RATIO = ("cpu_us", "p50_us")
+WITH_RATIO = ("cpu_us", "p50_us", "p99_us")
+
+# As many rounds as a bar is judged by; fewer settle nothing.
+ROUNDS_MIN = 9
+# A noise beyond which a ratio of CPU times decides nothing, and a count of instructions does.
+NOISE_MAX = 0.10
+
+# What a run may take more than the other tree's at its start.
+START_KIB_MORE = 512
 
 # Enters and switches of an idle server may be off by so many; see Watch.
 IDLE_SLACK = 2
 
 
+# What is compared, or takes part.
+PACKAGES = (
+    *("uring-trio", "trio", "anyio", "uvloop", "rloop"),
+    *("hypercorn", "h11", "httpx", "trio-websocket"),
+)
+
+
 def environment() -> dict[str, Any]:
     """The machine and the versions; without these no figure means anything."""
     versions = {}
-    for name in ("trio", "uring-trio", "uvloop"):
+    for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -53,6 +61,8 @@ def environment() -> dict[str, Any]:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "libc": " ".join(platform.libc_ver()),
         "python": sys.version.split()[0],
         **versions,
     }
@@ -80,7 +90,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def format_figure(value: float) -> str:
-    """Large figures without decimals, small ones with one."""
+    """Large figures without decimals, small ones with one; nothing where there is none."""
+    if math.isnan(value) or not value:
+        return "-"
     return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}"
 
 
@@ -96,9 +108,13 @@ def format_ratio(ratio: Ratio | None) -> str:
     return f"{ratio.median:.2f} [{ratio.low:.2f}-{ratio.high:.2f}]"
 
 
-def comparison_table(comparison: Comparison[Any], headings: dict[str, str] = HEADINGS) -> str:
-    """One scenario, a row for each server."""
-    header = ["server"]
+def comparison_table(
+    comparison: Comparison[Any],
+    headings: dict[str, str] = HEADINGS,
+    calls: dict[str, float] | None = None,
+) -> str:
+    """One scenario, a row for each program; with *calls* its system calls for a unit."""
+    header = ["program"]
     for metric in comparison.metrics:
         header.append(headings[metric])
         if metric in WITH_RATIO:
@@ -111,7 +127,11 @@ def comparison_table(comparison: Comparison[Any], headings: dict[str, str] = HEA
             row.append(f"{value:,.2f}" if metric == "cpu_us" else format_figure(value))
             if metric in WITH_RATIO:
                 row.append(format_ratio(comparison.ratio(name, metric)))
+        if calls is not None:
+            row.append(f"{calls[name]:.2f}" if name in calls else "-")
         rows.append([*row, str(comparison.errors(name))])
+    if calls is not None:
+        header.append("syscalls")
     return f"{comparison.name}\n{format_table([*header, 'errors'], rows)}\n"
 
 
@@ -151,33 +171,95 @@ def idle_table(results: dict[str, IdleResult]) -> str:
     return f"{title}\n{format_table(header, rows)}\n"
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """A bar, and what became of it.
+
+    Attributes:
+      word: "met", "MISSED", or "noise": worse than 1.0, but no further than the base is off
+        itself in some round.
+      ratio: what was found.
+      noise: what a program is of itself in the same rounds; None if none was run twice.
+      noise_of: which one.
+      doubts: why it settles nothing, if it does not.
+    """
+
+    word: str
+    scenario: str
+    bar: Bar
+    subject: str
+    ratio: Ratio
+    noise: Ratio | None
+    noise_of: str
+    doubts: tuple[str, ...]
+
+    def line(self) -> str:
+        """For a terminal."""
+        bar = self.bar
+        stretch = f", better {bar.stretch:g}" if bar.stretch is not None else ""
+        doubts = "".join(f"; {doubt}" for doubt in self.doubts)
+        return (
+            f"{self.word:6}  {self.scenario}: {bar.metric} of {self.subject} "
+            f"{format_ratio(self.ratio)} of {bar.base}, at most {bar.at_most:g}{stretch}"
+            f" ({self.noise_of} against itself {format_ratio(self.noise)}{doubts})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return asdict(self)
+
+
 def judge(ratio: Ratio, bar: Bar, noise: Ratio | None) -> str:
     """The verdict; "noise" where the base itself was as far off as this in some round."""
     if ratio.median > bar.at_most == 1.0 and noise and ratio.median <= noise.high:
-        return "noise "
-    return verdict(ratio.median <= bar.at_most)
+        return "noise"
+    return "met" if ratio.median <= bar.at_most else "MISSED"
 
 
-def check_bars(comparison: Comparison[Any], subject: str, bars: Sequence[Bar]) -> list[str]:
-    """A line for each bar of this scenario: whether it was met, and by how much."""
-    lines = []
+def doubts_of(bar: Bar, noise: Ratio | None, rounds: int) -> tuple[str, ...]:
+    """Why a verdict settles nothing."""
+    found = []
+    if rounds < ROUNDS_MIN:
+        found.append(f"{rounds} rounds settle nothing, {ROUNDS_MIN} are wanted")
+    off = 0.0 if noise is None else max(noise.high - 1, 1 - noise.low)
+    if off > NOISE_MAX and bar.metric == "cpu_us":
+        found.append(f"noise above {NOISE_MAX:.0%}: instructions decide")
+    return tuple(found)
+
+
+def judge_all(comparison: Comparison[Any], subject: str, bars: Sequence[Bar]) -> list[Verdict]:
+    """A verdict for each bar that both sides of were measured."""
+    found = []
     for bar in bars:
         name = bar.subject or subject
         ratio = comparison.ratio(name, bar.metric, bar.base)
         if ratio is None:
             continue
-        noise = comparison.ratio(comparison.again, bar.metric)
-        lines.append(
-            f"{judge(ratio, bar, noise)}  {comparison.name}: {bar.metric} of {name} "
-            f"{format_ratio(ratio)} of {bar.base}, at most {bar.at_most:g}"
-            f" ({comparison.base} against itself {format_ratio(noise)})"
+        noise_of = comparison.run_twice(bar.base)
+        noise = comparison.noise(bar.metric, noise_of)
+        found.append(
+            Verdict(
+                word=judge(ratio, bar, noise),
+                scenario=comparison.name,
+                bar=bar,
+                subject=name,
+                ratio=ratio,
+                noise=noise,
+                noise_of=noise_of,
+                doubts=doubts_of(bar, noise, len(comparison.reports[name])),
+            )
         )
-    return lines
+    return found
+
+
+def check_bars(comparison: Comparison[Any], subject: str, bars: Sequence[Bar]) -> list[str]:
+    """A line for each bar of this scenario: whether it was met, and by how much."""
+    return [verdict.line() for verdict in judge_all(comparison, subject, bars)]
 
 
 def idle_bars(results: dict[str, IdleResult]) -> list[str]:
     """The same for idling."""
-    ring, stock = results.get(RING), results.get(STOCK)
+    ring, stock, before = results.get(RING), results.get(STOCK), results.get(RING + BEFORE)
     if ring is None:
         return []
     checks: list[tuple[str, float | None, float]] = [
@@ -191,6 +273,15 @@ def idle_bars(results: dict[str, IdleResult]) -> list[str]:
         again = results.get(STOCK_AGAIN, stock)
         limit = max(stock.rss_per_connection_bytes, again.rss_per_connection_bytes)
         checks.append(("bytes a connection", ring.rss_per_connection_bytes, limit))
+    if before is not None:
+        checks.append(("KiB at start", ring.rss_start_kib, before.rss_start_kib + START_KIB_MORE))
+        checks.append(
+            (
+                "bytes a connection, beside the other tree's",
+                ring.rss_per_connection_bytes,
+                before.rss_per_connection_bytes,
+            )
+        )
     lines = [
         f"{verdict(found <= limit)}  idle: {name} {found:.0f}, at most {limit:.0f}"
         for name, found, limit in checks

@@ -57,7 +57,9 @@ def open_counter(thread: int) -> int:
     if number is None:
         raise CannotCount(f"perf_event_open has no known number on {platform.machine()}")
     # type, size, config, sample_period, sample_type, read_format, flags; the rest is zeros.
-    start = struct.pack("=IIQQQQQ", PERF_TYPE_TRACEPOINT, PERF_ATTR_BYTES, tracepoint(), 0, 0, 0, INHERIT)
+    start = struct.pack(
+        "=IIQQQQQ", PERF_TYPE_TRACEPOINT, PERF_ATTR_BYTES, tracepoint(), 0, 0, 0, INHERIT
+    )
     attributes = ctypes.create_string_buffer(start, PERF_ATTR_BYTES)
     libc = ctypes.CDLL(None, use_errno=True)
     fd: int = libc.syscall(number, attributes, thread, -1, -1, FLAG_FD_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Each part of ``python -m benchmarks.gain`` for a moment: it works, and reports truly."""
+"""What compares callback servers, for a moment: it works, and reports truly."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING
 
 import harness
 import pytest
-from benchmarks import c_programs, echo
+from benchmarks import __main__ as benchmarks_command
+from benchmarks import c_programs, echo, wrk
 from benchmarks.comparison import Bar, Comparison, take_turns
-from benchmarks.echo import EchoScenario, run_echo
+from benchmarks.echo import EchoScenario
 from benchmarks.gain import __main__ as command_line
-from benchmarks.gain import connections, hostile, http
+from benchmarks.gain import connections, hostile
 from benchmarks.gain.clients import KINDS, Kind
-from benchmarks.gain.peers import (
+from benchmarks.measurement import METRICS, Measurement
+from benchmarks.peers import (
     C_EPOLL,
     C_RING,
-    ECHO_PEERS,
     GAIN,
-    HTTP_PEERS,
-    TWO_WORKERS,
-    UVLOOP,
-    UVLOOP_AGAIN,
-    WORKERS_PEERS,
+    UVLOOP_PROTOCOL,
+    Peer,
+    callback_servers,
+    echo_servers,
 )
-from benchmarks.loadgen import LoadReport
-from benchmarks.peers import Peer
 from benchmarks.report import check_bars
+from benchmarks.scenarios import SCENARIOS, TWO_WORKERS
 from benchmarks.servers.responder import BAD_REQUEST, OK, Responder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+ECHO = echo_servers()
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 0.1
 REQUEST = b"GET /plaintext HTTP/1.1\r\nHost: here\r\nAccept: */*\r\n\r\n"
@@ -66,15 +66,16 @@ def silent(_text: str) -> None:
 # What is measured with.
 
 
-def load_report(cpu_us: float, errors: int = 0) -> LoadReport:
-    """A report of 1,000 messages at so much CPU each."""
-    cpu_ns = round(cpu_us * 1e6)
-    return LoadReport(1000, 64000, errors, 0, 0, 10**9, 0, cpu_ns, 1000, 2000, 3000)
+def measurement(cpu_us: float) -> Measurement:
+    """1,000 messages at so much CPU each."""
+    return Measurement(
+        units=1000, elapsed_ns=10**9, cpu_ns=round(cpu_us * 1e6), errors=0, p50_ns=1000, p99_ns=2000
+    )
 
 
-def comparison(**cpu_us: list[float]) -> Comparison[LoadReport]:
-    reports = {name: [load_report(each) for each in rounds] for name, rounds in cpu_us.items()}
-    return Comparison("64x64B", echo.METRICS, reports, "base", "again")
+def comparison(**cpu_us: list[float]) -> Comparison[Measurement]:
+    reports = {name: [measurement(each) for each in rounds] for name, rounds in cpu_us.items()}
+    return Comparison("64x64B", METRICS, reports, "base", "again")
 
 
 def test_ratios_are_taken_within_a_round() -> None:
@@ -106,9 +107,9 @@ def test_a_bar_against_a_server_that_was_not_run_is_left_out() -> None:
 def test_servers_take_turns_in_alternating_order() -> None:
     order: list[str] = []
 
-    def measure(peer: Peer) -> LoadReport:
+    def measure(peer: Peer) -> Measurement:
         order.append(peer.name)
-        return load_report(1.0)
+        return measurement(1.0)
 
     take_turns([Peer(name, "", "") for name in "abc"], 3, measure, silent)
     assert "".join(order) == "abccbaabc"
@@ -147,7 +148,7 @@ def test_the_responder_refuses_what_it_does_not_know(bad: bytes) -> None:
 def test_a_c_server_that_cannot_be_built_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     c_programs.build.cache_clear()
     monkeypatch.setenv("PATH", "/nonexistent")
-    reason = next(peer for peer in ECHO_PEERS if peer.name == C_EPOLL).missing()
+    reason = next(peer for peer in ECHO if peer.name == C_EPOLL).missing()
     assert reason is not None
     assert "cc" in reason
 
@@ -155,12 +156,11 @@ def test_a_c_server_that_cannot_be_built_is_missing(monkeypatch: pytest.MonkeyPa
 # The parts.
 
 
-@pytest.mark.parametrize("name", [GAIN, UVLOOP, C_EPOLL, C_RING])
+@pytest.mark.parametrize("name", [GAIN, UVLOOP_PROTOCOL, C_EPOLL, C_RING])
 def test_echo_brings_every_byte_back(name: str) -> None:
-    peer = find(ECHO_PEERS, name)
-    scenario = EchoScenario(3, 300 << 10)  # more than a buffer, and than a socket takes at once
-    found = run_echo(scenario, [peer], 1, SECONDS, silent, base=UVLOOP, again=UVLOOP_AGAIN)
-    (report,) = found.reports[name]
+    peer = find(ECHO, name)
+    # More than a buffer, and than a socket takes at once.
+    report = echo.measure_once(peer, EchoScenario(3, 300 << 10), SECONDS)
     assert report.errors == 0
     assert report.messages > 0
     assert report.server_cpu_ns > 0
@@ -168,34 +168,37 @@ def test_echo_brings_every_byte_back(name: str) -> None:
 
 def test_the_c_ring_has_more_connections_than_buffers() -> None:
     # Receives that find no buffer end with ENOBUFS and are armed again.
-    peer = find(ECHO_PEERS, C_RING)
+    peer = find(ECHO, C_RING)
     report = echo.measure_once(peer, EchoScenario(200, 64), SECONDS)
     assert report.errors == 0
     assert report.messages > 200
 
 
 def test_two_workers_serve() -> None:
-    report = echo.measure_once(find(WORKERS_PEERS, TWO_WORKERS), EchoScenario(4, 64), SECONDS)
+    (scenario,) = [each for each in SCENARIOS if each.name == "workers-64x64B"]
+    peer = find(scenario.peers, TWO_WORKERS)
+    report = echo.measure_once(peer, EchoScenario(4, 64), SECONDS)
     assert report.errors == 0
     assert report.messages > 0
 
 
-def test_wrk_gets_its_answers() -> None:
-    if reason := http.wrk_missing():
+@pytest.mark.parametrize("pipelined", [1, 4])
+def test_wrk_gets_its_answers(pipelined: int) -> None:
+    if reason := wrk.wrk_missing():
         pytest.skip(reason)
-    peer = find(HTTP_PEERS, GAIN)
-    found = http.run_http([peer], 1, SECONDS, silent, connections=8, pipelined=4)
-    (report,) = found.reports[GAIN]
+    peer = find(callback_servers("http"), GAIN)
+    report = wrk.Wrk(8, pipelined).measure(peer, SECONDS)
     assert report.errors == 0
-    assert report.requests > 0
-    assert report.server_cpu_ns > 0
+    assert report.units > 0
+    assert report.cpu_ns > 0
+    assert (report.p50_ns > 0) == (pipelined == 1)
 
 
-def test_without_wrk_the_part_says_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_wrk_the_scenario_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert command_line.main(["http"]) == 0
+    assert benchmarks_command.main(["http", "http-pipelined", "--results", str(tmp_path)]) == 0
     assert "apt-get install wrk" in capsys.readouterr().out
 
 
@@ -226,7 +229,7 @@ def test_more_connections_than_the_limit_allows_are_refused_with_the_reason(
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_hostile_client_leaves_nothing_behind(kind: Kind) -> None:
-    peer = find(ECHO_PEERS, GAIN)
+    peer = find(ECHO, GAIN)
     side = hostile.run_side(peer, kind, 0.3, hostile=True, pace=kind.pace)
     assert side.client.operations > 0
     assert side.client.failures == 0
@@ -235,7 +238,7 @@ def test_a_hostile_client_leaves_nothing_behind(kind: Kind) -> None:
 
 
 def test_the_client_in_a_hostile_ones_place_keeps_its_pace() -> None:
-    peer = find(ECHO_PEERS, UVLOOP)
+    peer = find(ECHO, UVLOOP_PROTOCOL)
     kind = next(each for each in KINDS if each.name == "half-closing")
     side = hostile.run_side(peer, kind, 0.5, hostile=False, pace=100.0)
     assert side.client.failures == 0
@@ -245,7 +248,7 @@ def test_the_client_in_a_hostile_ones_place_keeps_its_pace() -> None:
 
 def test_books_that_do_not_settle_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostile, "SETTLE_LIMIT_S", 0.0)
-    with find(ECHO_PEERS, UVLOOP).start() as server:
+    with find(ECHO, UVLOOP_PROTOCOL).start() as server:
         books = hostile.read_books(server)
         assert hostile.wait_for_books(server, books) == {}
         assert hostile.wait_for_books(server, {"fds": books["fds"] - 1}) == {"fds": 1}

@@ -1,1 +1,1 @@
-"""How callback servers (``uring_trio.gain``) compare; see README.md beside this folder."""
+"""What callback servers (``uring_trio.gain``) withstand; see README.md beside this folder."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gain``: callback servers compared; tables, bars and JSON."""
+"""``python -m benchmarks.gain``: what callback servers withstand; tables, bars and JSON."""
 
 from __future__ import annotations
 
@@ -9,34 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.echo import EchoScenario, run_echo
 from benchmarks.gain import report
 from benchmarks.gain.clients import KINDS
 from benchmarks.gain.connections import CONNECTIONS, allow_connections, run_connections
 from benchmarks.gain.hostile import run_hostile
-from benchmarks.gain.http import run_http, wrk_missing
-from benchmarks.gain.peers import (
-    ECHO_PEERS,
-    GAIN,
-    GAIN_ECHO,
-    HTTP_PEERS,
-    ONE_AGAIN,
-    ONE_WORKER,
-    SERVER_PEERS,
-    UVLOOP,
-    UVLOOP_AGAIN,
-    WORKERS_PEERS,
-)
-from benchmarks.peers import choose_peers
+from benchmarks.gain.peers import GAIN_ECHO, SERVER_PEERS
+from benchmarks.peers import GAIN, choose_peers
 from benchmarks.processes import cores_for_server_and_load
-from benchmarks.report import check_bars, comparison_table, environment
+from benchmarks.report import environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.peers import Peer
-
-ECHO_SCENARIOS = (EchoScenario(64, 64), EchoScenario(8, 100 << 10))
 
 
 @dataclass
@@ -68,59 +53,6 @@ class Session:
         """Say why a part is not run."""
         print(f"without {part}: {reason}\n", flush=True)
         self.found[part] = {"left out": reason}
-
-
-def run_echo_part(session: Session) -> None:
-    """Echo of small and of large messages."""
-    peers = session.choose(ECHO_PEERS)
-    found = session.found["echo"] = {}
-    for scenario in ECHO_SCENARIOS:
-        comparison = run_echo(
-            scenario,
-            peers,
-            session.options.rounds,
-            session.options.seconds,
-            session.progress,
-            base=UVLOOP,
-            again=UVLOOP_AGAIN,
-        )
-        print(comparison_table(comparison), flush=True)
-        found[scenario.name] = comparison.as_dict()
-        session.bars += check_bars(comparison, GAIN, report.ECHO_BARS[scenario.name])
-        session.errors += comparison.errors()
-
-
-def run_http_part(session: Session) -> None:
-    """HTTP plaintext under wrk."""
-    reason = wrk_missing()
-    if reason is not None:
-        session.leave_out("http", reason)
-        return
-    peers = session.choose(HTTP_PEERS)
-    options = session.options
-    comparison = run_http(peers, options.rounds, options.seconds, session.progress)
-    print(comparison_table(comparison, report.HTTP_HEADINGS), flush=True)
-    session.found["http"] = comparison.as_dict()
-    session.bars += check_bars(comparison, GAIN, report.HTTP_BARS)
-    session.errors += comparison.errors()
-
-
-def run_workers_part(session: Session) -> None:
-    """Two workers on two cores beside one."""
-    peers = choose_peers(WORKERS_PEERS)
-    options = session.options
-    comparison = run_echo(
-        ECHO_SCENARIOS[0],
-        peers,
-        options.rounds,
-        options.seconds,
-        session.progress,
-        base=ONE_WORKER,
-        again=ONE_AGAIN,
-    )
-    print(comparison_table(comparison), flush=True)
-    session.found["workers"] = comparison.as_dict()
-    session.errors += comparison.errors()
 
 
 def run_connections_part(session: Session) -> None:
@@ -157,9 +89,6 @@ def run_hostile_part(session: Session) -> None:
 
 
 PARTS = {
-    "echo": run_echo_part,
-    "http": run_http_part,
-    "workers": run_workers_part,
     "connections": run_connections_part,
     "hostile": run_hostile_part,
 }
@@ -169,7 +98,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gain", description=__doc__)
     parser.add_argument("part", nargs="*", metavar="PART", help=f"default: {' '.join(PARTS)}")
-    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument(
         "--hostile-seconds", type=float, default=60.0, help="of each hostile client"
@@ -191,7 +119,6 @@ def main(argv: list[str] | None = None) -> int:
     server_core, load_core = cores_for_server_and_load()
     session.found["environment"] = environment()
     session.found["options"] = {
-        "rounds": options.rounds,
         "seconds": options.seconds,
         "server_core": server_core,
         "load_core": load_core,

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.comparison import Bar
 from benchmarks.gain.hostile import WAIT_MAX_MS
-from benchmarks.gain.peers import C_EPOLL, C_RING, GAIN, UVLOOP
-from benchmarks.report import HEADINGS, format_figure, format_table, verdict
+from benchmarks.peers import GAIN
+from benchmarks.report import format_figure, format_table, verdict
 
 if TYPE_CHECKING:
     from benchmarks.gain.connections import ConnectionsResult
     from benchmarks.gain.hostile import HostileResult, Side
-
-# By scenario. That the C ring is near the C epoll makes it a limit worth the name.
-ECHO_BARS: dict[str, list[Bar]] = {
-    "64x64B": [
-        Bar("cpu_us", UVLOOP, 1.0),
-        Bar("cpu_us", C_RING, 1.5),
-        Bar("p50_us", UVLOOP, 1.0),
-        Bar("cpu_us", C_EPOLL, 1.1, subject=C_RING),
-    ],
-    "8x100KiB": [Bar("cpu_us", UVLOOP, 1.0), Bar("p50_us", UVLOOP, 1.0)],
-}
-HTTP_BARS = [Bar("cpu_us", UVLOOP, 0.95)]
-
-HTTP_HEADINGS = {**HEADINGS, "cpu_us": "CPU us/request", "per_second": "requests/s"}
 
 
 def connections_table(results: dict[str, ConnectionsResult]) -> str:

@@ -8,12 +8,45 @@ from __future__ import annotations
 
 import os
 import resource
+import ssl
 import sys
 import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+# As much as trio's receive_some() takes at most, so that all servers may read alike.
+RECEIVE_BYTES = 65536
+# What `source` sends at a time.
+CHUNK = bytes(65536)
+# What `ask` waits for and sends back.
+ASK_BYTES = 1024
+# asyncio's 100 would drop some of 1,000 clients that connect at once; the kernel cuts it to
+# net.core.somaxconn, 4096 since 5.4.
+BACKLOG = 4096
+DEADLINE_S = 30.0
+
+# Where the certificate is that a server of `tls` shows, its key behind it.
+CERTIFICATE = "URING_TRIO_BENCHMARK_CERTIFICATE"
+
+
+def server_context() -> ssl.SSLContext:
+    """TLS with the certificate that the benchmark has made."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(os.environ[CERTIFICATE])
+    return context
+
+
+def unix_number() -> int:
+    """What stands for a port on UNIX sockets: a number that no other process has."""
+    return os.getpid()
+
+
+def unix_name(number: int) -> str:
+    """The abstract name that goes with it, without the leading NUL; loadgen.c has it too."""
+    return f"uring_trio-benchmark-{number}"
 
 
 def allow_many_connections() -> None:

@@ -10,7 +10,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
 
 from benchmarks.servers.control import announce
-from benchmarks.servers.on import run_on
+from benchmarks.servers.loops import run_trio
 
 
 async def echo(request: WebSocketRequest) -> None:
@@ -31,4 +31,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    run_on(sys.argv[1], main)
+    run_trio(sys.argv[1], main)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.ecosystem`` for a moment: it works, and reports truly."""
+"""The scenarios with other people's servers for a moment: they work, and report truly."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ need("hypercorn", "trio_websocket")
 
 ROOT = Path(__file__).resolve().parents[2]
 
-from benchmarks.ecosystem import __main__ as command_line
-from benchmarks.ecosystem import load
-from benchmarks.ecosystem.load import HTTP, WEBSOCKET, Exchange, measure
+from benchmarks import __main__ as command_line
+from benchmarks import exchange as load
+from benchmarks.exchange import HTTP, WEBSOCKET, Exchange, Spoken
 from benchmarks.peers import RING, Peer
 
 pytestmark = marks()
@@ -30,22 +30,21 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scenarios_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "figures.json"
-    chosen = ["hypercorn_hello-8", "websocket_echo-8"]
-    options = [word for name in chosen for word in ("--scenario", name)]
-    command = [*options, "--rounds", "1", "--seconds", str(SECONDS), "--json", str(path)]
+    trio_servers = ["ring", "stock", "stock-again"]
+    chosen = {"hypercorn-8": [*trio_servers, "asyncio", "uvloop"], "websocket-8": trio_servers}
+    command = [*chosen, "--rounds", "1", "--seconds", str(SECONDS), "--results", str(tmp_path)]
     assert command_line.main(command) == 0
-    figures = json.loads(path.read_text())["scenarios"]
-    assert list(figures) == chosen
-    for scenario in figures.values():
-        assert list(scenario) == ["ring", "stock", "stock-again"]
-        for server in scenario.values():
+    figures = json.loads((tmp_path / "results.json").read_text())
+    assert list(figures) == list(chosen)
+    for name, scenario in figures.items():
+        assert list(scenario["programs"]) == chosen[name]
+        for server in scenario["programs"].values():
             (report,) = server["rounds"]
-            assert report["requests"] > 0
+            assert report["units"] > 0
             assert report["errors"] == 0
-            assert 0 < report["server_cpu_ns"] <= 2 * report["elapsed_ns"]
+            assert 0 < report["cpu_ns"] <= 2 * report["elapsed_ns"]
     printed = capsys.readouterr().out
-    assert all(f"{name}: cpu_us of ring" in printed for name in chosen)
+    assert "hypercorn-8: cpu_us of ring" in printed
 
 
 @pytest.mark.parametrize(
@@ -54,5 +53,5 @@ def test_scenarios_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
 def test_wrong_answers_and_hang_ups_are_errors(program: str, exchange: Exchange) -> None:
     peer = Peer(RING, program, "", (RING,))
     nonsense = Exchange(exchange.greeting, b"\r\n\r\n\xff" * 20, exchange.answer_end)
-    report = measure(peer, nonsense, connections=1, seconds=SECONDS)
-    assert (report.requests, report.errors) == (0, 1)
+    report = Spoken(nonsense, 1).measure(peer, SECONDS)
+    assert (report.units, report.errors) == (0, 1)

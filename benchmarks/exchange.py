@@ -1,4 +1,6 @@
-"""Ping-pong with a server that speaks a protocol: one request under way on each connection.
+"""Load by Python: ping-pong with a server that speaks a protocol, TLS too.
+
+One request is under way on each connection.
 
 The load is bytes that were made beforehand, from a process that is pinned to the load's core,
 and an answer is over when it ends as every answer does: so what Python costs here is a send, a
@@ -9,18 +11,20 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import math
 import selectors
 import socket
+import ssl
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.observe import cpu_ns
+from benchmarks import system_calls
+from benchmarks.measurement import Measurement
+from benchmarks.observe import cpu_ns, peak_rss_kib
 from benchmarks.processes import cores_for_server_and_load, pinned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from benchmarks.peers import Peer
 
@@ -40,11 +44,15 @@ class Exchange:
       greeting: sent first, and answered up to a blank line; nothing for no greeting.
       request: sent again and again.
       answer_end: how every answer ends.
+      is_secret: it is under TLS.
+      unit: what an exchange is called.
     """
 
     greeting: bytes
     request: bytes
     answer_end: bytes
+    is_secret: bool = False
+    unit: str = "request"
 
 
 def masked_frame(message: bytes) -> bytes:
@@ -58,33 +66,8 @@ WEBSOCKET_GREETING = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n" % base64.b64encode(bytes(16))
 )
 HTTP = Exchange(b"", HTTP_REQUEST, b"\r\n\r\nhello")
-WEBSOCKET = Exchange(WEBSOCKET_GREETING, masked_frame(MESSAGE), MESSAGE)
-
-
-@dataclass(frozen=True)
-class ExchangeReport:
-    """What was seen in the measured window.
-
-    Attributes:
-      requests: answered.
-      elapsed_ns: the length of the window, as it really was.
-      errors: connections that broke, and answers that did not come; the first ends the run.
-      server_cpu_ns: CPU time, user and system, of the whole server process.
-      p50_ns: median of the time to an answer.
-    """
-
-    requests: int
-    elapsed_ns: int
-    errors: int
-    server_cpu_ns: int
-    p50_ns: int
-
-
-METRICS: dict[str, Callable[[ExchangeReport], float]] = {
-    "cpu_us": lambda each: each.server_cpu_ns / 1000 / each.requests if each.requests else math.nan,
-    "per_second": lambda each: each.requests * 1e9 / each.elapsed_ns if each.elapsed_ns else 0.0,
-    "p50_us": lambda each: each.p50_ns / 1000,
-}
+WEBSOCKET = Exchange(WEBSOCKET_GREETING, masked_frame(MESSAGE), MESSAGE, unit="message")
+TLS = Exchange(b"", MESSAGE, MESSAGE, is_secret=True, unit="message")
 
 
 @dataclass
@@ -101,15 +84,26 @@ def connected(port: int, count: int, exchange: Exchange) -> Iterator[list[Client
     """Connections that have been greeted, and were answered that; closed at the end."""
     with contextlib.ExitStack() as stack:
         clients = []
+        context = client_context() if exchange.is_secret else None
         for _ in range(count):
             conn = socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
-            stack.enter_context(conn)
             conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if context is not None:
+                conn = context.wrap_socket(conn)
+            stack.enter_context(conn)
             if exchange.greeting:
                 conn.sendall(exchange.greeting)
                 receive_until(conn, b"\r\n\r\n")
             clients.append(Client(conn))
         yield clients
+
+
+def client_context() -> ssl.SSLContext:
+    """TLS with whoever is there: the server is our own."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def receive_until(conn: socket.socket, end: bytes) -> bytes:
@@ -161,7 +155,10 @@ class Load:
 
     def receive(self, client: Client) -> None:
         """What has come; if it is the whole answer, the next request."""
-        chunk = client.conn.recv(RECEIVE_BYTES)
+        try:
+            chunk = client.conn.recv(RECEIVE_BYTES)
+        except ssl.SSLWantReadError:
+            return  # of TLS itself, a session ticket, or a part of a record
         client.received += chunk
         if client.received.endswith(self.exchange.answer_end):
             client.received = b""
@@ -171,25 +168,58 @@ class Load:
             self.errors += 1
 
 
-def measure(peer: Peer, exchange: Exchange, connections: int, seconds: float) -> ExchangeReport:
-    """Start a server, warm it up, load it, and stop it."""
-    _, load_core = cores_for_server_and_load()
-    with (
-        peer.start() as server,
-        pinned([load_core]),
-        connected(server.port, connections, exchange) as clients,
-    ):
-        load = Load(clients, exchange)
-        with load.selector:
-            load.run(WARMUP_S)
-            before = cpu_ns(server.pid)
-            elapsed_ns = load.run(seconds)
-            server_cpu_ns = cpu_ns(server.pid) - before
-        latencies = sorted(load.latencies_ns)
-        return ExchangeReport(
-            requests=len(latencies),
-            elapsed_ns=elapsed_ns,
-            errors=load.errors,
-            server_cpu_ns=server_cpu_ns,
-            p50_ns=latencies[len(latencies) // 2] if latencies else 0,
-        )
+@dataclass(frozen=True)
+class Spoken:
+    """An exchange on so many connections."""
+
+    exchange: Exchange
+    connections: int
+
+    @property
+    def unit(self) -> str:
+        """As the protocol calls it."""
+        return self.exchange.unit
+
+    @property
+    def about(self) -> str:
+        """With the number."""
+        return f"ping-pong by a client in Python; {self.connections:,} connections"
+
+    def missing(self) -> str | None:
+        """It needs nothing."""
+        return None
+
+    def seconds(self, seconds: float) -> float:
+        """Warm-up and window."""
+        return WARMUP_S + seconds
+
+    def measure(self, peer: Peer, seconds: float, *, count_calls: bool = False) -> Measurement:
+        """Start a server, warm it up, load it, and stop it."""
+        _, load_core = cores_for_server_and_load()
+        with (
+            peer.start() as server,
+            pinned([load_core]),
+            connected(server.port, self.connections, self.exchange) as clients,
+            contextlib.ExitStack() as stack,
+        ):
+            load = Load(clients, self.exchange)
+            with load.selector:
+                load.run(WARMUP_S)
+                fds: tuple[int, ...] = ()
+                if count_calls:
+                    fds = stack.enter_context(system_calls.counters(server.pid))
+                before = cpu_ns(server.pid)
+                elapsed_ns = load.run(seconds)
+                server_cpu_ns = cpu_ns(server.pid) - before
+                calls = system_calls.read(fds) if count_calls else None
+            latencies = sorted(load.latencies_ns)
+            return Measurement(
+                units=len(latencies),
+                elapsed_ns=elapsed_ns,
+                cpu_ns=server_cpu_ns,
+                errors=load.errors,
+                p50_ns=latencies[len(latencies) // 2] if latencies else 0,
+                p99_ns=latencies[len(latencies) * 99 // 100] if latencies else 0,
+                peak_kib=peak_rss_kib(server.pid),
+                calls=calls,
+            )
