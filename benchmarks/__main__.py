@@ -65,12 +65,13 @@ def parse_names(parser: argparse.ArgumentParser, patterns: Sequence[str]) -> tup
     return tuple(name for name in NAMES if name in chosen)
 
 
+# Options whose values are paths, which say nothing to others, and what stands there for them.
+PATHS = {"--against": "TREE", "--results": "DIR"}
+
+
 def shown_command(argv: Sequence[str]) -> str:
-    """What was typed, but for the other tree's path, which says nothing to others."""
-    words = [
-        "TREE" if before == "--against" else word
-        for before, word in zip(["", *argv[:-1]], argv, strict=True)
-    ]
+    """What was typed, but for paths."""
+    words = [PATHS.get(before, word) for before, word in zip(["", *argv[:-1]], argv, strict=True)]
     return shlex.join(["python", "-m", "benchmarks", *words])
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers import (
-    AGAIN,
     ANYIO,
     ASYNCIO,
     ASYNCIO_PROTOCOL,
@@ -21,6 +20,7 @@ from benchmarks.peers import (
     RLOOP,
     RLOOP_PROTOCOL,
     STOCK,
+    STOCK_AGAIN,
     UVLOOP,
     UVLOOP_PROTOCOL,
 )
@@ -82,12 +82,10 @@ GROUPS = (
 
 # The one plot of the README: streams, small messages on few and many connections, and large ones.
 OVERVIEW = ("64x64B", "1000x64B", "1000x16KiB", "8x100KiB")
-OVERVIEW_PROGRAMS = (RING, STOCK, ANYIO, ASYNCIO, UVLOOP, GAIN, UVLOOP_PROTOCOL, C_RING)
-
-
-def is_noise(name: str) -> bool:
-    """Whether a program is another one once more."""
-    return name in AGAIN.values()
+OVERVIEW_PROGRAMS = (
+    *(RING, STOCK, STOCK_AGAIN, ANYIO, ASYNCIO, UVLOOP),
+    *(GAIN, UVLOOP_PROTOCOL, C_EPOLL, C_RING),
+)
 
 
 def rounds_of(entry: Mapping[str, Any], name: str, metric: str) -> list[float]:

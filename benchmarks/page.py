@@ -101,16 +101,14 @@ def bar_rows(scenarios: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def loss_rows(scenarios: Mapping[str, Any]) -> Iterator[list[str]]:
-    """A row for each loss."""
+    """A row for each scenario and metric with a loss, the largest first."""
+    rows: dict[tuple[str, str], list[str]] = {}
     for loss in losses(scenarios):
-        noise = "some round had it the other way round" if loss.is_noise else "in every round"
-        yield [
-            loss.scenario,
-            METRIC_WORDS[loss.metric],
-            f"{loss.ours} / {loss.rival}",
-            f"{loss.ratio:.2f}",
-            noise,
-        ]
+        mark = "~" if loss.is_noise else ""
+        text = f"{loss.ours} / {loss.rival} {mark}{loss.ratio:.2f}"
+        rows.setdefault((loss.scenario, METRIC_WORDS[loss.metric]), []).append(text)
+    for key, texts in rows.items():
+        yield [*key, ", ".join(texts)]
 
 
 def scenario_lines(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
@@ -217,8 +215,9 @@ def page_lines(scenarios: Mapping[str, Any], drawn: Mapping[str, Sequence[str]])
     rows = list(loss_rows(scenarios))
     if rows:
         yield "Every median in which ours takes more than another program that is written alike."
+        yield "`~` is: some round had it the other way round."
         yield ""
-        yield from table(["scenario", "of what", "who / to whom", "ratio", "how surely"], rows)
+        yield from table(["scenario", "of what", "who / than whom, and how much"], rows)
     else:
         yield "Nowhere in these results."
         yield ""

@@ -17,7 +17,7 @@ from benchmarks.servers.control import CERTIFICATE
 from uring_trio._probe import probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 # What ratios are relative to, and the same once more: how far apart two measurements of
@@ -61,6 +61,7 @@ class Peer:
       is_trio: its program answers questions about trio's statistics.
       is_c: its program is one in C.
       needs: what it cannot run without: "io_uring", or modules.
+      cannot: why it does not do what the scenario is about, or None if it does.
       tree: a built source tree whose ``uring_trio`` it runs on, or None for the one at hand.
     """
 
@@ -72,6 +73,7 @@ class Peer:
     is_trio: bool = False
     is_c: bool = False
     needs: tuple[str, ...] = ()
+    cannot: str | None = None
     tree: Path | None = None
 
     def start(self, *arguments: str) -> ServerProcess:
@@ -98,6 +100,8 @@ class Peer:
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
+        if self.cannot is not None:
+            return self.cannot
         for need in self.needs:
             if need == IO_URING:
                 report = probe()
@@ -161,8 +165,12 @@ def asyncio_loops(
     needs: tuple[str, ...] = (),
     names: Callable[[str], str] = str,
     loops: Sequence[str] = (ASYNCIO, UVLOOP, RLOOP),
+    cannot: Mapping[str, str] | None = None,
 ) -> tuple[Peer, ...]:
-    """A program on asyncio's loop and on others; which, is its first argument."""
+    """A program on asyncio's loop and on others; which, is its first argument.
+
+    *cannot* has the reasons of the loops on which it cannot be done.
+    """
     return tuple(
         Peer(
             names(loop),
@@ -170,6 +178,7 @@ def asyncio_loops(
             f"{about} on {loop}",
             (loop, *arguments),
             needs=needs if loop == ASYNCIO else (*needs, loop),
+            cannot=(cannot or {}).get(loop),
         )
         for loop in loops
     )
@@ -180,13 +189,19 @@ def needs_of(service: str) -> tuple[str, ...]:
     return ("trustme",) if service == "tls" else ()
 
 
-# rloop 0.5 has no UNIX sockets, and no TLS for servers.
-WITHOUT_RLOOP = ("unix", "tls")
+NOT_SENT = "rloop 0.5 does not send what is written just before a close"
+RLOOP_CANNOT = {
+    "unix": "rloop 0.5 has no UNIX sockets",
+    "tls": "rloop 0.5 has no TLS",
+    "accept": NOT_SENT,
+    "ask": NOT_SENT,
+}
 
 
-def loops_of(service: str) -> tuple[str, ...]:
-    """Which loops of asyncio have it."""
-    return (ASYNCIO, UVLOOP) if service in WITHOUT_RLOOP else (ASYNCIO, UVLOOP, RLOOP)
+def cannot_of(service: str) -> dict[str, str]:
+    """Which loops of asyncio cannot do it, and why."""
+    reason = RLOOP_CANNOT.get(service)
+    return {} if reason is None else {RLOOP: reason}
 
 
 def stream_servers(service: str) -> tuple[Peer, ...]:
@@ -202,7 +217,7 @@ def stream_servers(service: str) -> tuple[Peer, ...]:
             needs=(ANYIO, *needs),
         ),
         *asyncio_loops(
-            "asyncio_streams", service, about="streams", needs=needs, loops=loops_of(service)
+            "asyncio_streams", service, about="streams", needs=needs, cannot=cannot_of(service)
         ),
     )
 
@@ -233,7 +248,7 @@ def callback_servers(service: str) -> tuple[Peer, ...]:
             about="a protocol",
             needs=needs,
             names=lambda loop: f"{loop}-protocol",
-            loops=loops_of(service),
+            cannot=cannot_of(service),
         ),
         on_uvloop,
     )

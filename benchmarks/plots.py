@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.groups import OVERVIEW, OVERVIEW_PROGRAMS, is_noise, ratios, rounds_of
+from benchmarks.groups import OVERVIEW, OVERVIEW_PROGRAMS, ratios, rounds_of
 from benchmarks.peers import BEFORE, C_EPOLL, C_RING, OURS, STOCK
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def draw_bars(axes: Axes, names: Sequence[str], values: Sequence[Sequence[float]
         xerr=spans,
         color=[colour_of(name) for name in names],
         ecolor=INK,
-        error_kw={"elinewidth": 0.8},
+        error_kw={"elinewidth": 1.2},
     )
     axes.set_yticks(places, names)
     axes.invert_yaxis()
@@ -128,7 +128,6 @@ def draw_overview(directory: Path, name: str, scenarios: Mapping[str, Mapping[st
         if entry is None or STOCK not in entry["programs"]:
             continue
         shown = [each for each in OVERVIEW_PROGRAMS if each in entry["programs"]]
-        shown = [each for each in shown if not is_noise(each)]
         values = [ratios(entry, each, STOCK, "cpu_us") for each in shown]
         panels.append((title, shown, values))
     if not panels:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
+# What a client that left makes of a write; a RuntimeError on rloop 0.5.
+GONE = (ConnectionError, RuntimeError)
+
+
 async def echo(reader: StreamReader, writer: StreamWriter) -> None:
     """Send back what comes, until the client leaves."""
     while data := await reader.read(RECEIVE_BYTES):
@@ -105,7 +109,7 @@ async def serve(service: str) -> None:
     allow_many_connections()
 
     async def handle(reader: StreamReader, writer: StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(*GONE):
             await HANDLERS[service](reader, writer)
         writer.close()
 
