@@ -67,7 +67,7 @@ $(SCENARIOS): ; @:
 endif
 
 bench: $(VENV)/bench.stamp $(VENV)/rloop.stamp
-	$(BIN)/python -m benchmarks $(strip $(SCENARIOS) $(if $(QUICK),--quick) $(ARGS))
+	$(BIN)/python -m benchmarks $(strip $(foreach name,$(SCENARIOS),'$(name)') $(if $(QUICK),--quick) $(ARGS))
 
 bench-page: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks --publish
