@@ -115,7 +115,7 @@ def scenario_lines(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
     """A table of programs, and what was not measured."""
     yield f"### {name}"
     yield ""
-    yield f"{entry['about']}."
+    yield f"{entry['about'][0].upper()}{entry['about'][1:]}."
     yield ""
     base = entry["base"]
     unit = entry["unit"]
@@ -180,6 +180,8 @@ def idle_lines(entry: Mapping[str, Any]) -> Iterator[str]:
         for name, found in programs.items()
     ]
     yield from table(["program", *columns.values()], rows)
+    yield from (f"- {' '.join(line.split())}" for line in entry["bars"])
+    yield ""
 
 
 def page_lines(scenarios: Mapping[str, Any], drawn: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -276,13 +276,13 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 
 def prose_lines(page: Path) -> list[tuple[int, str]]:
-    """Sentences, and fragments in lists: no headings, tables, comments or indented code."""
+    """Sentences, and fragments in lists: no headings, tables, images, comments or code."""
     found = []
     for block in PROSE:
         if block.page != page:
             continue
         for number, line in enumerate(block.text.splitlines(), block.line):
-            if line and not line.startswith(("#", "|", "<!--", "    ")):
+            if line and not line.startswith(("#", "|", "![", "<!--", "    ")):
                 found.append((number, INLINE_CODE.sub("`x`", LINK.sub("link", line))))
     return found
 
