@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks import c_programs, system_calls
-from benchmarks.loadgen import LoadOptions, measure_load
+from benchmarks.loadgen import LoadOptions, LoadReport, measure_load
 from benchmarks.measurement import Measurement
 from benchmarks.observe import peak_rss_kib
 from benchmarks.processes import cores_for_server_and_load
@@ -74,6 +74,12 @@ class Generated:
         """Warm-up and window."""
         return (WARMUP_S + seconds) * self.patience
 
+    def fewest_of_mean(self, report: LoadReport) -> float | None:
+        """How fair the server was to connections that are all busy; 1 is: all had the same."""
+        if self.unit != "message" or not report.messages:
+            return None
+        return report.fewest * self.connections / report.messages
+
     def measure(self, peer: Peer, seconds: float, *, count_calls: bool = False) -> Measurement:
         """All three of its figures from one window."""
         _, load_core = cores_for_server_and_load()
@@ -101,7 +107,7 @@ class Generated:
                 errors=report.errors,
                 p50_ns=report.p50_ns,
                 p99_ns=report.p99_ns,
-                fewest=report.fewest if self.unit == "message" else None,
+                fewest_of_mean=self.fewest_of_mean(report),
                 peak_kib=peak_rss_kib(server.pid),
                 calls=report.server_calls if count_calls else None,
             )

@@ -23,7 +23,8 @@ class Measurement:
       errors: what broke, did not come or was wrong.
       p50_ns: median latency of a unit; 0 where there is none.
       p99_ns: 99th percentile of it; 0 where there is none.
-      fewest: units of the connection that had the fewest; None where that is not known.
+      fewest_of_mean: units of the connection that had the fewest, of what all had in the mean;
+        None where that is not known.
       peak_kib: the largest resident set, read when the load is over.
       calls: system calls in the window; None unless they were counted.
     """
@@ -34,7 +35,7 @@ class Measurement:
     errors: int
     p50_ns: int = 0
     p99_ns: int = 0
-    fewest: int | None = None
+    fewest_of_mean: float | None = None
     peak_kib: int = 0
     calls: int | None = None
 
@@ -52,6 +53,7 @@ METRICS: dict[str, Callable[[Measurement], float]] = {
     "per_second": lambda each: each.units * 1e9 / each.elapsed_ns if each.elapsed_ns else 0.0,
     "p50_us": lambda each: each.p50_ns / 1000,
     "p99_us": lambda each: each.p99_ns / 1000,
+    "fewest": lambda each: each.fewest_of_mean or 0.0,
     "peak_mib": lambda each: each.peak_kib / 1024,
 }
 

@@ -29,6 +29,7 @@ METRIC_WORDS = {
     "per_second": "a second",
     "p50_us": "p50",
     "p99_us": "p99",
+    "fewest": "fewest of the mean",
     "peak_mib": "peak memory",
 }
 WORDS = {"met": "met", "MISSED": "**missed**", "noise": "within the noise"}
@@ -128,6 +129,7 @@ def scenario_lines(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
         f"of {base}'s",
         "p99, µs",
         f"of {base}'s",
+        "fewest of mean",
         "system calls",
         "peak MiB",
     ]
@@ -144,6 +146,7 @@ def scenario_lines(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
             ratio_text(ratio["p50_us"]),
             report.format_figure(median["p99_us"]),
             ratio_text(ratio["p99_us"]),
+            f"{median['fewest']:.2f}" if median["fewest"] else "",
             "" if calls is None else f"{calls:.2f}",
             report.format_figure(median["peak_mib"]),
         ]
@@ -194,6 +197,7 @@ def page_lines(scenarios: Mapping[str, Any], drawn: Mapping[str, Sequence[str]])
     yield "A ratio is taken within a round, and stands with the lowest and the highest of them."
     yield "A name that ends in `-again` is the same program once more: how far that is off 1 is the noise."
     yield "System calls are those for one unit, counted by the kernel in a pass of its own; what a ring does within one is not in it."
+    yield "Fewest of mean is how many units that connection had which had the fewest, of what all had in the mean: how fair it is."
     yield "How it is measured is in [benchmarks/README.md](../benchmarks/README.md)."
     yield ""
     if OVERVIEW_FILE in drawn:

@@ -26,6 +26,7 @@ HEADINGS = {
     "per_second": "a second",
     "p50_us": "p50 us",
     "p99_us": "p99 us",
+    "fewest": "fewest/mean",
     "peak_mib": "peak MiB",
 }
 WITH_RATIO = ("cpu_us", "p50_us", "p99_us")
@@ -124,7 +125,7 @@ def comparison_table(
         row = [name]
         for metric in comparison.metrics:
             value = comparison.median(name, metric)
-            row.append(f"{value:,.2f}" if metric == "cpu_us" else format_figure(value))
+            row.append(f"{value:,.2f}" if metric in ("cpu_us", "fewest") else format_figure(value))
             if metric in WITH_RATIO:
                 row.append(format_ratio(comparison.ratio(name, metric)))
         if calls is not None:

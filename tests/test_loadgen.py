@@ -1,4 +1,4 @@
-"""The load generator against a plain threaded echo server, and against bad servers.
+"""The load generator against plain threaded servers, and against bad ones.
 
 It must report truly, and end on time whatever the server does.
 """
@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from benchmarks import c_programs
+from benchmarks import c_programs, system_calls
 from benchmarks.loadgen import LoadOptions, LoadReport, measure_load
 
 if TYPE_CHECKING:
@@ -93,6 +93,158 @@ def test_messages_come_back_whole_and_are_counted(connections: int, message_byte
     assert report.messages > 0
     assert report.bytes == report.messages * message_bytes
     assert report.messages_per_second > 0
+
+
+# ---- kinds -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unix_server() -> Iterator[int]:
+    """The echo server on a UNIX socket, by the number in its name."""
+    number = os.getpid() % 65536
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0uring_trio-benchmark-{number}")
+        listener.listen()
+        acceptor = threading.Thread(target=serve_connections, args=(listener, echo))
+        acceptor.start()
+        try:
+            yield number
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            acceptor.join()
+
+
+@contextlib.contextmanager
+def udp_server(lose_each: int = 0) -> Iterator[int]:
+    """Each datagram goes back, but for those that are lost."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+
+        def serve() -> None:
+            count = 0
+            while True:
+                data, sender = sock.recvfrom(65536)
+                if data == b"end":
+                    return
+                count += 1
+                if not lose_each or count % lose_each:
+                    sock.sendto(data, sender)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield port
+        finally:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+                end.sendto(b"end", ("127.0.0.1", port))
+            thread.join()
+
+
+def test_unix_sockets() -> None:
+    with unix_server() as number:
+        report = load(number, kind="unix", connections=2)
+    assert report.errors == 0
+    assert report.messages > 0
+
+
+def test_datagrams_and_each_that_is_lost_stalls_its_connection() -> None:
+    with udp_server() as port:
+        report = load(port, kind="udp", connections=2)
+    assert (report.errors, report.messages > 0) == (0, True)
+    with udp_server(lose_each=3) as port:
+        report = load(port, kind="udp", connections=2)
+    assert (report.stalled, report.errors) == (2, 2)
+    assert report.messages <= 4
+
+
+def test_one_way_counts_what_was_taken_and_given() -> None:
+    def swallow(conn: socket.socket) -> None:
+        while conn.recv(1 << 18):
+            pass
+
+    def pour(conn: socket.socket) -> None:
+        while True:
+            conn.sendall(bytes(1 << 18))
+
+    for kind, handle in (("send", swallow), ("receive", pour)):
+        with server(handle) as port:
+            report = load(port, kind=kind, connections=2, message_bytes=1 << 16)
+        assert report.errors == 0
+        assert report.messages == report.bytes >> 16 > 0
+        assert report.p50_ns == 0
+
+
+def give_a_byte(conn: socket.socket) -> None:
+    conn.sendall(b"x")
+
+
+def answer_once(conn: socket.socket) -> None:
+    conn.sendall(conn.recv(1024, socket.MSG_WAITALL))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message_bytes", "handle"), [("accept", 1, give_a_byte), ("ask", 1024, answer_once)]
+)
+def test_short_connections_are_counted_one_by_one(
+    kind: str, message_bytes: int, handle: Callable[[socket.socket], None]
+) -> None:
+    accepted = []
+
+    def note(conn: socket.socket) -> None:
+        accepted.append(conn)
+        handle(conn)
+
+    with server(note) as port:
+        report = load(port, kind=kind, connections=3, message_bytes=message_bytes)
+    assert report.errors == 0
+    assert 3 < report.messages <= len(accepted)
+    assert report.bytes == report.messages * message_bytes
+    assert 0 < report.p50_ns <= report.p99_ns
+
+
+@pytest.mark.parametrize(
+    ("answer", "mismatches", "disconnects"),
+    [(b"y", 2, 0), (b"xx", 2, 0), (b"", 0, 2)],
+)
+def test_short_connections_with_a_wrong_answer_are_given_up(
+    answer: bytes, mismatches: int, disconnects: int
+) -> None:
+    with server(lambda conn: conn.sendall(answer)) as port:
+        report = load(port, kind="accept", connections=2, message_bytes=1)
+    assert (report.mismatches, report.disconnects) == (mismatches, disconnects)
+    assert report.messages == 0
+
+
+def test_the_connection_that_has_the_fewest_messages_is_told() -> None:
+    first = threading.Event()
+
+    def favour(conn: socket.socket) -> None:
+        """One connection has all its answers at once, the other after some time."""
+        slow = first.is_set()
+        first.set()
+        while data := conn.recv(65536):
+            if slow:
+                time.sleep(SECONDS / 8)
+            conn.sendall(data)
+
+    with server(favour) as port:
+        report = load(port, connections=2)
+    assert 0 < report.fewest <= 8 < report.messages
+
+
+def test_system_calls_are_those_of_the_window() -> None:
+    if reason := system_calls.denied():
+        pytest.skip(reason)
+    with server(late_echo) as port, system_calls.counters(os.getpid()) as fds:
+        report = load(port, warmup_seconds=0.1, call_counters=fds)
+        late = load(port)
+    # A receive, a sleep and a send for each, and what else this process does meanwhile.
+    assert 3 * report.messages - 3 <= report.server_calls < 10 * report.messages + 100
+    assert late.server_calls == 0
+
+
+# ---- what it reports ---------------------------------------------------------------------
 
 
 def test_signals_are_no_errors_of_the_load() -> None:
@@ -208,7 +360,8 @@ def test_nobody_listening_raises_with_the_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"connections": 0}, {"message_bytes": 0}, {"cpu": 1 << 20}, {"cpu": 1023}]
+    "wrong",
+    [{"connections": 0}, {"message_bytes": 0}, {"cpu": 1 << 20}, {"cpu": 1023}, {"kind": "ehco"}],
 )
 def test_options_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with server() as port, pytest.raises(OSError, match="Invalid argument"):
