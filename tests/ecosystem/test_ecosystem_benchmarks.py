@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 from benchmarks import __main__ as command_line
 from benchmarks import exchange as load
+from benchmarks import page, system_calls
 from benchmarks.exchange import HTTP, WEBSOCKET, Exchange, Spoken
 from benchmarks.peers import RING, Peer
 
@@ -27,6 +28,9 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(load, "WARMUP_S", 0.0)
     monkeypatch.setattr(load, "LIMIT_S", 2.0)
+    # Tests of their own have what these two take longest with.
+    monkeypatch.setattr(page, "draw", lambda _scenarios, _directory: {})
+    monkeypatch.setattr(system_calls, "denied", lambda: "not in this test")
 
 
 def test_scenarios_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
