@@ -29,6 +29,7 @@ HEADINGS = {
     "fewest": "fewest/mean",
     "peak_mib": "peak MiB",
 }
+WITH_HUNDREDTHS = ("cpu_us", "fewest")
 WITH_RATIO = ("cpu_us", "p50_us", "p99_us")
 
 # As many rounds as a bar is judged by; fewer settle nothing.
@@ -125,7 +126,8 @@ def comparison_table(
         row = [name]
         for metric in comparison.metrics:
             value = comparison.median(name, metric)
-            row.append(f"{value:,.2f}" if metric in ("cpu_us", "fewest") else format_figure(value))
+            is_fine = metric in WITH_HUNDREDTHS and value
+            row.append(f"{value:,.2f}" if is_fine else format_figure(value))
             if metric in WITH_RATIO:
                 row.append(format_ratio(comparison.ratio(name, metric)))
         if calls is not None:

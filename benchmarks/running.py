@@ -74,6 +74,15 @@ def peers_of(scenario: Scenario, options: Options) -> list[Peer]:
     return [each for peer in peers for each in (peer, *of_tree([peer], options.tree))]
 
 
+def base_of(scenario: Scenario, options: Options) -> tuple[str, str]:
+    """What the table gives ratios to, and the same once more: of those who take part, if any."""
+    names = [peer.name for peer in peers_of(scenario, options)]
+    for base, again in ((scenario.base, scenario.again), *AGAIN.items()):
+        if base in names:
+            return base, again
+    return scenario.base, scenario.again
+
+
 def steps_of(scenario: Scenario, options: Options) -> int:
     """How many measurements it takes."""
     count_calls = system_calls.denied() is None
@@ -90,9 +99,10 @@ def seconds_of(scenario: Scenario, options: Options) -> float:
 
 def run_scenario(scenario: Scenario, options: Options, progress: Callable[[str], None]) -> Outcome:
     """All rounds, and the pass that counts system calls."""
+    base, again = base_of(scenario, options)
     outcome = Outcome(
         scenario,
-        Comparison(scenario.name, METRICS, {}, scenario.base, scenario.again, AGAIN),
+        Comparison(scenario.name, METRICS, {}, base, again, AGAIN),
         calls_denied=system_calls.denied(),
     )
     if reason := scenario.load.missing():
@@ -154,8 +164,8 @@ def as_dict(outcome: Outcome, options: Options, command: str) -> dict[str, Any]:
     return {
         "about": scenario.load.about,
         "unit": scenario.load.unit,
-        "base": scenario.base,
-        "again": scenario.again,
+        "base": comparison.base,
+        "again": comparison.again,
         "environment": report.environment(),
         "date": time.strftime("%Y-%m-%d"),
         "command": command,

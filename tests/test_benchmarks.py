@@ -172,6 +172,17 @@ def test_both_sides_of_every_bar_take_part_and_one_of_them_twice() -> None:
             assert any(twice.get(name) in wanted for name in wanted)
 
 
+def test_ratios_are_to_one_that_takes_part() -> None:
+    everybody, only_bars = Options(9, 1.0), Options(9, 1.0, only_bars=True)
+    udp = scenario_named("udp-64x64B")
+    assert running.base_of(udp, everybody) == (STOCK, "stock-again")
+    assert running.base_of(udp, only_bars) == (UVLOOP_PROTOCOL, "uvloop-protocol-again")
+    for scenario in SCENARIOS:
+        if scenario.bars:
+            names = {peer.name for peer in running.peers_of(scenario, only_bars)}
+            assert set(running.base_of(scenario, only_bars)) <= names
+
+
 def test_the_quick_look_fits_into_its_time() -> None:
     options = Options(command_line.QUICK_ROUNDS, command_line.QUICK_SECONDS, only_bars=True)
     quick = [scenario for scenario in SCENARIOS if scenario.is_quick]
