@@ -168,6 +168,7 @@ def run_one(scenario: Scenario, plan: Plan, results: Results, progress: Progress
     if not outcome.comparison.reports:
         return 0
     print(report.comparison_table(outcome.comparison, calls=outcome.calls))
+    print(f"other work took {outcome.others:.0%} of the machine meanwhile")
     verdicts = running.bars_of(outcome)
     for verdict in verdicts:
         print(verdict.line())

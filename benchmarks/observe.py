@@ -22,6 +22,34 @@ def cpu_ns(pid: int) -> int:
     return time.clock_gettime_ns(~pid << 3 | CPUCLOCK_SCHED)
 
 
+class Others:
+    """What this machine's CPUs did from here on that was not for this process and its children.
+
+    Interrupts are left out, since those of our own connections are among them; what a host
+    took from a virtual machine is in it. Children count when they have been waited for.
+    """
+
+    def __init__(self) -> None:
+        self._started = self._busy_and_all()
+        self._ours = sum(os.times()[:4])
+
+    @staticmethod
+    def _busy_and_all() -> tuple[float, float]:
+        """Seconds of all CPUs: at work for somebody, and in all."""
+        line = Path("/proc/stat").read_text().partition("\n")[0]
+        user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
+        busy = user + nice + system + steal
+        tick = os.sysconf("SC_CLK_TCK")
+        return busy / tick, (busy + idle + iowait + irq + softirq) / tick
+
+    def part(self) -> float:
+        """Their part of all that the CPUs could have done until now."""
+        busy, total = self._busy_and_all()
+        ours = sum(os.times()[:4]) - self._ours
+        elapsed = total - self._started[1]
+        return max(0.0, busy - self._started[0] - ours) / elapsed if elapsed else 0.0
+
+
 def voluntary_switches(pid: int) -> int:
     """Of all threads of a process, the sleeping one that answers questions included."""
     total = 0

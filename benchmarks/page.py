@@ -154,12 +154,12 @@ def scenario_lines(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
             row[0] += f" ({found['errors']} errors)"
         rows.append(row)
     yield from table(header, rows)
+    yield f"- Other work took {entry['others']:.0%} of the machine meanwhile."
     for program, reason in entry["without"].items():
         yield f"- Without {program or name}: {reason}"
     if entry["calls_denied"]:
         yield f"- System calls were not counted: {entry['calls_denied']}"
-    if entry["without"] or entry["calls_denied"]:
-        yield ""
+    yield ""
 
 
 def idle_lines(entry: Mapping[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import report, system_calls
 from benchmarks.comparison import FAILURES, Comparison, take_turns
 from benchmarks.measurement import METRICS, Measurement
+from benchmarks.observe import Others
 from benchmarks.peers import AGAIN, of_tree, sort_out
 from benchmarks.scenarios import bars_against, peers_of_bars
 
@@ -52,6 +53,7 @@ class Outcome:
       calls: system calls for a unit, by program, where they were counted.
       without: why the others were not measured, by program; "" stands for all of it.
       calls_denied: why system calls were not counted, or None.
+      others: the part of the machine's CPUs that others took meanwhile.
     """
 
     scenario: Scenario
@@ -59,6 +61,7 @@ class Outcome:
     calls: dict[str, float] = field(default_factory=dict)
     without: dict[str, str] = field(default_factory=dict)
     calls_denied: str | None = None
+    others: float = 0.0
 
 
 def peers_of(scenario: Scenario, options: Options) -> list[Peer]:
@@ -99,6 +102,7 @@ def seconds_of(scenario: Scenario, options: Options) -> float:
 
 def run_scenario(scenario: Scenario, options: Options, progress: Callable[[str], None]) -> Outcome:
     """All rounds, and the pass that counts system calls."""
+    others = Others()
     base, again = base_of(scenario, options)
     outcome = Outcome(
         scenario,
@@ -121,6 +125,7 @@ def run_scenario(scenario: Scenario, options: Options, progress: Callable[[str],
     if outcome.calls_denied is None:
         measured = [peer for peer in peers if peer.name in outcome.comparison.reports]
         outcome.calls = count_calls(scenario, measured, options, progress)
+    outcome.others = others.part()
     return outcome
 
 
@@ -174,5 +179,6 @@ def as_dict(outcome: Outcome, options: Options, command: str) -> dict[str, Any]:
         "programs": programs,
         "without": outcome.without,
         "calls_denied": outcome.calls_denied,
+        "others": outcome.others,
         "bars": [verdict.as_dict() for verdict in bars_of(outcome)],
     }

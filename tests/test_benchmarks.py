@@ -20,7 +20,7 @@ import harness
 import machine_speed
 import pytest
 from benchmarks import __main__ as command_line
-from benchmarks import exchange, generated, own_work, page, report, running, system_calls
+from benchmarks import exchange, generated, observe, own_work, page, report, running, system_calls
 from benchmarks.comparison import Bar, Comparison, take_turns
 from benchmarks.exchange import Spoken
 from benchmarks.generated import Generated
@@ -228,6 +228,27 @@ def test_where_tracepoints_are_hidden_it_says_so(
 
 
 # ---- what is made of it ------------------------------------------------------------------
+
+
+def test_what_others_take_of_the_machine_is_told_apart_from_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By made-up clocks: of 10 s of two cores, 6 were somebody's, and 4.5 of these were ours."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat = [
+        # user, nice, system, idle, iowait, irq, softirq, steal
+        (100, 0, 50, 1000, 0, 0, 0, 0),
+        (103, 1, 51, 1012, 1, 0, 1, 1),
+    ]
+    times = [(1.0, 1.0, 10.0, 5.0, 0.0), (1.5, 1.0, 13.0, 6.0, 0.0)]
+
+    def read_text(_path: Path) -> str:
+        return f"cpu  {' '.join(str(each * ticks) for each in stat.pop(0))} 0 0\ncpu0 ...\n"
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(os, "times", lambda: times.pop(0))
+    others = observe.Others()
+    assert others.part() == pytest.approx((6 - 4.5) / 20)
 
 
 def measurement(cpu_us: float, p99_us: float = 100.0) -> Measurement:
