@@ -257,7 +257,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.page or arguments.publish:
         results = Results.load(arguments.results)
         if arguments.publish:
-            page.publish(results)
+            try:
+                page.publish(results)
+            except ValueError as error:
+                print(f"nothing is published: {error}", file=sys.stderr)
+                return 1
         else:
             page.write(results, arguments.results)
         return 0

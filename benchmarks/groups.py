@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.measurement import METRICS, Measurement
 from benchmarks.peers import (
     ANYIO,
     ASYNCIO,
@@ -90,8 +91,6 @@ OVERVIEW_PROGRAMS = (
 
 def rounds_of(entry: Mapping[str, Any], name: str, metric: str) -> list[float]:
     """A program's figure in each round; empty where there is none."""
-    from benchmarks.measurement import METRICS, Measurement
-
     found = [METRICS[metric](Measurement(**each)) for each in entry["programs"][name]["rounds"]]
     return [value for value in found if value and not math.isnan(value)]
 

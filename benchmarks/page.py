@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,7 +253,7 @@ def draw(scenarios: Mapping[str, Any], directory: Path) -> dict[str, list[str]]:
         here = {name: scenarios[name] for name in group.scenarios if name in scenarios}
         for metric, label in PLOTTED.items():
             name = f"{group.name}-{metric.partition('_')[0]}"
-            if plots.draw_panels(directory, name, here, metric, label):
+            if plots.draw_metric(directory, name, here, metric, label):
                 drawn.setdefault(group.name, []).append(name)
     if plots.draw_overview(directory, OVERVIEW_FILE, scenarios):
         drawn[OVERVIEW_FILE] = [OVERVIEW_FILE]
@@ -261,8 +262,6 @@ def draw(scenarios: Mapping[str, Any], directory: Path) -> dict[str, list[str]]:
 
 def write(results: Results, directory: Path) -> None:
     """The page and its plots, beside the results or elsewhere; no plots without matplotlib."""
-    import importlib.util
-
     drawn: dict[str, list[str]] = {}
     if importlib.util.find_spec("matplotlib") is None:
         print("without plots: matplotlib is not installed; it is in the extra 'bench'")

@@ -7,6 +7,7 @@ A bar is the median, and the line on it reaches from the lowest round to the hig
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.groups import OVERVIEW, OVERVIEW_PROGRAMS, ratios, rounds_of
@@ -27,6 +28,7 @@ C_COLOUR = "#8957e5"
 OTHER_COLOUR = "#57ab5a"
 
 BAR_INCHES = 0.24
+FRAME_INCHES = 0.9  # title, axis and label of a panel
 PANEL_INCHES = 4.6
 PANELS_A_ROW = 2
 STYLE: dict[Any, Any] = {
@@ -84,44 +86,69 @@ def save(figure: Figure, directory: Path, name: str) -> None:
     figure.savefig(directory / f"{name}.png", dpi=150)
 
 
-def draw_panels(
-    directory: Path, name: str, scenarios: Mapping[str, Mapping[str, Any]], metric: str, label: str
-) -> bool:
-    """One figure with a panel for each scenario; False if there is nothing to show."""
+@dataclass(frozen=True)
+class Panel:
+    """One scenario's bars.
+
+    Attributes:
+      title: above it.
+      names: of the programs, from the top.
+      values: the rounds of each.
+      label: below it.
+      mark: where a line goes from top to bottom, or None.
+    """
+
+    title: str
+    names: Sequence[str]
+    values: Sequence[Sequence[float]]
+    label: str
+    mark: float | None = None
+
+
+def draw_figure(directory: Path, name: str, panels: Sequence[Panel]) -> bool:
+    """All panels in one figure; False if there are none."""
+    if not panels:
+        return False
+    # Imported where it is used: it takes a second, and those who measure need no plots.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    panels = []
-    for title, entry in scenarios.items():
-        shown = [each for each in entry["programs"] if rounds_of(entry, each, metric)]
-        if shown:
-            panels.append((title, shown, [rounds_of(entry, each, metric) for each in shown], entry))
-    if not panels:
-        return False
     rows = -(-len(panels) // PANELS_A_ROW)
     columns = min(PANELS_A_ROW, len(panels))
-    bars = max(len(shown) for _, shown, _, _ in panels)
+    bars = max(len(panel.names) for panel in panels)
     with rc_context(STYLE):
         figure = Figure(
-            figsize=(PANEL_INCHES * columns, (0.9 + BAR_INCHES * bars) * rows),
+            figsize=(PANEL_INCHES * columns, (FRAME_INCHES + BAR_INCHES * bars) * rows),
             layout="constrained",
         )
         all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes, (title, shown, values, entry) in zip(all_axes, panels, strict=False):
-            draw_bars(axes, shown, values)
-            axes.set_title(title, loc="left")
-            axes.set_xlabel(label.format(unit=entry["unit"]))
+        for axes, panel in zip(all_axes, panels, strict=False):
+            draw_bars(axes, panel.names, panel.values)
+            axes.set_title(panel.title, loc="left")
+            axes.set_xlabel(panel.label)
+            if panel.mark is not None:
+                axes.axvline(panel.mark, color=STOCK_COLOUR, linewidth=0.8, linestyle="--")
         for axes in all_axes[len(panels) :]:
             axes.set_visible(False)
         save(figure, directory, name)
     return True
 
 
+def draw_metric(
+    directory: Path, name: str, scenarios: Mapping[str, Mapping[str, Any]], metric: str, label: str
+) -> bool:
+    """A metric of some scenarios; False if there is nothing to show."""
+    panels = []
+    for title, entry in scenarios.items():
+        shown = [each for each in entry["programs"] if rounds_of(entry, each, metric)]
+        values = [rounds_of(entry, each, metric) for each in shown]
+        if shown:
+            panels.append(Panel(title, shown, values, label.format(unit=entry["unit"])))
+    return draw_figure(directory, name, panels)
+
+
 def draw_overview(directory: Path, name: str, scenarios: Mapping[str, Mapping[str, Any]]) -> bool:
     """The README's: CPU for a message beside stock trio's; False if there is nothing to show."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     panels = []
     for title in OVERVIEW:
         entry = scenarios.get(title)
@@ -129,24 +156,7 @@ def draw_overview(directory: Path, name: str, scenarios: Mapping[str, Mapping[st
             continue
         shown = [each for each in OVERVIEW_PROGRAMS if each in entry["programs"]]
         values = [ratios(entry, each, STOCK, "cpu_us") for each in shown]
-        panels.append((title, shown, values))
-    if not panels:
-        return False
-    with rc_context(STYLE):
-        bars = max(len(shown) for _, shown, _ in panels)
-        rows = -(-len(panels) // PANELS_A_ROW)
-        columns = min(PANELS_A_ROW, len(panels))
-        figure = Figure(
-            figsize=(PANEL_INCHES * columns, (0.8 + BAR_INCHES * bars) * rows),
-            layout="constrained",
+        panels.append(
+            Panel(f"echo, {title}", shown, values, "CPU for a message, of stock trio's", mark=1.0)
         )
-        all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes, (title, shown, values) in zip(all_axes, panels, strict=False):
-            draw_bars(axes, shown, values)
-            axes.axvline(1.0, color=STOCK_COLOUR, linewidth=0.8, linestyle="--")
-            axes.set_title(f"echo, {title}", loc="left")
-        for axes in all_axes[len(panels) :]:
-            axes.set_visible(False)
-        figure.supxlabel("CPU for a message, of stock trio's (less is better)", fontsize=9)
-        save(figure, directory, name)
-    return True
+    return draw_figure(directory, name, panels)

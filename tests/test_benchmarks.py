@@ -491,6 +491,13 @@ def test_results_of_two_machines_are_not_passed_off_as_one(made: tuple[Results, 
     assert "differ in machine" in "\n".join(page.machine_lines(scenarios))
 
 
+def test_without_results_nothing_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.main(["--publish", "--results", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "nothing is published: no results\n"
+
+
 @pytest.mark.usefixtures("unplotted")
 def test_too_few_rounds_are_not_published(made: tuple[Results, Path]) -> None:
     results, root = made
