@@ -26,7 +26,7 @@ KERNEL ?= --list
 QUICK ?=
 
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py csrc/hot/*.c csrc/hot/*.h)
 
 .PHONY: demo test test-all fuzz mutations taken-out sanitize kernels counts bench
 .PHONY: bench-page bench-gain matrix anyio build clean

@@ -14,7 +14,7 @@ CSRC = Path("csrc")
 # What Python may call, and the C headers that declare the same. cffi lets the C
 # compiler compare the two.
 DECLARATIONS = "engine.cdef.h"
-HEADERS = ("prep.h", "beside.h", "probe.h")
+HEADERS = ("prep.h", "beside.h", "probe.h", "table.h")
 
 ffibuilder = FFI()
 ffibuilder.cdef((CSRC / DECLARATIONS).read_text(encoding="utf-8"))

@@ -135,3 +135,6 @@ struct ut_probe {
 void ut_probe_run(const struct ut_kernel *, struct ut_config *, int64_t timeout_ns,
                   struct ut_probe *out);
 int ut_probe_setup(const struct ut_kernel *, unsigned sq_entries, unsigned cq_entries);
+
+struct ut_table { int version; ...; };
+const struct ut_table *ut_table(void);

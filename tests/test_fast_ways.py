@@ -1,4 +1,4 @@
-"""Each fast way leaves behind what the plain way beside it does.
+"""Each fast way, and each hot path in C, leaves behind what the plain way beside it does.
 
 The whole of them is compared by a second run of the tests (see `run_all`). Here, one by one,
 is what no test of behaviour would notice: what is remembered for the next time.
@@ -6,11 +6,16 @@ is what no test of behaviour would notice: what is remembered for the next time.
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import mmap
 import os
+import re
 import socket
+import struct
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +26,18 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from uring_trio import _fast_ways
+from uring_trio import _fast_ways, _hot_parts
 from uring_trio._kernel import (
     CQE_F_BUFFER,
     CQE_F_SOCK_NONEMPTY,
     GROUP_SIZES,
+    RECORD_SIZE,
     RECORD_WAITED,
     TRANSFER_MAX,
 )
 from uring_trio._lines import Backlog, Line, Receiver, Sender
 from uring_trio._memory import pin
-from uring_trio._operations import ReceiveInto, deliver
+from uring_trio._operations import Operation, Receive, ReceiveInto, Send, deliver
 from uring_trio._slots import Record, Slots
 from uring_trio._streams import SEND_ALL_FLAGS
 from uring_trio._trio_private import park
@@ -55,8 +61,14 @@ class FakeRing:
     """Prepares one operation after the other, and holds what was received."""
 
     pool = bytes(range(256)) * (2 * GROUP_SIZES[-1] // 256)
+    RECORDS = 16
 
     def __init__(self) -> None:
+        # Where C looks for them.
+        self._memory = ctypes.create_string_buffer(self.pool, len(self.pool))
+        self._records = ctypes.create_string_buffer(self.RECORDS * RECORD_SIZE)
+        self.pool_address = ctypes.addressof(self._memory)
+        self.record_address = ctypes.addressof(self._records)
         self.prepared: list[tuple[Any, ...]] = []
         self.next_slot = 0
 
@@ -67,8 +79,24 @@ class FakeRing:
 
     recv = recv_into = send = read = write = _prepare
 
+    def write_batch(self, records: list[Record]) -> None:
+        """Put the records where a batch's are."""
+        for index, record in enumerate(records):
+            struct.pack_into("IiII", self._records, index * RECORD_SIZE, *record)
+
     def error(self, result: int) -> Exception:
         return OSError(-result, "refused")
+
+
+def deliver_in_c(slots: Slots, records: list[Record]) -> None:
+    """`deliver`, as `_hot` has it."""
+    ring: Any = slots.ring
+    ring.write_batch(records)
+    _hot_parts.hot.deliver(slots, len(records))
+
+
+#: All that do what `Slots.deliver` does.
+FAST: list[Tell] = [deliver] if _hot_parts.hot is None else [deliver, deliver_in_c]
 
 
 class Fixture:
@@ -79,9 +107,9 @@ class Fixture:
         self.woken: list[tuple[Any, ...]] = []  # since the last look
         self.ring = FakeRing()
         self.slots = Slots(self.ring, self.wake)  # type: ignore[arg-type]
-        backlog = Backlog()
-        self.receiver = Receiver(self.slots, backlog, lambda: 7, is_socket=True)
-        self.sender = Sender(self.slots, backlog, lambda: 7, is_socket=True)
+        self.backlog = Backlog()
+        self.receiver = Receiver(self.slots, self.backlog, lambda: 7, is_socket=True)
+        self.sender = Sender(self.slots, self.backlog, lambda: 7, is_socket=True)
 
     def wake(self, task: Any, value: Any) -> None:
         # Two errors are the same if they read the same; bytes are shown short.
@@ -117,8 +145,13 @@ class Fixture:
         }
 
 
-def fields(line: Line) -> dict[str, Any]:
-    names = {name for kind in type(line).__mro__[:-1] for name in kind.__slots__}  # type: ignore[attr-defined]
+def fields(line: Line | Operation) -> dict[str, Any]:
+    names = {
+        name
+        for kind in type(line).__mro__[:-1]
+        for name, field in vars(kind).items()
+        if isinstance(field, types.MemberDescriptorType)  # a slot, or a field in C
+    }
     own = {"backlog", "fileno", "slots", "spare", "plain_receive", "prep_receive", "prep_send"}
     return {name: getattr(line, name) for name in sorted(names - own)}
 
@@ -167,8 +200,9 @@ def task_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_record_chooses_the_same_next_receive(res: int, flags: int) -> None:
     """Such as whether it waits for data before it is tried."""
     script = [("receive", res, flags, GROUP_SIZES[-1])] * 20
-    fast, plain = play(deliver, script), play(Slots.deliver, script)
-    assert fast == plain
+    plain = play(Slots.deliver, script)
+    for fast in FAST:
+        assert play(fast, script) == plain
     waits = "'poll_first': True" in plain[0]
     assert waits == (flags & RECORD_WAITED > 0 and not flags & CQE_F_SOCK_NONEMPTY)
 
@@ -176,7 +210,9 @@ def test_one_record_chooses_the_same_next_receive(res: int, flags: int) -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(st.lists(st.one_of(receives, receives_into, sends), max_size=60))
 def check_any_script(script: list[tuple[Any, ...]]) -> None:
-    assert play(deliver, script) == play(Slots.deliver, script)
+    plain = play(Slots.deliver, script)
+    for fast in FAST:
+        assert play(fast, script) == plain
 
 
 @pytest.mark.usefixtures("task_that_runs")
@@ -196,7 +232,87 @@ def test_what_is_cut_off_or_stood_behind_goes_the_plain_way() -> None:
         tell(fixture.slots, [(second.slot, 20, 0, 0)])
         return repr(fixture.left_behind())
 
-    assert behind(deliver) == behind(Slots.deliver)
+    for fast in FAST:
+        assert behind(fast) == behind(Slots.deliver)
+
+
+# What `deliver` may find, beside what came, and all that each of it may be.
+SITUATIONS: dict[str, list[Any]] = {
+    "kind": ["receive", "receive_into", "send", "send a buffer", "another"],
+    "res": [*ERRORS, -4, -105, 1, GROUP_SIZES[0] - 1, GROUP_SIZES[0], GROUP_SIZES[1]],
+    "flags": [0, CQE_F_BUFFER, RECORD_WAITED, RECORD_WAITED | CQE_F_SOCK_NONEMPTY],
+    "is_waited_for": [True, False],
+    "is_cut_off": [False, True],
+    "has_one_behind": [False, True],
+    "group": [0, 1, 2],
+}
+
+
+def left_behind_by(tell: Tell, kind: str, res: int, flags: int, **situation: Any) -> str:
+    """What a record leaves in a situation."""
+    fixture = Fixture(tell)
+    receiver, sender = fixture.receiver, fixture.sender
+    receiver.group = situation["group"]
+    memory = bytearray(40)
+    line: Line = receiver
+    operation: Operation
+    if kind == "receive":
+        operation = receiver.receive(GROUP_SIZES[-1])
+    elif kind == "receive_into":
+        operation = receiver.submit(ReceiveInto(receiver, pin(memory, writable=True), 9, 0))
+    elif kind == "another":
+        operation = receiver.submit(OtherReceive(receiver, 9))
+    else:
+        line = sender
+        data = bytes(memory) if kind == "send" else memory
+        operation = sender.send(pin(data), 0)
+    slot = operation.slot
+    if situation["has_one_behind"]:
+        # At once, or who is in the kernel would make it busy.
+        line.submit(OtherReceive(receiver, 5) if line is receiver else Send(sender, b"", 0))
+    if situation["is_cut_off"]:
+        operation.ask_for_end(Cut.off)
+    if not situation["is_waited_for"]:
+        operation.take_task()
+    tell(fixture.slots, [(slot, res, flags, 64)])
+    left = fixture.left_behind()
+    left["operation"] = fields(operation)
+    if operation is line.spare:  # to be used again; in the plain way it never is
+        assert left["operation"]["trap"] is not None
+        left["operation"]["trap"] = None
+    left["held"] = list(fixture.backlog.held)
+    try:
+        memory.append(1)
+        left["memory"] = "free"
+    except BufferError:
+        left["memory"] = "pinned"
+    return re.sub(r"0x[0-9a-f]+", "", repr(left))
+
+
+class OtherReceive(Receive):
+    """No kind that a fast way knows."""
+
+    __slots__ = ()
+
+
+class Cut:
+    @staticmethod
+    def off() -> None:
+        """What an operation is cut off with."""
+
+
+@pytest.mark.usefixtures("task_that_runs")
+@pytest.mark.parametrize("kind", SITUATIONS["kind"])
+def test_every_situation_is_left_the_same(kind: str) -> None:
+    names = [name for name in SITUATIONS if name != "kind"]
+    seen = set()
+    for values in itertools.product(*(SITUATIONS[name] for name in names)):
+        situation: dict[str, Any] = dict(zip(names, values, strict=True))
+        plain = left_behind_by(Slots.deliver, kind, **situation)
+        seen.add(plain)
+        for fast in FAST:
+            assert left_behind_by(fast, kind, **situation) == plain, situation
+    assert len(seen) > 50
 
 
 # ---- the start of an operation -----------------------------------------------------------

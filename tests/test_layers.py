@@ -15,8 +15,9 @@ PACKAGE = ROOT / "src" / "uring_trio"
 # From the ground up. A module may import only from rows above its own row, when it runs;
 # what it imports for its annotations alone is free, but makes no circle of more than two.
 LAYERS = [
-    {"_engine"},  # the extension
+    {"_engine", "_hot"},  # the extensions
     {"_errors", "_addresses", "_fast_ways", "_kernel_names", "_process", "_ring_options"},
+    {"_hot_parts"},
     {"_kernel", "_trio_private"},
     {"_instruments", "_shortage"},
     {"_remedies"},
@@ -71,6 +72,7 @@ GAIN_FLOORS_MAX = 10
 # Who may know what: the name -> the only modules that may import it.
 RESERVED: dict[str, set[str]] = {
     "uring_trio._engine": {"_kernel"},
+    "uring_trio._hot": {"_hot_parts"},
     # System calls beside the ring are made by `_beside`. These ask once what a place or a file
     # is like; see test_kernel_seam.py.
     "fcntl": {"gain._unix_path"},
@@ -185,8 +187,8 @@ def private_parts_of_trio(path: Path) -> set[str]:
 
 
 def test_every_module_has_a_layer() -> None:
-    # The extension is no module of Python's, and what types it has stand in `_engine.pyi`.
-    assert MODULES.keys() | {"_engine"} == RANK.keys()
+    # The extensions are no modules of Python's, and what types they have stand in `.pyi` files.
+    assert MODULES.keys() | {"_engine", "_hot"} == RANK.keys()
 
 
 @pytest.mark.parametrize(

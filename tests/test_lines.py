@@ -18,6 +18,7 @@ class FakeRing:
     """Has all that was prepared in the kernel: it can be asked to end, and not withdrawn."""
 
     pool = b"abcdef"
+    record_address = pool_address = 0
 
     def __init__(self) -> None:
         self.prepared = 0

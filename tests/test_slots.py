@@ -17,6 +17,7 @@ class FakeRing:
     """As much of a ring as a table of slots asks for."""
 
     pool = b""
+    record_address = pool_address = 0
 
     def __init__(self) -> None:
         self.queued: set[int] = set()  # not known to the kernel

@@ -48,6 +48,7 @@ def for_people(report: ProbeReport) -> str:
         *labelled("kernel", report.kernel),
         *labelled("trio", report.trio_version),
         *labelled("python", f"{platform.python_implementation()} {platform.python_version()}"),
+        *labelled("hot paths", report.hot_paths),
         *labelled("setup flags", listed(report.setup_flags)),
         *labelled("features", listed(report.features)),
         *labelled("opcodes", listed(report.opcodes)),

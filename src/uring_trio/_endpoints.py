@@ -10,6 +10,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from uring_trio import _hot_parts
+from uring_trio._hot_parts import EndpointFields
 from uring_trio._lines import Receiver, Sender
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from uring_trio._io_manager import UringIOManager
 
 
-class Endpoint:
+class Endpoint(EndpointFields):
     """An open file in one run: its two lines.
 
     Attributes:
@@ -29,7 +31,12 @@ class Endpoint:
         library's, or on the ring. See `_streams` and `Accept`.
     """
 
-    __slots__ = ("__weakref__", "can_be_tried", "fd", "manager", "owner", "receiver", "sender")
+    __slots__ = ("__weakref__", "can_be_tried", "fd")
+
+    manager: UringIOManager
+    owner: Any
+    receiver: Receiver
+    sender: Sender
 
     def __init__(
         self,
@@ -112,3 +119,7 @@ class Endpoints:
         """Its number may be another file's from now on, whose closing is none of its business."""
         references = self._by_fd.get(endpoint.fd, [])
         self._by_fd[endpoint.fd] = [r for r in references if r() is not endpoint]
+
+
+if _hot_parts.hot is not None:
+    _hot_parts.hot.know(Endpoint=Endpoint)

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from outcome import Error
 
+from uring_trio import _hot_parts
 from uring_trio._draining import drain
 from uring_trio._endpoints import Endpoint, Endpoints
 from uring_trio._fast_ways import FAST
@@ -79,6 +80,10 @@ HOST_MUST_ENTER = -1
 LOOKS_MAX = 8
 # How a batch is told to those whom it is about.
 _tell: Callable[[Slots, Iterable[Record]], None] = deliver if FAST else Slots.deliver
+# The same in C, of the first so many of the batch, where nobody takes some of them.
+_tell_in_c: Callable[[Slots, int], None] | None = None
+if _hot_parts.hot is not None:
+    _tell_in_c = _hot_parts.hot.deliver
 
 # Memory that the kernel may write to after its ring was closed: given up on purpose.
 _leaked: list[Any] = []
@@ -175,6 +180,10 @@ class UringIOManager:
             contended = backlog.take_contended(starved=not slots.all_submitted())
         if events:
             self._batch = 0
+            if _tell_in_c is not None and not slots.takers:
+                _tell_in_c(slots, events & RECORDS_MASK)
+                events = 0
+        if events:
             # `Ring.records`, flat.
             area = self.ring.record_area
             records: Iterable[Record]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from uring_trio import _hot_parts
 from uring_trio._kernel_names import FEATURE_NAMES, SETUP_FLAG_NAMES, opcode_name
 from uring_trio._ring_options import CQ_ENTRIES, SQ_ENTRIES, RingOptions
 
@@ -34,6 +35,12 @@ try:
     from uring_trio._engine import lib as _lib
 except ImportError:  # not built: not Linux, or no compiler
     _ffi = _lib = None
+
+if _hot_parts.hot is not None:
+    if _lib is None:
+        _hot_parts.refuse("there is no engine")
+    elif _hot_parts.hot.TABLE_VERSION != _lib.ut_table().version:
+        _hot_parts.refuse("it was built at another time than the engine")
 
 # What the engine refuses to do in a forked child (errno EOWNERDEAD).
 OWNER_DEAD = -130
@@ -228,6 +235,10 @@ def _raise_trim_threshold() -> None:
         bytes(LARGE_BLOCK)
 
 
+def _address(pointer: Any) -> int:
+    return int(_ffi.cast("uintptr_t", pointer))
+
+
 def _refuse(*_: Any) -> int:
     """What a ring answers that is closed."""
     return RING_CLOSED
@@ -265,6 +276,8 @@ class Ring:
         self.record_area = memoryview(_ffi.buffer(engine.records, size))
         #: All receive buffers; ``pool[a:b]`` copies out ``bytes``. Gone with `close`.
         self.pool: Any = _ffi.buffer(engine.pool, engine.pool_size)
+        #: The addresses of both, for `_hot`.
+        self.record_address, self.pool_address = _address(engine.records), _address(engine.pool)
         # Each of these is gone with `close`, too: see there.
         self.wait: Call = partial(lib.ut_engine_wait, engine)
         self.flush: Call = partial(lib.ut_engine_flush, engine)
@@ -273,6 +286,11 @@ class Ring:
         self.cancel: Call = partial(lib.ut_engine_cancel, engine)
         self.recv: Call = partial(lib.ut_prep_recv, engine)
         self.send: Call = partial(lib.ut_prep_send, engine)
+        self._door: Any = None
+        if _hot_parts.hot is not None:
+            table = _address(lib.ut_table())
+            self._door = _hot_parts.hot.Door(table, _address(engine), self.send)
+            self.recv, self.send = self._door.recv, self._door.send
         self.recv_into: Call = partial(lib.ut_prep_recv_into, engine)  # a pin, or a Memory's `c`
         self.read: Call = partial(lib.ut_prep_read, engine)
         self.write: Call = partial(lib.ut_prep_write, engine)
@@ -349,6 +367,9 @@ class Ring:
           Whether memory was given up.
         """
         self.record_area.release()
+        self.record_address = self.pool_address = 0
+        if self._door is not None:
+            self._door.close()
         self._box[0] = _ffi.NULL
         self.wait = self.flush = self.look = self.unsubmitted = self.cancel = _refuse
         self.recv = self.send = self.recv_into = self.read = self.write = _refuse

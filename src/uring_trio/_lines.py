@@ -33,7 +33,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 from outcome import Error
 
+from uring_trio import _hot_parts
 from uring_trio._beside import getsockopt
+from uring_trio._hot_parts import LineFields, ReceiverFields, SenderFields
 from uring_trio._kernel import BUFFER_GROUPS, GROUP_SIZES, RECORD_WAITED
 from uring_trio._operations import BUSY, HAD_TO_WAIT, Operation, Receive, Send
 
@@ -115,7 +117,7 @@ class Backlog:
             operation.release()
 
 
-class Line:
+class Line(LineFields):
     """One half of an open file: what it may have in the kernel; see the top of this module.
 
     Attributes:
@@ -124,17 +126,23 @@ class Line:
       waiting: those behind, in their order.
     """
 
-    __slots__ = ("backlog", "current", "fileno", "slots", "spare", "waiting")
+    __slots__ = ()
 
+    slots: Slots
+    backlog: Backlog
+    fileno: Callable[[], int]
+    current: Operation | None
+    spare: Any
+    waiting: deque[Operation] | tuple[()]
     reading: bool
 
     def __init__(self, slots: Slots, backlog: Backlog, fileno: Callable[[], int]) -> None:
         self.slots = slots
         self.backlog = backlog
         self.fileno = fileno
-        self.current: Operation | None = None
-        self.spare: Any = None
-        self.waiting: deque[Operation] | tuple[()] = ()
+        self.current = None
+        self.spare = None
+        self.waiting = ()
 
     # ---- into the line -------------------------------------------------------------------
 
@@ -272,7 +280,7 @@ class Line:
         return self.current is not None or bool(self.waiting)
 
 
-class Receiver(Line):
+class Receiver(Line, ReceiverFields):
     """The line of those who receive, and what a stream's next receive had better do.
 
     Attributes:
@@ -285,24 +293,21 @@ class Receiver(Line):
       has_low_water: whether it has a mark; None: it was not asked yet.
     """
 
-    __slots__ = (
-        "group",
-        "has_low_water",
-        "may_have_low_water",
-        "plain_receive",
-        "poll_first",
-        "prep_receive",
-        "small_in_a_row",
-    )
+    __slots__ = ("has_low_water", "may_have_low_water")
 
+    plain_receive: Any
+    prep_receive: Any
+    poll_first: bool
+    group: int
+    small_in_a_row: int
     reading = True
 
     def __init__(
         self, slots: Slots, backlog: Backlog, fileno: Callable[[], int], *, is_socket: bool
     ) -> None:
         super().__init__(slots, backlog, fileno)
-        self.plain_receive: Any = slots.ring.recv if is_socket else slots.ring.read
-        self.prep_receive: Any = self.plain_receive
+        self.plain_receive = slots.ring.recv if is_socket else slots.ring.read
+        self.prep_receive = self.plain_receive
         # The first is tried at once: a new connection often has its request there already,
         # and a poll of a listening socket would never see that nobody can send.
         self.poll_first = False
@@ -375,22 +380,23 @@ class Receiver(Line):
         self.prep_receive = None
 
 
-class Sender(Line):
+class Sender(Line, SenderFields):
     """The line of those who send.
 
     Attributes:
       prep_send: prepares a stream's send; of sockets and other files in one form.
     """
 
-    __slots__ = ("prep_send",)
+    __slots__ = ()
 
+    prep_send: Any
     reading = False
 
     def __init__(
         self, slots: Slots, backlog: Backlog, fileno: Callable[[], int], *, is_socket: bool
     ) -> None:
         super().__init__(slots, backlog, fileno)
-        self.prep_send: Any = slots.ring.send if is_socket else slots.ring.write
+        self.prep_send = slots.ring.send if is_socket else slots.ring.write
 
     def send(self, pinned: Any, flags: int) -> Send:
         """Begin to send pinned memory, which is unpinned with the last cqe."""
@@ -401,3 +407,7 @@ class Sender(Line):
             operation.send_again(pinned, flags)
         self.submit(operation)
         return operation
+
+
+if _hot_parts.hot is not None:
+    _hot_parts.hot.know(Receiver=Receiver, Sender=Sender)

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 from outcome import Error
 
+from uring_trio import _hot_parts
+from uring_trio._hot_parts import OperationFields, ReceiveFields, SendFields
 from uring_trio._kernel import (
     CQE_F_MORE,
     CQE_F_SOCK_NONEMPTY,
@@ -70,18 +72,25 @@ def raise_error(error: Any) -> NoReturn:
         del exception
 
 
-class Operation:
+class Operation(OperationFields):
     """An operation of one line, from a task's call to its last cqe."""
 
-    __slots__ = ("line", "raise_cancel", "slot", "task", "tick", "trap")
+    __slots__ = ()
+
+    line: Line
+    task: Any
+    slot: int
+    tick: int
+    raise_cancel: Callable[[], Any] | None
+    trap: Any
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        self.task: Any = run_context.task
+        self.task = run_context.task
         self.slot = -1
         self.tick = -1
         # Raises what its end was asked for with: a cancel, or a closing.
-        self.raise_cancel: Callable[[], Any] | None = None
+        self.raise_cancel = None
         self.trap = WaitTaskRescheduled(self.abort)
 
     # ---- what kinds of it differ in ------------------------------------------------------
@@ -247,12 +256,13 @@ class Operation:
             self.raise_cancel()
 
 
-class Receive(Operation):
+class Receive(Operation, ReceiveFields):
     """recv or read of a stream, into a provided buffer."""
 
-    __slots__ = ("size",)
+    __slots__ = ()
 
     line: Receiver
+    size: int
 
     def __init__(self, line: Receiver, size: int) -> None:
         super().__init__(line)
@@ -307,12 +317,14 @@ class ReceiveInto(Operation):
         unpin(self.pinned)
 
 
-class Send(Operation):
+class Send(Operation, SendFields):
     """send or write of pinned memory."""
 
-    __slots__ = ("flags", "pinned")
+    __slots__ = ()
 
     line: Sender
+    flags: int
+    pinned: Any
 
     def __init__(self, line: Sender, pinned: Any, flags: int) -> None:
         super().__init__(line)
@@ -395,3 +407,14 @@ def deliver(slots: Slots, records: Iterable[Record]) -> None:
             operation.trap = None
             unpin_memory(operation.pinned)
             wake(task, res)
+
+
+if _hot_parts.hot is not None:
+    _hot_parts.hot.know(
+        Receive=Receive,
+        ReceiveInto=ReceiveInto,
+        Send=Send,
+        smallest_buffer=SMALLEST_BUFFER,
+        unpin=unpin,
+        unpin_memory=unpin_memory,
+    )

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from uring_trio import _kernel, _trio_private
+from uring_trio import _hot_parts, _kernel, _trio_private
 from uring_trio._errors import UringUnavailable
 from uring_trio._process import in_child, locks
 from uring_trio._remedies import (
@@ -89,6 +89,7 @@ class ProbeReport:
       opcodes: the operations that the kernel knows.
       limits: sizes of a ring in entries, and this process's limits.
       trio_version: the version of trio.
+      hot_paths: ``"C"``, or that they are Python's, and why.
       problems: everything found that stands in the way, now or later.
     """
 
@@ -101,6 +102,7 @@ class ProbeReport:
     opcodes: tuple[str, ...]
     limits: dict[str, int]
     trio_version: str
+    hot_paths: str
     problems: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -452,6 +454,7 @@ def _report(backend: str, failure: Failure | None, kernel: KernelProbe | None) -
         opcodes=kernel.opcodes if kernel else (),
         limits={**(kernel.limits if kernel else {}), **process_limits()},
         trio_version=trio.__version__,
+        hot_paths="C" if _hot_parts.hot is not None else f"Python: {_hot_parts.why_python}",
         problems=tuple(_problems(failure, kernel)),
     )
 

@@ -38,7 +38,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from uring_trio import _hot_parts
 from uring_trio._guest import Helper
+from uring_trio._hot_parts import SlotsFields
 from uring_trio._kernel import CQE_F_MORE, EINTR, OWNER_DEAD
 from uring_trio._remedies import DENIALS, ring_lost
 
@@ -91,12 +93,13 @@ def _wake_nobody(task: Any, value: Any) -> None:
     """The run is over."""
 
 
-class Slots:
+class Slots(SlotsFields):
     """The ring of one run, and who stands at its slots.
 
     Attributes:
       ring: the engine.
       pool: all its receive buffers; gone with `close`.
+      record_address, pool_address: where `_hot` finds the batch's records and the buffers.
       table: by slot; grows, as the engine's does.
       tick: waits so far: what was prepared in this tick is not submitted yet.
       closed: the run is over, and nothing of the ring may be touched.
@@ -106,10 +109,18 @@ class Slots:
       error: what ends the run at its next turn.
     """
 
+    record_address: int
+    pool_address: int
+    table: list[Occupant | None]
+    tick: int
+    wake: Callable[[Any, Any], None]
+
     def __init__(self, ring: Ring, wake: Callable[[Any, Any], None]) -> None:
         self.ring = ring
         self.pool: Any = ring.pool
-        self.table: list[Occupant | None] = [None] * SLOTS_AT_FIRST
+        self.record_address = ring.record_address
+        self.pool_address = ring.pool_address
+        self.table = [None] * SLOTS_AT_FIRST
         self.tick = 0
         self.closed = False
         self.wake = wake
@@ -283,6 +294,7 @@ class Slots:
     def close(self, *, leak: bool) -> bool:
         """Close the ring; whether memory was given up (see `Ring.close`)."""
         self.pool = b""
+        self.record_address = self.pool_address = 0
         leaked = self.ring.close(leak=leak)
         self._close_helper()
         return leaked
@@ -296,3 +308,7 @@ class Slots:
         """In a forked child: the ring is the parent's."""
         self._close_helper()  # its eventfd would wake the parent's thread
         self.ring.abandon()
+
+
+if _hot_parts.hot is not None:
+    _hot_parts.hot.know(Slots=Slots)

@@ -25,6 +25,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from uring_trio import _beside as beside
+from uring_trio import _hot_parts
 from uring_trio._beside import checked
 from uring_trio._fast_ways import FAST
 from uring_trio._io_manager import UringIOManager, let_go_unless_on_ring
@@ -74,6 +75,14 @@ def _raise_stream_error(exc: OSError) -> NoReturn:
     if exc.errno in (errno.EBADF, errno.ENOTSOCK):
         raise trio.ClosedResourceError("this socket was already closed") from None
     raise trio.BrokenResourceError(f"socket connection broken: {exc}") from exc
+
+
+def _raise_send_error(sock: Any, exc: OSError) -> NoReturn:
+    """The same, of one that sends."""
+    if exc.errno == errno.EPIPE and sock.did_shutdown_SHUT_WR:
+        # Found out by the kernel: asking first costs more than the ring does.
+        raise trio.ClosedResourceError(SENT_EOF) from None
+    _raise_stream_error(exc)
 
 
 @enable_ki_protection
@@ -190,12 +199,54 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
         operation.raise_if_cut_off()
         await _send_rest(sender, data, sent)
     except OSError as exc:
-        if exc.errno == errno.EPIPE and sock.did_shutdown_SHUT_WR:
-            # Found out by the kernel: asking first costs more than the ring does.
-            raise trio.ClosedResourceError(SENT_EOF) from None
-        _raise_stream_error(exc)
+        _raise_send_error(sock, exc)
     finally:
         let_go(guard)
+
+
+if _hot_parts.hot is not None:
+    _begin_receive: Callable[[Any, int | None], Receive | None] = _hot_parts.hot.begin_receive
+    _begin_send: Callable[[Any, Any], Send | None] = _hot_parts.hot.begin_send
+    _hot_parts.hot.know(UringSocket=UringSocket, receive_size=RECEIVE_SIZE)
+
+
+@enable_ki_protection
+async def _receive_some_in_c(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
+    operation = _begin_receive(self, max_bytes)
+    if operation is None:  # not plain
+        return await _receive_some(self, max_bytes)
+    value = await park(operation.trap)
+    if type(value) is bytes:
+        return value
+    try:
+        return operation.unwrap(value)
+    except OSError as exc:
+        _raise_stream_error(exc)
+
+
+@enable_ki_protection
+async def _send_all_in_c(self: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
+    guard = hold_send_guard(self)
+    try:
+        operation = _begin_send(self, data)
+        if operation is not None:
+            value = await park(operation.trap)
+            if value != len(data):
+                await _end_send(self.socket, operation, value, data)
+            return
+    finally:
+        let_go(guard)
+    await _send_all(self, data)  # not plain
+
+
+async def _end_send(sock: Any, operation: Send, value: Any, data: Any) -> None:
+    """It was sent in part, or not at all."""
+    try:
+        sent = operation.unwrap(value)
+        operation.raise_if_cut_off()
+        await _send_rest(operation.line, data, sent)
+    except OSError as exc:
+        _raise_send_error(sock, exc)
 
 
 async def _send_buffer(sock: Any, sender: Sender, data: bytes | bytearray | memoryview) -> None:
@@ -432,7 +483,11 @@ async def _write_when_ready(endpoint: Endpoint, data: memoryview) -> int:
 
 #: By class: the methods to be put in place of trio's, and trio's, to be put back.
 REPLACEMENTS: dict[type, dict[str, Callable[..., Any]]] = {
-    trio.SocketStream: {"receive_some": _receive_some, "send_all": _send_all},
+    trio.SocketStream: (
+        {"receive_some": _receive_some, "send_all": _send_all}
+        if _hot_parts.hot is None
+        else {"receive_some": _receive_some_in_c, "send_all": _send_all_in_c}
+    ),
 }
 ORIGINALS: dict[type, dict[str, Callable[..., Any]]] = {
     trio.SocketStream: {"receive_some": _socket_receive_some, "send_all": _socket_send_all},

@@ -24,6 +24,7 @@ asserts less). That is done here and nowhere else.
 from __future__ import annotations
 
 import socket
+import sys
 import types
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ import trio
 from trio import _socket, _util
 from trio._core import _run, _traps
 
+from uring_trio import _hot_parts
 from uring_trio._fast_ways import FAST
 
 if TYPE_CHECKING:
@@ -189,9 +191,48 @@ def _park(trap: Any) -> Generator[Any, Any, Any]:
     return (yield trap)
 
 
+def _parked() -> types.FrameType:
+    """A frame to be shown of a task that sleeps in C."""
+    return sys._getframe()
+
+
+#: Where `_hot` finds what it needs of trio, by its name there.
+_FIELDS_OF_HOT = {
+    "runner_io_manager": ("Runner", "io_manager"),
+    "task_abort_func": ("Task", "_abort_func"),
+    "task_coro": ("Task", "coro"),
+    "task_next_send": ("Task", "_next_send"),
+    "task_next_send_fn": ("Task", "_next_send_fn"),
+    "task_runner": ("Task", "_runner"),
+    "task_sleep_data": ("Task", "custom_sleep_data"),
+}
+
+
+def _tell_hot() -> None:
+    """Make known to `_hot` what it reads and writes of trio: fields, by their descriptors."""
+    fields = {
+        name: getattr(getattr(_run, class_name, None), field, None)
+        for name, (class_name, field) in _FIELDS_OF_HOT.items()
+    }
+    if all(isinstance(field, types.MemberDescriptorType) for field in fields.values()):
+        _hot_parts.hot.know(
+            run_context=run_context,
+            park_frame=_parked,
+            guard_name="_send_conflict_detector",
+            held_name="_held",
+            stdlib_name="_sock",
+            **fields,
+        )
+    else:
+        _hot_parts.refuse("this trio keeps its tasks otherwise")
+
+
+if _hot_parts.hot is not None:
+    _tell_hot()
+
 #: ``await park(trap)``: sleep until woken; the value that the task was woken with, or,
 #: if its abort function answered SUCCEEDED, an `outcome.Error` to be unwrapped.
-park: Callable[[Any], Awaitable[Any]] = _park
+park: Callable[[Any], Awaitable[Any]] = _park if _hot_parts.hot is None else _hot_parts.hot.park
 
 
 def make_waker(runner: Any) -> Callable[[Any, Any], None]:
@@ -224,4 +265,9 @@ def make_waker(runner: Any) -> Callable[[Any, Any], None]:
 
     if not FAST:
         return wake_plainly
-    return wake_guest if runner.is_guest else wake
+    if runner.is_guest:
+        return wake_guest
+    if _hot_parts.hot is not None and isinstance(hooks, dict):
+        in_c: Callable[[Any, Any], None] = _hot_parts.hot.Waker(runq.append, hooks, wake).wake
+        return in_c
+    return wake
