@@ -24,7 +24,10 @@ def hot_paths() -> Extension:
         depends=[str(path) for path in sorted([*CSRC.glob("*.h"), *(CSRC / "hot").glob("*.h")])],
         define_macros=[("Py_LIMITED_API", "0x030A0000")],
         py_limited_api=True,
-        extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
+        extra_compile_args=[
+            *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"),
+            "-Werror=implicit-function-declaration",  # what is not in the stable ABI of 3.10
+        ],
         optional=True,
     )
 

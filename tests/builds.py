@@ -20,11 +20,14 @@ A guard and a sanitizer write what they find to a file of `REPORTS`, which is a 
 of the processes they are in. `Reports` reads it: conftest.py after each test, and `main` at the
 end, which fails if there is anything.
 
+The hot paths in C, the extension `_hot`, are built with the same flags, and lie beside the engine.
+
 How it is loaded
 ================
 By the environment, so that a program, and all that it starts, has the same engine: Python
 imports `child_processes/sitecustomize.py` as it starts, and that answers an import of
-`uring_trio._engine` with the file that `ENGINE` names. The product has no switch for it. A child
+`uring_trio._engine` with the file that `ENGINE` names, and one of `uring_trio._hot` with that
+beside it. The product has no switch for it. A child
 that is started without the environment, or with ``-I``, has the installed engine; `loaded` tells
 which one it is.
 """
@@ -66,6 +69,7 @@ CHILD_PROCESSES = Path(__file__).with_name("child_processes")
 ENGINE = "URING_TRIO_TESTS_ENGINE"  # in the environment: the file that is loaded
 MODULE = "uring_trio._engine"
 FILE = "_engine.so"
+HOT_FILE = "_hot.so"  # beside it
 OLD_S = 24 * 3600  # what was built so long ago is nobody's any more
 REPORTS = "URING_TRIO_TESTS_REPORTS"  # in the environment: the folder
 HOOK = "URING_TRIO_TESTS_ENGINE_HOOK"  # in the environment: a module here, to `wrap` the engine
@@ -121,12 +125,14 @@ class Extension:
       sources: its C, below csrc, without the module's own.
       headers: what that includes, below csrc.
       declarations: what Python can call of those.
+      hot: the C of the extension that lies beside it, below csrc.
     """
 
     module: str
     sources: tuple[str, ...]
     headers: tuple[str, ...]
     declarations: str
+    hot: tuple[str, ...] = ()
 
 
 GUARD_DECLARATIONS = """
@@ -244,7 +250,13 @@ def product(variant: Variant) -> Extension:
         ),
         (*build_ffi["HEADERS"], *(f"tests/{name}" for name in variant.headers)),
         declarations + variant.declarations,
+        () if sysconfig.get_config_var("Py_GIL_DISABLED") else hot_sources(),
     )
+
+
+def hot_sources() -> tuple[str, ...]:
+    """Those of `_hot`, as setup.py has them."""
+    return tuple(f"hot/{path.name}" for path in sorted((CSRC / "hot").glob("*.c")))
 
 
 def write_module(extension: Extension, path: Path) -> None:
@@ -266,7 +278,10 @@ def digest(extension: Extension, variant: Variant) -> str:
     content.update(said([*compiler(), "--version"]).encode())
     own = any(name.startswith("tests/") for name in extension.sources)
     headers = [*CSRC.glob("*.h"), *(C_TESTS.glob("*.h") if own else ())]
-    for path in [*sorted(headers), *(CSRC / name for name in extension.sources)]:
+    if extension.hot:
+        headers += (CSRC / "hot").glob("*.h")
+    sources = (*extension.sources, *extension.hot)
+    for path in [*sorted(headers), *(CSRC / name for name in sources)]:
         content.update(path.name.encode() + b"\0" + path.read_bytes())
     return content.hexdigest()[:16]
 
@@ -289,6 +304,15 @@ def compile_extension(extension: Extension, variant: Variant, work: Path, made: 
             *("-pthread", "-o", str(made)),
         ]
     )
+    if extension.hot:
+        said(
+            [
+                *compiler(),
+                *("-shared", "-fPIC", *FLAGS, *variant.flags, "-DPy_LIMITED_API=0x030A0000"),
+                *(f"-I{sysconfig.get_path('include')}", *(str(CSRC / n) for n in extension.hot)),
+                *("-o", str(made.with_name(HOT_FILE))),
+            ]
+        )
 
 
 def built(extension: Extension, variant: Variant, name: str) -> Path:

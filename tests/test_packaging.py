@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+HOT_TYPES = "uring_trio/_hot.pyi"
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "csrc", "src")
 
 # setup.py as it would run elsewhere. What setuptools itself imports by platform must be
@@ -133,19 +134,49 @@ def test_wheel_is_complete_and_its_tag_says_abi3(project: Path, tmp_path: Path) 
     names = set(zipfile.ZipFile(wheel).namelist())
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         assert "-abi3-" not in wheel.name
+        assert not any(name.startswith("uring_trio/_hot.") for name in names - {HOT_TYPES})
     else:
         assert "-cp310-abi3-linux" in wheel.name
-        assert "uring_trio/_engine.abi3.so" in names
+        assert {"uring_trio/_engine.abi3.so", "uring_trio/_hot.abi3.so"} <= names
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     assert {"uring_trio/__init__.py", "uring_trio/gain/__init__.py"} <= modules
     assert names >= modules | {"uring_trio/py.typed"}
     # What measures is not in it: no load generator, no demo.
-    (extension,) = [name for name in names if name.endswith(".so")]
+    (extension,) = [
+        name for name in names if name.startswith("uring_trio/_engine.") and "so" in name
+    ]
     functions = set(re.findall(rb"\but_\w+", zipfile.ZipFile(wheel).read(extension)))
     assert b"ut_engine_wait" in functions
     assert not {name for name in functions if name.startswith(b"ut_load")}
     assert not {name for name in names if "demo" in name or "loadgen" in name}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"uring_trio"}
+
+
+# setup.py with nothing to build but the hot paths.
+BUILD_HOT = """
+import runpy, sys, setuptools
+setup = setuptools.setup
+def without_engine(**settings):
+    del settings["cffi_modules"]
+    setup(**settings)
+setuptools.setup = without_engine
+sys.argv = ["setup.py", "--quiet", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    reason="they are in Python here",
+)
+@pytest.mark.parametrize("can_be_built", [True, False])
+def test_hot_paths_that_cannot_be_built_stop_nothing(project: Path, can_be_built: bool) -> None:
+    if not can_be_built:
+        with (project / "csrc" / "hot" / "module.c").open("a") as file:
+            file.write("#error no compiler takes this\n")
+    run_python("-c", BUILD_HOT, cwd=project)
+    built = [path.name for path in (project / "src" / "uring_trio").glob("*.so")]
+    assert built == (["_hot.abi3.so"] if can_be_built else [])
 
 
 def test_off_linux_it_installs_without_the_extension_and_runs(

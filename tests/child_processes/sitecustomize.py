@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BOOK = "URING_TRIO_TESTS_KERNEL_WORKERS"  # as in `kernel_workers`
 MANAGER = "uring_trio._io_manager"
 ENGINE = "URING_TRIO_TESTS_ENGINE"  # as in `builds`
+HOT_FILE = "_hot.so"
 HOOK = "URING_TRIO_TESTS_ENGINE_HOOK"
 
 
@@ -45,16 +46,21 @@ class Finder:
 
 
 class OtherEngine:
-    """Finds the extension where the environment says that it is."""
+    """Finds the engine where the environment says that it is, and the hot paths beside it."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """As above."""
-        if name != "uring_trio._engine":
+        file = os.environ[ENGINE]
+        if name == "uring_trio._hot":
+            file = os.path.join(os.path.dirname(file), HOT_FILE)
+            if not os.path.exists(file):
+                return None  # a free-threaded Python
+        elif name != "uring_trio._engine":
             return None
         from importlib.util import spec_from_file_location
 
-        spec: Any = spec_from_file_location(name, os.environ[ENGINE])
-        if HOOK in os.environ:
+        spec: Any = spec_from_file_location(name, file)
+        if HOOK in os.environ and name == "uring_trio._engine":
             execute = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
