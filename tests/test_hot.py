@@ -5,37 +5,43 @@ What they make of records is compared in test_fast_ways.py, beside the other fas
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
 import ctypes
 import errno
 import gc
+import inspect
 import itertools
 import os
 import re
 import subprocess
 import sys
+import traceback
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import harness
 import pytest
 import trio
 import trio.testing
+from line_signals import Lines, is_ours
 
 from uring_trio import _hot_parts, _kernel, _streams
 from uring_trio._endpoints import Endpoint
 from uring_trio._kernel import GROUP_SIZES, TRANSFER_MAX
 from uring_trio._lines import Receiver, Sender
-from uring_trio._operations import Receive, Send
+from uring_trio._operations import Operation, Receive, Send
 from uring_trio._slots import Slots
 from uring_trio._streams import RECEIVE_SIZE
 from uring_trio._trio_private import park
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from types import CodeType
 
 hot: Any = _hot_parts.hot
 
 in_c = pytest.mark.skipif(hot is None, reason=f"hot paths in Python: {_hot_parts.why_python}")
-on_ring = [pytest.mark.differential, pytest.mark.ring_only]
 
 
 # ---- which it is -------------------------------------------------------------------------
@@ -61,6 +67,7 @@ def test_it_is_there_if_nobody_minds() -> None:
     assert shown() == "True None"
 
 
+@pytest.mark.fast_ways
 def test_the_environment_can_have_python_alone() -> None:
     assert shown(URING_TRIO_PURE="1") == "False URING_TRIO_PURE is 1"
 
@@ -453,17 +460,315 @@ def test_parking_is_a_coroutine_to_whoever_looks() -> None:
         parked.send(None)
 
 
+Call = Callable[[trio.SocketStream], Any]
+
+CALLS: dict[str, Call] = {
+    "receive_some": lambda stream: stream.receive_some(10),
+    "send_all": lambda stream: stream.send_all(b"x"),
+}
+# What Python does, since it is not plain.
+HANDED: dict[str, Call] = {
+    "receive_some": lambda stream: stream.receive_some(True),
+    "send_all": lambda stream: stream.send_all(bytearray(b"x")),
+}
+each_call = pytest.mark.parametrize("name", CALLS)
+each_way = pytest.mark.parametrize("calls", [CALLS, HANDED], ids=["plain", "handed"])
+
+
+async def used_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two streams, each of which has an operation to be used again."""
+    one, other = await a_stream()
+    for stream, peer in ((one, other), (other, one)):
+        await stream.send_all(b"x")
+        assert await peer.receive_some(1) == b"x"
+    return one, other
+
+
+async def fill(stream: trio.SocketStream) -> None:
+    """Until nothing more can be sent."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            stream.socket._sock.send(bytes(1 << 16))  # type: ignore[attr-defined]
+
+
 @pytest.mark.differential
-async def test_the_frames_of_a_task_that_sleeps_can_be_had() -> None:
-    left, right = trio.socket.socketpair()
-    stream = trio.SocketStream(right)
-    async with trio.SocketStream(left), stream, trio.open_nursery() as nursery:
-        nursery.start_soon(stream.receive_some, 10)
+@each_call
+@each_way
+async def test_a_call_is_a_coroutine_to_python(calls: dict[str, Call], name: str) -> None:
+    one, other = await used_pair()
+    async with one, other:
+        call: Any = calls[name](one)
+        assert inspect.isawaitable(call)
+        # Else mypy knows better what it is.
+        assert isinstance(call, getattr(collections.abc, "Coroutine"))  # noqa: B009
+        assert call.__name__ == name
+        assert call.__qualname__ == f"SocketStream.{name}"
+        assert f"coroutine object SocketStream.{name} at " in repr(call)
+        assert call.cr_await is None
+        assert not call.cr_running
+        with pytest.raises(TypeError, match="can't send non-None value to a just-started"):
+            call.send(1)
+        call.close()
+        with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+            call.send(None)
+        with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+            call.throw(KeyError)
+        call.close()
+
+
+@in_c
+@pytest.mark.differential
+@pytest.mark.ring_only
+async def test_no_frame_is_there_before_it_begins() -> None:
+    """Or trio would take it for a task's own coroutine."""
+    one, other = await a_stream()
+    async with one, other:
+        call: Any = one.receive_some(1)
+        assert call.cr_frame is None
+        call.close()
+
+
+@pytest.mark.differential
+@each_call
+@each_way
+async def test_a_call_that_is_never_awaited_says_so(calls: dict[str, Call], name: str) -> None:
+    one, other = await used_pair()
+    async with one, other:
+        with pytest.warns(RuntimeWarning, match=f"SocketStream.{name}' was never awaited"):
+            calls[name](one)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            calls[name](one).close()  # this one has been cared for
+            gc.collect()
+
+
+@pytest.mark.differential
+@each_call
+@each_way
+async def test_the_frames_of_a_task_that_sleeps_can_be_had(
+    calls: dict[str, Call], name: str
+) -> None:
+    one, other = await used_pair()
+    async with one, other:
+        await fill(one)
+
+        async def user() -> None:
+            await calls[name](one)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(user)
+            await trio.testing.wait_all_tasks_blocked()
+            (task,) = nursery.child_tasks
+            names = [frame.f_code.co_name for frame, _ in task.iter_await_frames()]
+            assert names[0] == "user"
+            assert name in names[1].lstrip("_")
+            assert all(line > 0 for _, line in task.iter_await_frames())
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.differential
+@each_call
+async def test_a_call_may_be_a_tasks_own(name: str) -> None:
+    one, other = await used_pair()
+    async with one, other, trio.open_nursery() as nursery:
+        nursery.start_soon(one.receive_some, 5)
         await trio.testing.wait_all_tasks_blocked()
         (task,) = nursery.child_tasks
-        names = [frame.f_code.co_name for frame, _ in task.iter_await_frames()]
-        assert "receive_some" in names or "_receive_some_in_c" in names, names
-        nursery.cancel_scope.cancel()
+        assert len(list(task.iter_await_frames())) >= 2
+        nursery.start_soon(other.send_all, b"x")
+
+
+@pytest.mark.differential
+async def test_arguments_are_those_of_the_methods() -> None:
+    one, other = await used_pair()
+    methods: Any = one
+    async with one, other:
+        await methods.send_all(data=b"abc")
+        assert await other.receive_some(max_bytes=2) == b"ab"
+        assert await other.receive_some() == b"c"
+        for refused in (
+            lambda: methods.receive_some(1, 2),
+            lambda: methods.receive_some(1, max_bytes=2),
+            lambda: methods.receive_some(size=1),
+            lambda: methods.send_all(),
+            lambda: methods.send_all(b"x", b"y"),
+            lambda: methods.send_all(text=b"x"),
+            lambda: trio.SocketStream.receive_some(object()),  # type: ignore[arg-type]
+        ):
+            with pytest.raises((TypeError, AttributeError)):
+                await refused()
+        for method, names in ((methods.receive_some, ["max_bytes"]), (methods.send_all, ["data"])):
+            assert list(inspect.signature(method).parameters) == names
+
+
+@pytest.mark.differential
+@each_call
+@each_way
+async def test_a_traceback_names_the_method(calls: dict[str, Call], name: str) -> None:
+    one, other = await used_pair()
+    seen: list[BaseException] = []
+
+    async def user() -> None:
+        try:
+            await calls[name](one)
+        except BaseException as exc:
+            seen.append(exc)
+            raise
+
+    async with one, other:
+        await fill(one)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(user)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+
+            async def closed() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await user()
+
+            nursery.start_soon(closed)
+            await trio.testing.wait_all_tasks_blocked()
+            await one.aclose()
+    assert [type(exc) for exc in seen] == [trio.Cancelled, trio.ClosedResourceError]
+    for exc in seen:
+        names = [frame.name for frame in traceback.extract_tb(exc.__traceback__)]
+        assert name in names[names.index("user") + 1].lstrip("_")
+
+
+@pytest.mark.differential
+@each_way
+async def test_the_guard_of_a_stream_is_let_go_whatever_ends_a_send(calls: dict[str, Call]) -> None:
+    one, other = await used_pair()
+    guard: Any = one._send_conflict_detector
+    send = calls["send_all"]
+
+    async def second() -> None:
+        with pytest.raises(trio.BusyResourceError, match="another task is currently sending data"):
+            await send(one)
+        assert guard._held  # still the first one's
+
+    async with one, other:
+        await send(one)
+        assert not guard._held
+        await fill(one)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, one)
+            await trio.testing.wait_all_tasks_blocked()
+            assert guard._held
+            await second()
+            nursery.cancel_scope.cancel()
+        assert not guard._held
+
+        async with trio.open_nursery() as nursery:
+
+            async def closed() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await send(one)
+                assert not guard._held
+
+            nursery.start_soon(closed)
+            await trio.testing.wait_all_tasks_blocked()
+            await one.aclose()
+
+
+@in_c
+@pytest.mark.differential
+@pytest.mark.ring_only
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("end", ["throw", "close", "drop", "foreign"])
+async def test_a_call_that_is_ended_from_without_lets_the_guard_go(
+    is_plain: bool, end: str
+) -> None:
+    stream, peer = await a_stream()
+    guard: Any = stream._send_conflict_detector
+    async with stream, peer:
+        case = Case(stream, 200)
+        if not is_plain:
+            nothing_is_spare(case)
+        call: Any = stream.send_all(b"x")
+        assert call.send(None) is case.sender.current.trap
+        assert guard._held
+        assert (call.cr_await is None) == is_plain
+        assert call.cr_frame.f_code.co_name == "send_all"
+        if end == "throw":
+            with pytest.raises(KeyError, match="here"):
+                call.throw(KeyError("here"))
+        elif end == "foreign":
+            with pytest.raises(KeyError, match="there"):
+                call.throw(KeyError, "there", None)
+        elif end == "close":
+            call.close()
+        if end != "drop":
+            assert call.cr_frame is call.cr_await is None
+        del call
+        assert not guard._held
+        case.leave()
+
+
+@pytest.mark.differential
+@pytest.mark.parametrize("size", [1 << 20, 3 << 20])
+async def test_a_send_that_is_short_goes_on(size: int) -> None:
+    one, other = await used_pair()
+    data = os.urandom(1 << 10) * (size >> 10)
+    received = bytearray()
+    async with one, other:
+
+        async def receive() -> None:
+            while len(received) < size:
+                received.extend(await other.receive_some(70_000))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await one.send_all(data)
+    assert bytes(received) == data
+
+
+@in_c
+@pytest.mark.differential
+@pytest.mark.ring_only
+async def test_a_plain_message_runs_no_line_of_ours() -> None:
+    """So no signal's handler, and no KeyboardInterrupt, comes in between."""
+    one, other = await used_pair()
+
+    def is_of_the_path(code: CodeType) -> bool:
+        return is_ours(code) and code.co_filename.endswith(
+            ("_streams.py", "_operations.py", "_lines.py", "_trio_private.py")
+        )
+
+    lines = Lines(is_of_the_path, ())
+    async with one, other:
+        with lines.counted():
+            for _ in range(10):
+                await one.send_all(b"x")
+                assert await other.receive_some(10) == b"x"
+    assert lines.count == 0
+
+
+@pytest.mark.differential
+@pytest.mark.ring_only
+@each_call
+async def test_what_raises_is_protected_from_keyboard_interrupts(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protected: list[bool] = []
+    unwrap = Operation.unwrap
+
+    def noting(self: Operation, value: Any) -> Any:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        return unwrap(self, value)
+
+    monkeypatch.setattr(Operation, "unwrap", noting)
+    one, other = await used_pair()
+    protected.clear()
+    async with one, other:
+        await fill(one)
+        for call in (CALLS[name], HANDED[name]):
+            with trio.move_on_after(0.01) as scope:
+                await call(one)
+            assert scope.cancelled_caught
+    assert protected
+    assert all(protected)
 
 
 # ---- memory ------------------------------------------------------------------------------

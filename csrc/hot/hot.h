@@ -106,7 +106,9 @@ struct known {
     PyObject *Receive, *ReceiveInto, *Send, *Receiver, *Sender, *Slots, *Endpoint, *UringSocket;
     PyObject *unpin, *unpin_memory; /* functions of `_memory` */
     PyObject *run_context;
-    PyObject *park_frame; /* function: a frame to be shown of who sleeps */
+    PyObject *park_frame, *receive_frame, *send_frame; /* functions: a frame to be shown of a sleeper */
+    /* Of _streams.py: the methods, for what is not plain, and what its end means. */
+    PyObject *receive_some, *send_all, *end_receive, *end_send;
     /* Descriptors of trio's Task and Runner. */
     PyObject *task_coro, *task_runner, *task_next_send_fn, *task_next_send, *task_abort_func;
     PyObject *task_sleep_data, *runner_io_manager;
@@ -117,8 +119,8 @@ extern struct known known;
 
 /* Names that are looked up. */
 struct names {
-    PyObject *complete, *endpoint, *enter, *fit_buffers, *pinned, *send, *socket, *task;
-    PyObject *task_scheduled;
+    PyObject *close, *complete, *data, *endpoint, *enter, *fit_buffers, *max_bytes, *pinned;
+    PyObject *send, *socket, *task, *task_scheduled, *throw;
 };
 extern struct names names;
 
@@ -160,6 +162,11 @@ PyObject *begin_send(PyObject *stream, PyObject *data);
 
 int add_parking(PyObject *module);
 PyObject *park(PyObject *module, PyObject *trap);
+
+/* ---- the streams' methods (call.c) ---- */
+
+int add_call(PyObject *module);
+PyObject *methods_of_stream(PyObject *module, PyObject *type);
 
 /* What `send` of a coroutine returns or raises, for how it went; takes the result over. */
 PyObject *as_yielded(PySendResult how, PyObject *result);

@@ -32,6 +32,8 @@ static const struct {
     THING(Receiver),        THING(Sender),          THING(Slots),
     THING(Endpoint),        THING(UringSocket),     THING(unpin),
     THING(unpin_memory),    THING(run_context),     THING(park_frame),
+    THING(receive_frame),   THING(send_frame),      THING(receive_some),
+    THING(send_all),        THING(end_receive),     THING(end_send),
     THING(guard_name),      THING(held_name),       THING(stdlib_name),
     FIELD(task_coro),       FIELD(task_runner),     FIELD(task_next_send_fn),
     FIELD(task_next_send),  FIELD(task_abort_func), FIELD(task_sleep_data),
@@ -118,6 +120,7 @@ static PyMethodDef methods[] = {
     {"begin_receive", (PyCFunction)(void (*)(void))module_begin_receive, METH_FASTCALL, NULL},
     {"begin_send", (PyCFunction)(void (*)(void))module_begin_send, METH_FASTCALL, NULL},
     {"park", park, METH_O, NULL},
+    {"stream_methods", methods_of_stream, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -132,8 +135,9 @@ static int intern_names(void)
         const char *name;
     } all[] = {
 #define NAME(name) {&names.name, #name}
-        NAME(complete), NAME(endpoint), NAME(enter),  NAME(fit_buffers),    NAME(pinned),
-        NAME(send),     NAME(socket),   NAME(task), NAME(task_scheduled),
+        NAME(close),     NAME(complete), NAME(data), NAME(endpoint), NAME(enter),
+        NAME(fit_buffers), NAME(max_bytes), NAME(pinned), NAME(send), NAME(socket),
+        NAME(task), NAME(task_scheduled), NAME(throw),
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         *all[i].place = PyUnicode_InternFromString(all[i].name);
@@ -150,6 +154,7 @@ PyMODINIT_FUNC PyInit__hot(void)
         return NULL;
     if (intern_names() < 0 || add_fields(module) < 0 || add_door(module) < 0 ||
         add_waker(module) < 0 || add_parking(module) < 0 ||
+        add_call(module) < 0 ||
         PyModule_AddIntConstant(module, "TABLE_VERSION", UT_TABLE_VERSION) < 0) {
         Py_DECREF(module);
         return NULL;

@@ -41,7 +41,10 @@ PyObject *as_yielded(PySendResult how, PyObject *result)
 {
     if (how == PYGEN_NEXT)
         return result;
-    if (how == PYGEN_RETURN) {
+    if (how == PYGEN_RETURN && (PyBytes_CheckExact(result) || is_none(result))) {
+        PyErr_SetObject(PyExc_StopIteration, result);
+        Py_DECREF(result);
+    } else if (how == PYGEN_RETURN) {
         /* An instance: what was returned may be a tuple, or an exception. */
         PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, result, NULL);
         Py_DECREF(result);

@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import stat
+import types
 from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -204,20 +205,15 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
         let_go(guard)
 
 
-if _hot_parts.hot is not None:
-    _begin_receive: Callable[[Any, int | None], Receive | None] = _hot_parts.hot.begin_receive
-    _begin_send: Callable[[Any, Any], Send | None] = _hot_parts.hot.begin_send
-    _hot_parts.hot.know(UringSocket=UringSocket, receive_size=RECEIVE_SIZE)
+# ---- in C ---------------------------------------------------------------------------------
+#
+# Where the hot paths are C (csrc/hot/call.c), a call that is plain, and ends well, comes to none of
+# these; else the methods above do it, or what is here says what its end means.
 
 
 @enable_ki_protection
-async def _receive_some_in_c(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
-    operation = _begin_receive(self, max_bytes)
-    if operation is None:  # not plain
-        return await _receive_some(self, max_bytes)
-    value = await park(operation.trap)
-    if type(value) is bytes:
-        return value
+def receive_some(operation: Receive, value: Any) -> Any:
+    """A receive did not end with bytes. (By this name it is shown in tracebacks.)"""
     try:
         return operation.unwrap(value)
     except OSError as exc:
@@ -225,28 +221,31 @@ async def _receive_some_in_c(self: trio.SocketStream, max_bytes: int | None = No
 
 
 @enable_ki_protection
-async def _send_all_in_c(self: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
-    guard = hold_send_guard(self)
-    try:
-        operation = _begin_send(self, data)
-        if operation is not None:
-            value = await park(operation.trap)
-            if value != len(data):
-                await _end_send(self.socket, operation, value, data)
-            return
-    finally:
-        let_go(guard)
-    await _send_all(self, data)  # not plain
-
-
-async def _end_send(sock: Any, operation: Send, value: Any, data: Any) -> None:
+async def send_all(stream: Any, operation: Send, value: Any, data: bytes) -> None:
     """It was sent in part, or not at all."""
     try:
         sent = operation.unwrap(value)
         operation.raise_if_cut_off()
         await _send_rest(operation.line, data, sent)
     except OSError as exc:
-        _raise_send_error(sock, exc)
+        _raise_send_error(stream.socket, exc)
+
+
+def _stream_methods() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`receive_some` and `send_all` of SocketStream."""
+    hot = _hot_parts.hot
+    if hot is None:
+        return _receive_some, _send_all
+    hot.know(
+        UringSocket=UringSocket,
+        receive_size=RECEIVE_SIZE,
+        receive_some=_receive_some,
+        send_all=_send_all,
+        end_receive=receive_some,
+        end_send=send_all,
+    )
+    methods: tuple[Callable[..., Any], Callable[..., Any]] = hot.stream_methods(trio.SocketStream)
+    return methods
 
 
 async def _send_buffer(sock: Any, sender: Sender, data: bytes | bytearray | memoryview) -> None:
@@ -483,11 +482,7 @@ async def _write_when_ready(endpoint: Endpoint, data: memoryview) -> int:
 
 #: By class: the methods to be put in place of trio's, and trio's, to be put back.
 REPLACEMENTS: dict[type, dict[str, Callable[..., Any]]] = {
-    trio.SocketStream: (
-        {"receive_some": _receive_some, "send_all": _send_all}
-        if _hot_parts.hot is None
-        else {"receive_some": _receive_some_in_c, "send_all": _send_all_in_c}
-    ),
+    trio.SocketStream: dict(zip(("receive_some", "send_all"), _stream_methods(), strict=True)),
 }
 ORIGINALS: dict[type, dict[str, Callable[..., Any]]] = {
     trio.SocketStream: {"receive_some": _socket_receive_some, "send_all": _socket_send_all},
@@ -506,6 +501,8 @@ if fd_stream_type is not None:
 
 for _class, _methods in REPLACEMENTS.items():
     for _name, _method in _methods.items():
+        if not isinstance(_method, types.FunctionType):
+            continue  # in C they are called so
         _original = ORIGINALS[_class][_name]
         _method.__name__ = _name
         _method.__qualname__ = _original.__qualname__

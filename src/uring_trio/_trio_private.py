@@ -191,9 +191,20 @@ def _park(trap: Any) -> Generator[Any, Any, Any]:
     return (yield trap)
 
 
-def _parked() -> types.FrameType:
-    """A frame to be shown of a task that sleeps in C."""
-    return sys._getframe()
+class _Shown:
+    """Frames to be shown of a task that sleeps in C, by the names that they are shown with."""
+
+    @staticmethod
+    def park() -> types.FrameType:
+        return sys._getframe()
+
+    @staticmethod
+    def receive_some() -> types.FrameType:
+        return sys._getframe()
+
+    @staticmethod
+    def send_all() -> types.FrameType:
+        return sys._getframe()
 
 
 #: Where `_hot` finds what it needs of trio, by its name there.
@@ -217,7 +228,9 @@ def _tell_hot() -> None:
     if all(isinstance(field, types.MemberDescriptorType) for field in fields.values()):
         _hot_parts.hot.know(
             run_context=run_context,
-            park_frame=_parked,
+            park_frame=_Shown.park,
+            receive_frame=_Shown.receive_some,
+            send_frame=_Shown.send_all,
             guard_name="_send_conflict_detector",
             held_name="_held",
             stdlib_name="_sock",
