@@ -63,8 +63,8 @@ class Verdict(NamedTuple):
     why: str = ""
 
 
-def run(command: list[str], tree: Path, limit_s: float) -> Done:
-    environment = {
+def run(command: list[str], tree: Path, limit_s: float, **environment: str) -> Done:
+    environment |= {
         "PYTHONPATH": str(tree / "src"),  # before where the package is installed
         "PYTHONDONTWRITEBYTECODE": "1",
     }
@@ -107,8 +107,14 @@ class Tests:
                 return Verdict(CAUGHT, f"{program} {how}")
         return None
 
-    def run_python(self, tree: Path, *, extension: bool, jobs: int = 1) -> Verdict | None:
-        """Build the extension if it has changed; the first that fails."""
+    def run_python(
+        self, tree: Path, *, extension: bool, jobs: int = 1, pure: bool = False
+    ) -> Verdict | None:
+        """Build the extensions if one has changed; the first that fails.
+
+        Args:
+          pure: with the hot paths in Python. What is broken there must not be done in C.
+        """
         if not self.ids:
             return None
         if extension:
@@ -120,7 +126,8 @@ class Tests:
         if jobs > 1:
             command += ["-n", str(jobs), "--dist", "loadfile"]
         limit_s = TESTS_LIMIT_S + TEST_LIMIT_S * len(self.ids)
-        done = run([*command, *self.ids], tree, limit_s)
+        environment = {"URING_TRIO_PURE": "1"} if pure else {}
+        done = run([*command, *self.ids], tree, limit_s, **environment)
         if done.status is None:
             return Verdict(CAUGHT, "hangs")
         failed = re.findall(r"^(?:FAILED|ERROR) (tests/\S+)", done.output, re.MULTILINE)
@@ -152,7 +159,9 @@ def judge(tree: Path, mutation: Mutation) -> Verdict:
             mutation.apply(copy)
         except LookupError as exc:
             return Verdict(ERROR, str(exc))
-        found = tests.run_c(copy) or tests.run_python(copy, extension=mutation.is_c)
+        found = tests.run_c(copy) or tests.run_python(
+            copy, extension=mutation.is_c, pure=not mutation.is_c
+        )
         return found or Verdict(LIVES)
 
 
