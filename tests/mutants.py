@@ -491,7 +491,7 @@ DOOR = [
         "csrc/hot/wake.c",
         "    return hooked ? call_waker(waker->wake, task, value) : wake_plainly(waker, task, value);",
         "    return wake_plainly(waker, task, value);",
-        ("tests/test_instruments.py",),
+        ("tests/test_hot.py::test_an_instrument_hears_of_tasks_that_messages_wake",),
     ),
     Mutation(
         "A call in C that is never awaited says so.",

@@ -277,6 +277,7 @@ def left_behind_by(tell: Tell, kind: str, res: int, flags: int, **situation: Any
     tell(fixture.slots, [(slot, res, flags, 64)])
     left = fixture.left_behind()
     left["operation"] = fields(operation)
+    left["raises"] = Cut.is_raised_by(operation)
     if operation is line.spare:  # to be used again; in the plain way it never is
         assert left["operation"]["trap"] is not None
         left["operation"]["trap"] = None
@@ -295,10 +296,21 @@ class OtherReceive(Receive):
     __slots__ = ()
 
 
-class Cut:
-    @staticmethod
-    def off() -> None:
-        """What an operation is cut off with."""
+class Cut(Exception):
+    """What an operation is cut off with."""
+
+    @classmethod
+    def off(cls) -> None:
+        raise cls
+
+    @classmethod
+    def is_raised_by(cls, operation: Operation) -> bool:
+        """Whether a task that was sent a part, or received it, is told of its end now."""
+        try:
+            operation.raise_if_cut_off()
+        except cls:
+            return True
+        return False
 
 
 @pytest.mark.usefixtures("task_that_runs")

@@ -649,8 +649,10 @@ async def test_the_guard_of_a_stream_is_let_go_whatever_ends_a_send(calls: dict[
         assert guard._held  # still the first one's
 
     async with one, other:
-        await send(one)
-        assert not guard._held
+        kept = send(one)
+        await kept
+        assert not guard._held  # also while somebody has the call still
+        del kept
         await fill(one)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send, one)
@@ -701,6 +703,7 @@ async def test_a_call_that_is_ended_from_without_lets_the_guard_go(
             call.close()
         if end != "drop":
             assert call.cr_frame is call.cr_await is None
+            assert not guard._held
         del call
         assert not guard._held
         case.leave()
@@ -722,6 +725,40 @@ async def test_a_send_that_is_short_goes_on(size: int) -> None:
             nursery.start_soon(receive)
             await one.send_all(data)
     assert bytes(received) == data
+
+
+class Listener(trio.abc.Instrument):
+    """Notes which tasks are scheduled."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.heard.append(task.name)
+
+
+@pytest.mark.differential
+async def test_an_instrument_hears_of_tasks_that_messages_wake() -> None:
+    one, other = await used_pair()
+    listener = Listener()
+
+    async def reader() -> None:
+        for _ in range(3):
+            assert await other.receive_some(10) == b"x"
+            received.set()
+
+    async with one, other, trio.open_nursery() as nursery:
+        nursery.start_soon(reader, name="reader")
+        for number in range(3):
+            received = trio.Event()
+            await trio.testing.wait_all_tasks_blocked()
+            if number == 1:
+                trio.lowlevel.add_instrument(listener)
+            elif number == 2:
+                trio.lowlevel.remove_instrument(listener)
+            await one.send_all(b"x")
+            await received.wait()
+    assert listener.heard.count("reader") == 1
 
 
 @in_c
