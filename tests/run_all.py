@@ -60,6 +60,13 @@ PLAIN_WAYS = (
     *("gain_async_handler", "gain_tls", "gain_udp"),
 )
 
+# What is run a second time with the hot paths in Python (see `_hot_parts`): of streams, and of
+# what wakes their tasks.
+HOT_PATHS = (
+    *("hot", "fast_ways", "streams", "stream_rules", "cancel", "model", "instruments", "cycles"),
+    *("slots", "lines", "guest", "ring_lost", "low_water", "sockets_stream"),
+)
+
 
 @dataclass
 class Check:
@@ -96,6 +103,8 @@ def checks(slowness: float = 1.0) -> list[Check]:
     unbuffered = [python, "-u"]
     plainly = ["env", "URING_TRIO_FAST_WAYS=off", *pytest]
     plain_files = [f"tests/test_{name}.py" for name in PLAIN_WAYS]
+    in_python = ["env", "URING_TRIO_PURE=1", *pytest]
+    hot_files = [f"tests/test_{name}.py" for name in HOT_PATHS]
     return [
         Check("ruff check", [str(BIN / "ruff"), "check", "."], 60),
         Check("ruff format", [str(BIN / "ruff"), "format", "--check", "."], 60),
@@ -109,6 +118,11 @@ def checks(slowness: float = 1.0) -> list[Check]:
             [*plainly, *side_by_side, "-m", "not long", *plain_files],
             240,
         ),
+        Check(
+            "hot paths in Python",
+            [*in_python, *side_by_side, "-m", "not long", *hot_files],
+            240,
+        ),
         Check("ecosystem", [*pytest, "-m", "not long", "tests/ecosystem"], 120),
         Check("trio's suite", [*unbuffered, "tests/trio_suite/run.py"], 420),
         Check("anyio's suite", [*unbuffered, "tests/anyio_suite/compare.py"], 330),
@@ -118,6 +132,12 @@ def checks(slowness: float = 1.0) -> list[Check]:
         Check("fuzz", [*unbuffered, "tests/fuzz.py", "--seconds", "600"], 900, always=False),
         Check("mutations", [*unbuffered, "tests/mutations.py"], 1800, quiet=True, always=False),
         Check("sanitizers", [*unbuffered, "tests/sanitize.py"], 3600, always=False),
+        Check(
+            "hot paths in Python, all",
+            [*in_python, *side_by_side, "-m", "not long", "--ignore=tests/ecosystem"],
+            900,
+            always=False,
+        ),
         Check(
             "plain ways, all",
             [*plainly, *side_by_side, "-m", "not long", "--ignore=tests/ecosystem"],

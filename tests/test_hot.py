@@ -19,6 +19,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
@@ -26,6 +27,7 @@ import pytest
 import trio
 import trio.testing
 from line_signals import Lines, is_ours
+from marks import needs_ring
 
 from uring_trio import _hot_parts, _kernel, _streams
 from uring_trio._endpoints import Endpoint
@@ -57,7 +59,7 @@ def shown(program: str = SHOW, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=50,
+        timeout=50 * harness.SLOWNESS,
     )
     return done.stdout.strip()
 
@@ -806,6 +808,48 @@ async def test_what_raises_is_protected_from_keyboard_interrupts(
             assert scope.cancelled_caught
     assert protected
     assert all(protected)
+
+
+# ---- whole programs ----------------------------------------------------------------------
+
+NOTES_OF = """
+import sys
+sys.path.insert(0, {tests!r})
+import by_seed
+if __name__ == "__main__":
+    which = by_seed.entry({name!r})
+    for seed in range({first}, {end}):
+        outcome = by_seed.run_apart(which, seed)
+        print(seed, outcome, *outcome.notes, sep="\\n")
+"""
+
+
+def check_seeds(name: str, first: int, end: int) -> None:
+    """Random programs on the simulated kernel: the same is seen of them in either way."""
+    tests = str(Path(__file__).parent)
+    program = NOTES_OF.format(tests=tests, name=name, first=first, end=end)
+    in_c, in_python = (
+        shown(program, PYTHONHASHSEED="1", **way) for way in ({}, {"URING_TRIO_PURE": "1"})
+    )
+    assert in_c.count("\npassed\n") == end - first
+    assert in_c.splitlines() == in_python.splitlines()
+
+
+@in_c
+@needs_ring
+@pytest.mark.parametrize("name", ["sim-trio", "sim-anyio", "sim-gain"])
+def test_programs_are_the_same_in_either_way(name: str) -> None:
+    check_seeds(name, 0, 10)
+
+
+@in_c
+@needs_ring
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["sim-trio", "sim-anyio", "sim-gain"])
+def test_many_programs_are_the_same_in_either_way(name: str) -> None:
+    for first in range(0, 200, 20):
+        check_seeds(name, first, first + 20)
 
 
 # ---- memory ------------------------------------------------------------------------------
