@@ -9,7 +9,7 @@
  * lost, the next enter brings it.
  *
  * What follows. Operations are queued as they come and submitted together by
- * the next wait: one enter a tick. Their sqes are kept in the operation's slot
+ * the next wait: one enter a tick, but for sends in a long one (tick.c). Their sqes are kept in the operation's slot
  * until then, not in the SQ, so that there is no limit of SQ entries, and an
  * operation that is cancelled before its submission is simply forgotten, at no
  * cost to the kernel. While the SQ's flags say that work is left we enter again,
@@ -113,6 +113,7 @@ struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, struct ut_confi
     if (engine == NULL)
         return NULL;
     engine->fork_count = ut_fork_count;
+    engine->tick.long_ns = config->long_tick_ns;
     *stage = "io_uring_setup";
     *error = ut_ring_open(&engine->ring, kernel, config->sq_entries, config->cq_entries,
                           config->sq_entries_min);
@@ -126,8 +127,10 @@ struct ut_engine *ut_engine_open(const struct ut_kernel *kernel, struct ut_confi
         if (*error == -ENOMEM)
             shrink(config, &engine->ring);
     }
-    if (*error == 0)
+    if (*error == 0) {
+        ut_tick_begin(&engine->tick, kernel->now_ns());
         return engine;
+    }
     ut_engine_close(engine, 0);
     return NULL;
 }
@@ -459,6 +462,35 @@ static void fill_sq(struct ut_engine *engine)
     if (engine->queue_length > 0 && moved > 0)
         memmove(engine->queue, engine->queue + moved,
                 engine->queue_length * sizeof *engine->queue);
+    engine->passed = 0;
+}
+
+/* Somebody else waits for it, and it has not begun. */
+static bool is_awaited_elsewhere(const struct ut_op *op)
+{
+    return op != NULL && op->state == UT_OP_QUEUED &&
+           (op->wanted == POLLOUT || op->sqe.opcode == IORING_OP_CONNECT);
+}
+
+/* Moves what others wait for into the SQ, as far as there is room; the rest keeps its order.
+ * Not so receives: nobody sees when they begin, and each that finds data takes a buffer, which
+ * comes home with the end of a batch only. */
+static void fill_sq_early(struct ut_engine *engine)
+{
+    size_t kept = engine->passed, at = engine->passed;
+    for (; at < engine->queue_length && ut_ring_sq_room(&engine->ring) > 0; at++) {
+        uint64_t token = engine->queue[at];
+        bool is_request = !(token & UT_TOKEN_MARKS);
+        if (is_request && is_awaited_elsewhere(ut_op_from_token(&engine->ops, token)))
+            (void)submit_one(engine, token);
+        else
+            engine->queue[kept++] = token;
+    }
+    engine->passed = kept;
+    if (kept < at)
+        memmove(engine->queue + kept, engine->queue + at,
+                (engine->queue_length - at) * sizeof *engine->queue);
+    engine->queue_length -= at - kept;
 }
 
 /* ---- the CQ --------------------------------------------------------------- */
@@ -975,10 +1007,9 @@ static int sleep_once(struct ut_engine *engine, int64_t timeout_ns, unsigned *se
     return result;
 }
 
-int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
+/* As ut_engine_wait(), which keeps the time: it is called now. */
+static int64_t wait(struct ut_engine *engine, int64_t timeout_ns, uint64_t now)
 {
-    if (ut_engine_is_foreign(engine))
-        return -EOWNERDEAD;
     release_batch(engine);
     if (engine->pending_error < 0) {
         int error = engine->pending_error;
@@ -990,7 +1021,6 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
 
     fill_sq(engine);
     if (timeout_ns != 0 && seen == 0 && engine->queue_length == 0 && !anybody_stands(engine)) {
-        uint64_t now = timeout_ns > 0 ? engine->ring.kernel->now_ns() : 0;
         int result = sleep_once(engine, timeout_ns, &seen);
         if (seen == 0 && !engine->stepped) {
             bool over = timeout_ns > 0 &&
@@ -1017,6 +1047,46 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
     if (timeout_ns != 0 && seen == 0)
         return -EINTR; /* operations have begun their next step, or there are more than the SQ takes; now sleep */
     return answer(engine, seen);
+}
+
+int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns)
+{
+    if (ut_engine_is_foreign(engine))
+        return -EOWNERDEAD;
+    const struct ut_kernel *kernel = engine->ring.kernel;
+    uint64_t now = kernel->now_ns();
+    ut_tick_end(&engine->tick, now);
+    int64_t answer = wait(engine, timeout_ns, now);
+    ut_tick_begin(&engine->tick, kernel->now_ns());
+    return answer;
+}
+
+/* ---- in a long tick; the theory is in tick.c -------------------------------- */
+
+void ut_engine_submit(struct ut_engine *engine)
+{
+    if (ut_engine_is_foreign(engine))
+        return;
+    /* As often as the SQ is filled. What it refuses is there for the next wait, which tells
+     * why; its cqes are, too. */
+    for (;;) {
+        fill_sq_early(engine);
+        unsigned to_submit = ut_ring_unsubmitted(&engine->ring);
+        bool is_full = ut_ring_sq_room(&engine->ring) == 0;
+        engine->enters++;
+        int result = ut_ring_submit(&engine->ring, to_submit);
+        engine->failed_enters += result < 0;
+        if (!is_full || result < 0 || (unsigned)result < to_submit)
+            break;
+    }
+    ut_tick_begin(&engine->tick, engine->ring.kernel->now_ns());
+}
+
+int ut_engine_leaves(struct ut_engine *engine)
+{
+    if (ut_engine_is_foreign(engine))
+        return -EOWNERDEAD;
+    return ut_tick_leaves(&engine->tick, engine->ring.kernel->now_ns());
 }
 
 int ut_engine_flush(struct ut_engine *engine)

@@ -44,6 +44,7 @@ struct ut_group_config { unsigned entries; uint32_t buffer_size; };
 struct ut_config {
     unsigned sq_entries, cq_entries, sq_entries_min;
     struct ut_group_config groups[3];
+    uint64_t long_tick_ns;
 };
 
 struct ut_ring { int fd; ...; };
@@ -64,6 +65,8 @@ void ut_engine_close_boxed(struct ut_engine **box);
 int ut_engine_close(struct ut_engine *, int leak);
 int64_t ut_engine_wait(struct ut_engine *, int64_t timeout_ns);
 int ut_engine_flush(struct ut_engine *);
+int ut_engine_leaves(struct ut_engine *);
+void ut_engine_submit(struct ut_engine *);
 int ut_engine_cancel(struct ut_engine *, uint32_t slot);
 int ut_engine_register_eventfd(struct ut_engine *, int event_fd);
 enum { UT_LOOK_NOTHING, UT_LOOK_SOMETHING, UT_LOOK_NO_MEMORY };

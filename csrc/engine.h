@@ -12,6 +12,7 @@
 #include "op.h"
 #include "ring.h"
 #include "spin.h"
+#include "tick.h"
 
 /* What Python reads for each cqe that belongs to an operation. 16 bytes, read in
  * one sweep (struct.iter_unpack: 52 ns a record, against 184 for cdata fields). */
@@ -61,6 +62,7 @@ struct ut_engine {
      * passed over. */
     uint64_t *queue;
     size_t queue_length, queue_capacity;
+    size_t passed; /* entries that have been looked at and may wait for the end of the tick */
     unsigned laddered; /* live operations that wait by the ladder, clocks of lines as well */
     struct ut_lines lines;
 
@@ -68,6 +70,7 @@ struct ut_engine {
     unsigned record_count, record_capacity;
     unsigned fork_count;
     struct ut_spin spin;
+    struct ut_tick tick;
     uint32_t in_flight, queued;
     uint32_t lingering; /* watches of operations that are over; their cancels are under way */
     bool stepped;       /* a cqe has moved an operation to its next request */
@@ -88,6 +91,7 @@ struct ut_config {
     unsigned sq_entries, cq_entries;
     unsigned sq_entries_min; /* halved on -ENOMEM down to this */
     struct ut_group_config groups[UT_GROUPS];
+    uint64_t long_tick_ns; /* see tick.c; 0: no tick is long */
 };
 
 /* NULL on failure, with -errno in `*error` and the step in `*stage`. Where there was
@@ -117,6 +121,18 @@ int64_t ut_engine_wait(struct ut_engine *engine, int64_t timeout_ns);
 /* Submits what is queued and runs task work, without waiting or draining: so
  * that the kernel lets go of a file before it is closed. Returns 0 or -errno. */
 int ut_engine_flush(struct ut_engine *engine);
+
+/* Something that others wait for is to be sent, by the ring or beside it: 1 if it is to leave
+ * now, and not with the rest of its tick; see tick.c. */
+int ut_engine_leaves(struct ut_engine *engine);
+
+/* Submits what is queued and others wait for, and does no more: no task work is run and nothing
+ * drained. What that comes to, an error too, is the next wait's. */
+void ut_engine_submit(struct ut_engine *engine);
+
+/* Of a slot that a preparing function returns: the tick is long, and ut_engine_submit() is to be
+ * called; unless its task is cancelled, who will take it back before it was ever submitted. */
+#define UT_SLOT_LEAVES (1 << 30)
 
 /* Asks for the operation's end. 0: it was only queued, is dropped, and no cqe
  * will come. 1: an async cancel is queued, the operation's last cqe decides.

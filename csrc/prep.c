@@ -25,6 +25,12 @@ static int prep(struct ut_engine *engine, struct io_uring_sqe **sqe, uint8_t opc
     return prep_waiting(engine, sqe, opcode, fd, address, length, 0, 0);
 }
 
+/* Somebody else waits for what was prepared: whether it is to leave now, see prep.h. */
+static int sends(struct ut_engine *engine, int slot)
+{
+    return slot >= 0 && ut_engine_leaves(engine) ? slot | UT_SLOT_LEAVES : slot;
+}
+
 int ut_prep_recv(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int poll_first)
 {
     struct io_uring_sqe *sqe;
@@ -61,7 +67,7 @@ int ut_prep_recv_into(struct ut_engine *engine, int fd, void *memory, uint32_t s
     return slot;
 }
 
-int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t size, int flags)
+static int prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t size, int flags)
 {
     struct io_uring_sqe *sqe;
     int slot = prep_waiting(engine, &sqe, IORING_OP_SEND, fd, data, size, POLLOUT, 0);
@@ -70,10 +76,16 @@ int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t si
     return slot;
 }
 
+int ut_prep_send(struct ut_engine *engine, int fd, const char *data, uint32_t size, int flags)
+{
+    return sends(engine, prep_send(engine, fd, data, size, flags));
+}
+
 int ut_prep_send_from(struct ut_engine *engine, int fd, const char *data, size_t offset,
                       uint32_t size, int flags)
 {
-    return ut_prep_send(engine, fd, data + offset, size, flags);
+    /* The socket has just refused it: in this tick it would again. */
+    return prep_send(engine, fd, data + offset, size, flags);
 }
 
 int ut_prep_read(struct ut_engine *engine, int fd, unsigned group, uint32_t size, int poll_first)
@@ -98,7 +110,7 @@ int ut_prep_write(struct ut_engine *engine, int fd, const char *data, uint32_t s
         sqe->op_flags = UT_RWF_NOWAIT;
         sqe->off = UINT64_MAX;
     }
-    return slot;
+    return sends(engine, slot);
 }
 
 int ut_prep_recvmsg(struct ut_engine *engine, int fd, struct ut_message *message, int flags,
@@ -119,7 +131,7 @@ int ut_prep_sendmsg(struct ut_engine *engine, int fd, struct ut_message *message
         prep_waiting(engine, &sqe, IORING_OP_SENDMSG, fd, &message->header, 1, POLLOUT, 0);
     if (slot >= 0)
         sqe->op_flags = (uint32_t)flags | MSG_DONTWAIT;
-    return slot;
+    return sends(engine, slot);
 }
 
 int ut_prep_accept(struct ut_engine *engine, int fd, struct ut_message *message, int flags,
@@ -153,7 +165,7 @@ int ut_prep_connect(struct ut_engine *engine, int fd, struct ut_message *message
     int slot = prep(engine, &sqe, IORING_OP_CONNECT, fd, &message->name, 0);
     if (slot >= 0)
         sqe->off = message->name_length;
-    return slot;
+    return sends(engine, slot);
 }
 
 int ut_prep_poll(struct ut_engine *engine, int fd, uint32_t events, int multishot)

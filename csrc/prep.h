@@ -2,7 +2,8 @@
  * One ut_prep_* for each opcode: takes a slot, fills its sqe, nothing else.
  *
  * Each returns the operation's slot, or -ENOMEM, or -EOWNERDEAD in a forked
- * child. Memory that is passed in belongs to the kernel until the operation's
+ * child. With the slot of what others wait for comes UT_SLOT_LEAVES where the tick is long
+ * (tick.c): a send, a write, a connect. Memory that is passed in belongs to the kernel until the operation's
  * last cqe; the caller keeps it.
  *
  * What may find nothing is attempted without waiting, and waits by the engine's ladder

@@ -8,8 +8,9 @@
  * refused here with its -EINVAL, and the caller falls back to epoll.
  *
  * Under DEFER_TASKRUN a completion is produced only while *we* are inside
- * io_uring_enter(GETEVENTS). So an enter that submits asks for events too, and
- * the SQ's flags tell when one is worth its 0.7 us: TASKRUN (work is waiting)
+ * io_uring_enter(GETEVENTS). So an enter that submits asks for events too, but for
+ * the one in the middle of a tick, behind which nothing is to complete that was there
+ * before it (ut_ring_submit(); see tick.c), and the SQ's flags tell when one is worth its 0.7 us: TASKRUN (work is waiting)
  * or CQ_OVERFLOW (cqes that did not fit are held by the kernel; none is lost,
  * IORING_FEAT_NODROP, which we require).
  *
@@ -148,6 +149,20 @@ bool ut_ring_wants_enter(const struct ut_ring *ring)
     return (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
+static int enter(struct ut_ring *ring, unsigned to_submit, unsigned wait_nr, unsigned flags,
+                 const struct io_uring_getevents_arg *arg)
+{
+    __atomic_store_n(ring->sq_tail, ring->sqe_tail, __ATOMIC_RELEASE);
+    return ring->kernel->enter(ring->fd, to_submit, wait_nr,
+                               flags | IORING_ENTER_EXT_ARG | ring->enter_flags, arg, sizeof *arg);
+}
+
+int ut_ring_submit(struct ut_ring *ring, unsigned to_submit)
+{
+    static const struct io_uring_getevents_arg none;
+    return enter(ring, to_submit, 0, 0, &none);
+}
+
 int ut_ring_enter(struct ut_ring *ring, unsigned to_submit, unsigned wait_nr,
                   int64_t timeout_ns)
 {
@@ -160,10 +175,7 @@ int ut_ring_enter(struct ut_ring *ring, unsigned to_submit, unsigned wait_nr,
         ts.tv_nsec = timeout_ns % 1000000000;
         arg.ts = (uint64_t)(uintptr_t)&ts;
     }
-    __atomic_store_n(ring->sq_tail, ring->sqe_tail, __ATOMIC_RELEASE);
-    return ring->kernel->enter(ring->fd, to_submit, wait_nr,
-                               IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG | ring->enter_flags,
-                               &arg, sizeof arg);
+    return enter(ring, to_submit, wait_nr, IORING_ENTER_GETEVENTS, &arg);
 }
 
 unsigned ut_ring_cq_ready(const struct ut_ring *ring)

@@ -56,6 +56,10 @@ bool ut_ring_wants_enter(const struct ut_ring *ring);
 int ut_ring_enter(struct ut_ring *ring, unsigned to_submit, unsigned wait_nr,
                   int64_t timeout_ns);
 
+/* Submits `to_submit` of them and does no more: no task work is run, no cqe waited for. What
+ * completes at once has its cqe in the CQ. Returns as ut_ring_enter(). */
+int ut_ring_submit(struct ut_ring *ring, unsigned to_submit);
+
 /* The CQ, for one drain: read ready cqes from head on, then advance. */
 unsigned ut_ring_cq_ready(const struct ut_ring *ring);
 const struct io_uring_cqe *ut_ring_cqe(const struct ut_ring *ring, unsigned index);

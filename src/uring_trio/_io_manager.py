@@ -7,7 +7,8 @@ trio's loop calls ``get_events(timeout)`` and hands what it returned to
 ``process_events``; in between, and in guest mode on another thread, anything may happen.
 
 - *One enter a tick.* Operations are queued as tasks ask for them; ``get_events`` submits
-  them and waits, in one system call. It returns a number that only ``process_events``
+  them and waits, in one system call. (What somebody else waits for leaves earlier where the
+  tick is long: csrc/tick.c.) It returns a number that only ``process_events``
   understands: cqes seen << 32 | records of the batch. It is falsy if, and only if, the time
   is over and no cqe at all was seen: `trio.testing.wait_all_tasks_blocked` and mock clocks
   take a falsy answer for "nothing is going on".

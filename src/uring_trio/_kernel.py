@@ -55,6 +55,9 @@ Call = Callable[..., int]
 # Seconds before what has found no memory in the kernel is tried again: the engine's own pause.
 RETRY_S = 0.001
 
+# Of a slot that a preparing function returns: the tick is long, see csrc/engine.h.
+SLOT_LEAVES = 1 << 30
+
 # Of a call on a ring that is closed.
 RING_CLOSED = -errno.EBADF
 
@@ -93,6 +96,11 @@ LOOK_NOTHING, LOOK_SOMETHING, LOOK_NO_MEMORY = range(3)
 # Bytes; glibc's thresholds become this and twice this, as in any program that has ever
 # freed a block of the size.
 LARGE_BLOCK = 8 * GROUP_SIZES[-1]
+
+# A tick that takes longer holds nothing back that somebody else waits for: csrc/tick.c. An
+# enter in the middle of it costs a thousandth of that, and nobody sees 1 ms beside a tick of
+# several. (A constant: who has longer ticks gains nothing by more, or by less.)
+LONG_TICK_NS = 1_000_000
 
 # Of each step of the probe, which takes microseconds. When the time is over the kernel is
 # looked at once more, so no pause of this process makes it too short; and a sandbox that
@@ -171,6 +179,7 @@ class RingSizes:
         config.sq_entries = self.options.sq_entries
         config.cq_entries = self.options.cq_entries
         config.sq_entries_min = min(SQ_ENTRIES_MIN, config.sq_entries)
+        config.long_tick_ns = LONG_TICK_NS
         for index, (entries, size) in enumerate(BUFFER_GROUPS):
             config.groups[index].entries, config.groups[index].buffer_size = entries, size
 
@@ -248,7 +257,8 @@ class Ring:
     """One io_uring instance, for the thread that makes it.
 
     The functions that prepare an operation return its slot, or a negative errno
-    (see `error`). What they mean is in csrc/prep.h.
+    (see `error`), and for what others wait for perhaps SLOT_LEAVES beside the slot: who stands
+    there is a matter of `Slots.enter`. What they mean is in csrc/prep.h.
 
     Raises:
       OSError: the ring could not be made; the errno says why.
@@ -282,6 +292,8 @@ class Ring:
         self.wait: Call = partial(lib.ut_engine_wait, engine)
         self.flush: Call = partial(lib.ut_engine_flush, engine)
         self.look: Call = partial(lib.ut_engine_look, engine)
+        self.leaves: Call = partial(lib.ut_engine_leaves, engine)
+        self.submit: Callable[[], object] = partial(lib.ut_engine_submit, engine)
         self.unsubmitted: Call = partial(lib.ut_engine_unsubmitted, engine)
         self.cancel: Call = partial(lib.ut_engine_cancel, engine)
         self.recv: Call = partial(lib.ut_prep_recv, engine)
@@ -372,6 +384,7 @@ class Ring:
             self._door.close()
         self._box[0] = _ffi.NULL
         self.wait = self.flush = self.look = self.unsubmitted = self.cancel = _refuse
+        self.leaves = self.submit = _refuse
         self.recv = self.send = self.recv_into = self.read = self.write = _refuse
         self.poll = self.timeout = self.recv_multishot = self.send_from = self.accept_fd = _refuse
         leaked = bool(_lib.ut_engine_close(self._engine, leak))

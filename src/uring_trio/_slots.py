@@ -41,8 +41,9 @@ import trio
 from uring_trio import _hot_parts
 from uring_trio._guest import Helper
 from uring_trio._hot_parts import SlotsFields
-from uring_trio._kernel import CQE_F_MORE, EINTR, OWNER_DEAD
+from uring_trio._kernel import CQE_F_MORE, EINTR, OWNER_DEAD, SLOT_LEAVES
 from uring_trio._remedies import DENIALS, ring_lost
+from uring_trio._trio_private import run_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +102,8 @@ class Slots(SlotsFields):
       pool: all its receive buffers; gone with `close`.
       record_address, pool_address: where `_hot` finds the batch's records and the buffers.
       table: by slot; grows, as the engine's does.
-      tick: waits so far: what was prepared in this tick is not submitted yet.
+      tick: waits so far: what was prepared in this tick was not waited for yet; whether it was
+        submitted (a send in a long tick is) only the engine knows.
       closed: the run is over, and nothing of the ring may be touched.
       wake: ``wake(task, value)``: what `park` gives to the task.
       takers: who has a batch first.
@@ -139,11 +141,28 @@ class Slots(SlotsFields):
         if slot < 0:
             raise self.ring.error(slot)
         table = self.table
-        if slot >= len(table):
+        if slot >= len(table):  # for one of two reasons, and no other slot pays for the question
+            if slot & SLOT_LEAVES:
+                return self._enter_and_leave(occupant, slot ^ SLOT_LEAVES)
             table.extend([None] * len(table))
         assert table[slot] is None
         table[slot] = occupant
         return slot
+
+    def _enter_and_leave(self, occupant: Occupant, slot: int) -> int:
+        """The tick is long, and others wait for this: have it submitted now."""
+        self.enter(occupant, slot)
+        # The trap of a task that is cancelled already takes it back: nothing is sent by it.
+        if not self._is_cancelled(occupant.task):
+            self.ring.submit()
+        return slot
+
+    def _is_cancelled(self, task: Any) -> bool:
+        """Whether a task that is about to sleep will be told at once that it is cancelled."""
+        # (Whoever sleeps already would have been told.)
+        if task is None or task is not getattr(run_context, "task", None):
+            return False
+        return trio.current_effective_deadline() == -math.inf
 
     def withdraw(self, slot: int) -> bool:
         """Ask for its end; True if the kernel has no part in it, so that no record will come."""

@@ -191,8 +191,8 @@ async def _send_all(self: trio.SocketStream, data: bytes | bytearray | memoryvie
         operation.tick = slots.tick
         try:
             slots.table[slot] = operation
-        except IndexError:
-            slots.enter(operation, slot)
+        except IndexError:  # of a new slot, or of one that leaves now
+            operation.slot = slots.enter(operation, slot)
         value = await park(operation.trap)
         if value == len(data):
             return
