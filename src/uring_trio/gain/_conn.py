@@ -356,11 +356,12 @@ class Conn(Handle):
             return 0
         pieces = outbound.pieces
         if outbound.sending is None:
-            if not pieces and not self._connection.ready:
-                self._connection.outlet.soon()
+            is_first = not pieces and not self._connection.ready
             # The fast way of `Outbound.add`.
             outbound.size += size
             pieces.append(data)
+            if is_first:
+                self._connection.outlet.soon()
             return size
         # What the socket takes at once is never too much; this is behind what it refused.
         outbound.add(data, size)

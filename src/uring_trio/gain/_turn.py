@@ -9,6 +9,9 @@
    completion: 0.7 us, a tenth of an echo's CPU.)
 3. What was written by others than its ``on_read``. Then ``on_write`` is called.
 
+Where the turn, or the tick, is long that is sent earlier (csrc/tick.c says when): what is
+written in a turn before the next connection has its callback, what a task writes at once.
+
 The plain way through it is `Connection.settle` and `Outlet.send_next`. The fast way, for
 connections of which nothing is set that would need more, says the same once more, flat, with
 the fields of the halves in line: a call of a Python function costs a tenth of what a small
@@ -23,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from uring_trio._kernel import EAGAIN
-from uring_trio._trio_private import WaitTaskRescheduled, park
+from uring_trio._trio_private import WaitTaskRescheduled, park, run_context
 from uring_trio.gain._halves import Pieces
 from uring_trio.gain._life import Way
 
@@ -125,6 +128,14 @@ class Turn:
         self.dirty.append(connection)
         if self.parked:
             self.wake()
+        # By a task, or else in the turn, which has its own looks between two connections.
+        if getattr(run_context, "task", None) is not self._task and self._leaves():
+            self._sweep_dirty()
+
+    def _leaves(self) -> bool:
+        """Whether what was written is to be sent now, and not with the rest; see csrc/tick.c."""
+        # (Asked of the ring each time: a closed one refuses.)
+        return self._slots is not None and self._slots.ring.leaves() > 0
 
     def add_wrote(self, connection: Connection) -> None:
         """The kernel has taken something of it."""
@@ -181,7 +192,10 @@ class Turn:
         assert try_send is not None
         tells_of_writes = self._callbacks.on_write is not None
         total = 0
+        dirty = self.dirty
         for connection in self.ready:  # grows meanwhile: who is appended is seen to as well
+            if dirty and self._leaves():
+                self._sweep_dirty()
             if connection.way is not SMALL:
                 connection.ready = False
                 if connection.way is LARGE:
