@@ -29,6 +29,7 @@ import itertools
 import os
 import socket as stdlib_socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -137,6 +138,19 @@ class World:
         self.strict = backend == harness.EPOLL
         self.idle_s = idle_s
         self.is_prompt = self.is_heard = self.is_lost = False
+        self._computed: list[tuple[float, float]] = []  # until when, and for how long
+
+    def compute(self, seconds: float) -> None:
+        """Keep the processor for so long."""
+        self.keep_processor(seconds)
+        self._computed.append((trio.current_time(), seconds))
+
+    def keep_processor(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def computed_since(self, moment: float) -> float:
+        """For how long nobody had a turn."""
+        return sum(seconds for at, seconds in self._computed if at > moment)
 
     def run(self, main: Callable[[], Awaitable[None]], plan: Plan, door: str) -> None:
         clock = trio.testing.MockClock(autojump_threshold=self.idle_s)
@@ -182,6 +196,10 @@ class SimulatedWorld(World):
         self.has_network = False
         self.crowd_fds: set[int] = set()
         self.is_blurred = False
+
+    def keep_processor(self, seconds: float) -> None:
+        assert self.simulation is not None
+        self.simulation.sleep(seconds)
 
     @property
     def chosen(self) -> set[str]:
@@ -595,6 +613,11 @@ class Program:
         """Tenths of a millisecond: less than a pause."""
         await trio.sleep(size / 10_000)
         return "slept"
+
+    async def compute(self, _task: Task, _place: int, size: int) -> str:
+        """For so many ms, and nobody else has a turn meanwhile."""
+        self.world.compute(size / 1000)
+        return "computed"
 
     async def at(self, _task: Task, _place: int, size: int) -> str:
         """A moment of the program, the same for all tasks."""

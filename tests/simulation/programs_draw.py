@@ -42,6 +42,7 @@ STRAY = {
     "abort": 1,
     "sleep": 4,
     "nap": 2,
+    "compute": 4,
     "checkpoints": 3,
     "settle": 2,
     "cancel": 10,
@@ -130,7 +131,7 @@ class Scenes:
 
     def place_and_size(self, verb: str) -> tuple[int, int]:
         random = self.random
-        if verb in ("sleep", "nap", "checkpoints", "settle"):
+        if verb in ("sleep", "nap", "compute", "checkpoints", "settle"):
             return 0, random.randint(0, 12)
         if verb == "cancel":
             return random.randrange(programs.TASKS_MAX), wait(random)

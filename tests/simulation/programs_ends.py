@@ -415,7 +415,8 @@ class End:
             return  # it may be what is just being sent
         if sum(now - at < RUBBISH_S for at in self.rubbish_at) > 1:
             return
-        late_s = now - max(use.began, self.peer.changed)
+        since = max(use.began, self.peer.changed)
+        late_s = now - since - self.world.computed_since(since)
         words = f"{self.name}: what was there was received after {late_s * 1e3:.3f} ms"
         require(late_s <= LATE_S, TooLate, words)
 
