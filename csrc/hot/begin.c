@@ -87,12 +87,14 @@ static PyObject *enter(struct line *line, struct operation *operation, PyObject 
         return (PyObject *)operation;
     }
     PyObject *place = PyLong_FromLong(slot), *done = NULL;
-    if (place != NULL) /* the table grows */
+    if (place != NULL) /* the table grows, or the tick is long */
         done = PyObject_CallMethodObjArgs((PyObject *)slots, names.enter, operation, place, NULL);
     Py_XDECREF(place);
-    Py_XDECREF(done);
-    if (done == NULL)
+    if (done != NULL)
+        operation->slot = (int)PyLong_AsLong(done);
+    else
         Py_CLEAR(operation);
+    Py_XDECREF(done);
     return (PyObject *)operation;
 }
 
