@@ -292,8 +292,6 @@ class Ring:
         self.wait: Call = partial(lib.ut_engine_wait, engine)
         self.flush: Call = partial(lib.ut_engine_flush, engine)
         self.look: Call = partial(lib.ut_engine_look, engine)
-        self.leaves: Call = partial(lib.ut_engine_leaves, engine)
-        self.submit: Callable[[], object] = partial(lib.ut_engine_submit, engine)
         self.unsubmitted: Call = partial(lib.ut_engine_unsubmitted, engine)
         self.cancel: Call = partial(lib.ut_engine_cancel, engine)
         self.recv: Call = partial(lib.ut_prep_recv, engine)
@@ -311,6 +309,15 @@ class Ring:
         self.recv_multishot: Call = partial(lib.ut_prep_recv_multishot, engine)
         self.send_from: Call = partial(lib.ut_prep_send_from, engine)
         self.accept_fd: Call = partial(lib.ut_prep_accept_fd, engine)
+
+    def leaves(self) -> bool:
+        """Whether what others wait for is to leave now, and not with the next wait."""
+        return bool(self._box[0]) and _lib.ut_engine_leaves(self._engine) > 0
+
+    def submit(self) -> None:
+        """Have the kernel begin what others wait for: a tick is long."""
+        if self._box[0]:
+            _lib.ut_engine_submit(self._engine)
 
     def recvmsg(self, fd: int, message: Message, flags: int, poll_first: int) -> int:
         """Receive into a message."""
@@ -384,7 +391,6 @@ class Ring:
             self._door.close()
         self._box[0] = _ffi.NULL
         self.wait = self.flush = self.look = self.unsubmitted = self.cancel = _refuse
-        self.leaves = self.submit = _refuse
         self.recv = self.send = self.recv_into = self.read = self.write = _refuse
         self.poll = self.timeout = self.recv_multishot = self.send_from = self.accept_fd = _refuse
         leaked = bool(_lib.ut_engine_close(self._engine, leak))

@@ -135,7 +135,7 @@ class Turn:
     def _leaves(self) -> bool:
         """Whether what was written is to be sent now, and not with the rest; see csrc/tick.c."""
         # (Asked of the ring each time: a closed one refuses.)
-        return self._slots is not None and self._slots.ring.leaves() > 0
+        return self._slots is not None and self._slots.ring.leaves()
 
     def add_wrote(self, connection: Connection) -> None:
         """The kernel has taken something of it."""
