@@ -22,6 +22,7 @@ import pytest
 import trio
 from line_signals import Lines
 from marks import needs_ring
+from trio.lowlevel import enable_ki_protection
 from trio.testing import wait_all_tasks_blocked
 
 import uring_trio
@@ -201,6 +202,26 @@ def test_keyboard_interrupt_wakes_a_blocked_run(backend: str) -> None:
     assert interrupted(backend, main)
     assert time.perf_counter() - start < 5
     assert unwound == ["receiver"]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_keyboard_interrupt_is_raised_by_a_closing(backend: str, cancelled: bool) -> None:
+    @enable_ki_protection
+    async def main() -> None:
+        a, b = trio.socket.socketpair()
+        with b, trio.CancelScope() as scope:
+            if cancelled:
+                scope.cancel()
+            signal.raise_signal(signal.SIGINT)
+            try:
+                await trio.SocketStream(a).aclose()
+            except KeyboardInterrupt:
+                ends.append(a.fileno())
+                raise
+
+    ends: list[int] = []
+    assert interrupted(backend, main)
+    assert ends == [-1]
 
 
 MODULES_UNDER_TEST = {

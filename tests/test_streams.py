@@ -301,3 +301,21 @@ async def test_standard_streams_of_a_terminal() -> None:
             await trio.testing.wait_all_tasks_blocked()
             await left.send_all(b"typed\n")
         assert received == [b"typed\n"]
+
+
+async def test_closing_in_a_cancelled_scope_is_the_checkpoint_that_it_is_elsewhere() -> None:
+    a, b = await tcp_maker()
+    words = []
+    for checkpoint in (a.aclose, trio.lowlevel.checkpoint):
+        with trio.CancelScope() as scope, trio.testing.assert_checkpoints():
+            scope.cancel()
+            try:
+                await checkpoint()
+            except trio.Cancelled as exc:
+                words.append(str(exc))
+                raise
+        assert scope.cancelled_caught
+    assert words[0] == words[1]
+    async with b:
+        assert a.socket.fileno() == -1
+        assert await b.receive_some() == b""
