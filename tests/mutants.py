@@ -740,6 +740,22 @@ DOOR = [
         ),
     ),
     Mutation(
+        "Closing a stream in a cancelled scope raises Cancelled.",
+        "src/uring_trio/_streams.py",
+        "        await trio.lowlevel.wait_task_rescheduled(_abort_at_once)",
+        "        await trio.lowlevel.cancel_shielded_checkpoint()\n        return",
+        (
+            "tests/test_streams.py::test_closing_in_a_cancelled_scope_is_the_checkpoint_that_it_is_elsewhere",
+        ),
+    ),
+    Mutation(
+        "What sleeps on a file ends when it is closed, if it is only a sender, too.",
+        "src/uring_trio/_io_manager.py",
+        "receiver.current or receiver.waiting or sender.current or sender.waiting",
+        "receiver.current or receiver.waiting",
+        ("tests/test_close_after_wait.py", "tests/test_stream_rules.py"),
+    ),
+    Mutation(
         "Sending after send_eof() is ClosedResourceError, and not a broken connection.",
         "src/uring_trio/_streams.py",
         "    if exc.errno == errno.EPIPE and sock.did_shutdown_SHUT_WR:",

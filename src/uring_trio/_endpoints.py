@@ -107,8 +107,10 @@ class Endpoints:
 
     def on(self, fd: int) -> list[Endpoint]:
         """Those of a number."""
-        found = (reference() for reference in self._by_fd.get(fd, ()))
-        return [endpoint for endpoint in found if endpoint is not None]
+        references = self._by_fd.get(fd)
+        if references is None:
+            return []
+        return [endpoint for reference in references if (endpoint := reference()) is not None]
 
     def __iter__(self) -> Iterator[Endpoint]:
         """All of them."""

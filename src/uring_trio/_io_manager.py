@@ -284,9 +284,20 @@ class UringIOManager:
         """What this run has on a file, as any thread may ask: dicts and lists only read."""
         return self.polls.on(fd), self.endpoints.on(fd)
 
+    def _has_nothing_on(self, fd: int) -> bool:
+        """As `_parts_on`, flat: most files that are closed have nothing under way."""
+        polls = self.polls.by_key
+        if fd * 2 in polls or fd * 2 + 1 in polls:
+            return False
+        for endpoint in self.endpoints.on(fd):
+            receiver, sender = endpoint.receiver, endpoint.sender
+            if receiver.current or receiver.waiting or sender.current or sender.waiting:
+                return False
+        return True
+
     def end_on(self, fd: int, *, detach: bool = False) -> None:
         """End what this run has on a file, on its own thread: here, or in its next turn."""
-        if self.closed:
+        if self.closed or (FAST and self._has_nothing_on(fd)):
             return
         polls, endpoints = self._parts_on(fd)
         if detach:

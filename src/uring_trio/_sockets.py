@@ -73,12 +73,23 @@ from uring_trio._trio_private import (
 )
 
 if TYPE_CHECKING:
+    import builtins
+    from collections.abc import Callable
     from types import TracebackType
 
     from uring_trio._endpoints import Endpoint
     from uring_trio._operations import Operation
 
-TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
+# As ints: to look for an enum's member is dearer.
+FAMILIES = tuple(map(int, _addresses.FAMILIES))
+STREAM = int(socket.SOCK_STREAM)
+TYPES = (STREAM, int(socket.SOCK_DGRAM), int(socket.SOCK_SEQPACKET))
+
+# Of a socket of the standard library: the ints that it makes an enum's member of at each look.
+_base: Any = socket.SocketType
+_family_of: Callable[[socket.socket], int] = _base.family.__get__
+_type_of: Callable[[socket.socket], int] = _base.type.__get__
+_KINDS = {int(kind): kind for kind in socket.SocketKind}
 
 # Compared by identity: 0.0, False and None are no flags that the ring may judge.
 NO_FLAGS = 0
@@ -151,12 +162,12 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             manager.count_stock_call("subclass")
         elif stdlib.fileno() < 0:
             manager.count_stock_call("closed")
-        elif stdlib.family not in _addresses.FAMILIES:
+        elif _family_of(stdlib) not in FAMILIES:
             manager.count_stock_call("family")
-        elif stdlib.type not in TYPES:
+        elif (kind := _type_of(stdlib)) not in TYPES:
             manager.count_stock_call("type")
         else:
-            self.is_ring_stream = stdlib.type == socket.SOCK_STREAM
+            self.is_ring_stream = kind == STREAM
             endpoint = manager.open_endpoint(stdlib, stdlib.fileno, is_socket=True)
             self.endpoint = endpoint  # another thread's run may put its own there at once
             return endpoint
@@ -165,6 +176,13 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     def _count_stock(self, endpoint: Endpoint | None) -> None:
         if endpoint is not None:
             endpoint.manager.count_stock_call("arguments")
+
+    @property
+    def type(self) -> socket.SocketKind:
+        """Like `socket.socket.type`."""
+        stdlib = self._sock  # a `SocketStream` asks when it is made
+        kind = _KINDS.get(_type_of(stdlib)) if type(stdlib) is socket.socket else None
+        return stdlib.type if kind is None else kind
 
     def setsockopt(self, /, *args: Any, **kwargs: Any) -> None:
         """Like `socket.socket.setsockopt`."""
@@ -480,7 +498,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     @enable_ki_protection
     def __exit__(
         self,
-        exc_type: type[BaseException] | None,
+        exc_type: builtins.type[BaseException] | None,
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
