@@ -175,6 +175,10 @@ class Entrance(trio.abc.Instrument):
         self._choice = Choice(self._choice.demand, failure)
         return True
 
+    def __dir__(self) -> list[str]:
+        # trio looks at each name there is for those of an instrument.
+        return ["before_run"]
+
     def before_run(self) -> None:
         """Called by trio when the run exists and nothing is registered with its manager."""
         self.enter()
@@ -364,6 +368,7 @@ def _exchange_socket_type(there: type, wanted: type) -> None:
 
 def _exchange_methods(there: Methods, wanted: Methods) -> None:
     for cls, functions in wanted.items():
+        present, expected = vars(cls), there[cls]
         for name, function in functions.items():
-            if getattr(cls, name) is there[cls][name]:
+            if present.get(name) is expected[name]:
                 setattr(cls, name, function)

@@ -18,7 +18,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _hot_parts
@@ -240,8 +240,14 @@ def _raise_trim_threshold() -> None:
     drop what they receive: 1.7 times stock's CPU; with this 0.8). malloc learns from the
     first larger block that is freed, so it is given one; other allocators do not mind.
     """
-    with contextlib.suppress(MemoryError):  # then large messages are dear
-        bytes(LARGE_BLOCK)
+    with contextlib.suppress(MemoryError):  # then large messages are dear, until the next run
+        _free_large_block()
+
+
+@cache
+def _free_large_block() -> None:
+    """Once in a process, and in those that it forks: to fill the block takes 0.1 ms."""
+    bytes(LARGE_BLOCK)
 
 
 def _address(pointer: Any) -> int:
