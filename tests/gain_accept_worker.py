@@ -6,7 +6,7 @@ It answers each connection with its name. HOW says what happens once it listens:
 
 - ``idle``: it serves;
 - ``busy``: a task of its own holds the loop until something comes on stdin, or its end;
-- ``closing``: the same, and then the server shuts down.
+- ``closing``: the same, and then the server shuts down, and all is over.
 
 ``r`` on stdout says that it listens; on SIGTERM it prints how many it has served.
 """
@@ -60,6 +60,7 @@ async def serve(handler: Named, how: str) -> None:
             os.read(0, 1)  # since it said that it listens no other task has run
         if how == "closing":
             server.async_shutdown()
+            return
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             await anext(signals)
         server.async_shutdown()

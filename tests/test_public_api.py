@@ -91,6 +91,7 @@ def test_fields_of_the_reports() -> None:
         "opcodes",
         "limits",
         "trio_version",
+        "hot_paths",
         "problems",
     ]
     statistics = [field.name for field in dataclasses.fields(uring_trio.IOStatistics)]

@@ -65,7 +65,7 @@ static struct operation *begin(const struct ut_engine *engine, int slot, const c
 {
     struct operation *operation = guard_own(sizeof *operation + ranges * sizeof(struct range));
     operation->engine = engine;
-    operation->slot = (uint32_t)slot;
+    operation->slot = (uint32_t)slot & ~(uint32_t)UT_SLOT_LEAVES;
     operation->name = name;
     guard_lock();
     struct operation **at = operation_at(engine, operation->slot);
