@@ -27,7 +27,7 @@ from gain_tools import (
 )
 from marks import ON_RING
 
-from uring_trio import gain
+from uring_trio import _kernel, gain
 from uring_trio._kernel import BUFFER_GROUPS
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 pytestmark = ON_RING
 
 DATA = bytes(range(256)) * 4  # 1024 bytes
+
+
+@pytest.fixture(autouse=True)
+def no_tick_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written stays in the buffer until the tick is over, however busy the machine."""
+    monkeypatch.setattr(_kernel, "LONG_TICK_NS", 0)
 
 
 @contextlib.asynccontextmanager
