@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -811,6 +812,30 @@ async def test_what_raises_is_protected_from_keyboard_interrupts(
             assert scope.cancelled_caught
     assert protected
     assert all(protected)
+
+
+@pytest.mark.differential
+@pytest.mark.ring_only
+async def test_what_enters_a_slot_is_protected_from_keyboard_interrupts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or a send would be with the kernel, and nobody at its slot: a long tick has that called."""
+    protected: list[bool] = []
+    submit = Slots._enter_and_leave
+
+    def noting(self: Slots, occupant: Any, slot: int) -> int:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        return submit(self, occupant, slot)
+
+    monkeypatch.setattr(Slots, "_enter_and_leave", noting)
+    one, other = await used_pair()
+    async with one, other:
+        end = time.monotonic() + 2e-9 * _kernel.LONG_TICK_NS
+        while time.monotonic() < end:
+            pass
+        await one.send_all(b"x")
+        assert await other.receive_some(10) == b"x"
+    assert protected == [True]
 
 
 # ---- whole programs ----------------------------------------------------------------------

@@ -136,6 +136,7 @@ class Slots(SlotsFields):
 
     # ---- the table ----------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection  # `_hot` calls it from a user's frame
     def enter(self, occupant: Occupant, slot: int) -> int:
         """Stand at the slot that a preparing function gave; its negative errno is raised."""
         if slot < 0:
