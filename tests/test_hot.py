@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import copy
 import ctypes
 import errno
 import gc
@@ -836,6 +837,77 @@ async def test_what_enters_a_slot_is_protected_from_keyboard_interrupts(
         await one.send_all(b"x")
         assert await other.receive_some(10) == b"x"
     assert protected == [True]
+
+
+@pytest.mark.differential
+@each_call
+@each_way
+async def test_a_call_is_made_by_its_method_alone(calls: dict[str, Call], name: str) -> None:
+    one, other = await used_pair()
+    async with one, other:
+        call: Any = calls[name](one)
+        with pytest.raises(TypeError, match="cannot create"):
+            type(call)()
+        with pytest.raises(TypeError, match="cannot pickle"):
+            copy.copy(call)
+        call.close()
+
+
+@pytest.mark.differential
+@each_call
+@each_way
+async def test_nobody_else_awaits_a_call_that_sleeps(calls: dict[str, Call], name: str) -> None:
+    one, other = await used_pair()
+    async with one, other:
+        await fill(one)
+        call: Any = calls[name](one)
+
+        async def awaits() -> None:
+            await call
+
+        with trio.move_on_after(10 * harness.SLOWNESS) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(awaits)
+                await trio.testing.wait_all_tasks_blocked()
+                with pytest.raises(RuntimeError, match="is being awaited already"):
+                    await awaits()
+                nursery.cancel_scope.cancel()
+        assert not scope.cancelled_caught
+
+
+class CallsBack(int):
+    """A number that calls back whenever it is looked at."""
+
+    act: Callable[[], None]
+
+    def __lt__(self, other: int) -> bool:
+        self.act()
+        return int.__lt__(self, other)
+
+
+@pytest.mark.differential
+@pytest.mark.parametrize("what", ["send", "throw", "close"])
+async def test_a_call_that_runs_is_not_called(what: str) -> None:
+    """By what it calls itself."""
+    one, other = await used_pair()
+    async with one, other:
+        size = CallsBack(5)
+        call: Any = one.receive_some(size)
+        arguments = {"send": (None,), "throw": (KeyError("here"),), "close": ()}[what]
+        running: list[bool] = []
+
+        def act() -> None:
+            running.append(call.cr_running)
+            with pytest.raises(ValueError, match="coroutine already executing"):
+                getattr(call, what)(*arguments)
+
+        size.act = act
+        await other.send_all(b"abc")
+        assert await call == b"abc"
+        assert not call.cr_running
+        assert running
+        assert all(running)
+        del size.act
 
 
 # ---- whole programs ----------------------------------------------------------------------

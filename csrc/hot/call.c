@@ -26,7 +26,7 @@ enum state { FRESH, ASLEEP, HANDED, OVER };
 struct call {
     PyObject_HEAD
     PyObject *stream, *argument, *operation, *inner, *guard;
-    bool sends;
+    bool sends, running;
     enum state state;
 };
 
@@ -152,10 +152,16 @@ static PySendResult wake_up(struct call *call, PyObject *value, PyObject **resul
                      result);
 }
 
-static PySendResult call_send(PyObject *self, PyObject *value, PyObject **result)
+/* True with an exception, if whoever it calls calls it: what it stands on is in use. */
+static bool is_running(const struct call *call)
 {
-    struct call *call = (struct call *)self;
-    *result = NULL;
+    if (call->running)
+        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+    return call->running;
+}
+
+static PySendResult step(struct call *call, PyObject *value, PyObject **result)
+{
     switch (call->state) {
     case FRESH:
         if (!is_none(value)) {
@@ -172,6 +178,18 @@ static PySendResult call_send(PyObject *self, PyObject *value, PyObject **result
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
         return PYGEN_ERROR;
     }
+}
+
+static PySendResult call_send(PyObject *self, PyObject *value, PyObject **result)
+{
+    struct call *call = (struct call *)self;
+    *result = NULL;
+    if (is_running(call))
+        return PYGEN_ERROR;
+    call->running = true;
+    PySendResult how = step(call, value, result);
+    call->running = false;
+    return how;
 }
 
 /* ---- as Python calls it ---- */
@@ -193,6 +211,8 @@ static PyObject *call_send_method(PyObject *self, PyObject *value)
 static PyObject *call_throw(PyObject *self, PyObject *arguments)
 {
     struct call *call = (struct call *)self;
+    if (is_running(call))
+        return NULL;
     if (call->state == OVER) {
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
         return NULL;
@@ -200,7 +220,9 @@ static PyObject *call_throw(PyObject *self, PyObject *arguments)
     PyObject *result = NULL;
     if (call->state == HANDED) {
         PyObject *throw = PyObject_GetAttr(call->inner, names.throw);
+        call->running = true;
         result = throw != NULL ? PyObject_CallObject(throw, arguments) : NULL;
+        call->running = false;
         Py_XDECREF(throw);
     } else
         raise_thrown(arguments);
@@ -214,9 +236,13 @@ static PyObject *call_close(PyObject *self, PyObject *unused)
     (void)unused;
     struct call *call = (struct call *)self;
     PyObject *result;
-    if (call->state == HANDED)
+    if (is_running(call))
+        return NULL;
+    if (call->state == HANDED) {
+        call->running = true;
         result = PyObject_CallMethodObjArgs(call->inner, names.close, NULL);
-    else {
+        call->running = false;
+    } else {
         Py_INCREF(Py_None);
         result = Py_None;
     }
@@ -228,6 +254,17 @@ static PyObject *call_self(PyObject *self)
 {
     Py_INCREF(self);
     return self;
+}
+
+/* Two who await one call would take each other's values. */
+static PyObject *call_awaited(PyObject *self)
+{
+    struct call *call = (struct call *)self;
+    if (!call->running && (call->state == ASLEEP || call->state == HANDED)) {
+        PyErr_SetString(PyExc_RuntimeError, "coroutine is being awaited already");
+        return NULL;
+    }
+    return call_self(self);
 }
 
 static PyObject *call_frame(PyObject *self, void *unused)
@@ -263,9 +300,8 @@ static PyObject *call_qualname(PyObject *self, void *unused)
 
 static PyObject *call_running(PyObject *self, void *unused)
 {
-    (void)self;
     (void)unused;
-    Py_RETURN_FALSE; /* nobody looks at it meanwhile, but the coroutine that it is handed to */
+    return PyBool_FromLong(((struct call *)self)->running);
 }
 
 static PyObject *call_repr(PyObject *self)
@@ -348,7 +384,7 @@ static PyType_Slot call_slots[] = {
     {Py_tp_dealloc, call_free},
     {Py_tp_iternext, call_next},
     {Py_tp_iter, call_self},
-    {Py_am_await, call_self},
+    {Py_am_await, call_awaited},
     {Py_am_send, call_send},
     {0, NULL},
 };
@@ -356,7 +392,7 @@ static PyType_Slot call_slots[] = {
 static PyType_Spec call_spec = {
     .name = "uring_trio._hot.Call",
     .basicsize = sizeof(struct call),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = call_slots,
 };
 
@@ -388,6 +424,7 @@ static PyObject *new_call(PyObject *stream, PyObject *argument, bool sends)
     call->argument = argument;
     call->operation = call->inner = call->guard = NULL;
     call->sends = sends;
+    call->running = false;
     call->state = FRESH;
     PyObject_GC_Track(call);
     return (PyObject *)call;

@@ -167,7 +167,7 @@ static PyType_Slot parked_slots[] = {
 static PyType_Spec parked_spec = {
     .name = "uring_trio._hot.Parked",
     .basicsize = sizeof(struct parked),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = parked_slots,
 };
 
