@@ -875,6 +875,49 @@ async def test_nobody_else_awaits_a_call_that_sleeps(calls: dict[str, Call], nam
         assert not scope.cancelled_caught
 
 
+def a_traceback() -> Any:
+    try:
+        raise KeyError
+    except KeyError as exc:
+        return exc.__traceback__
+
+
+@pytest.mark.differential
+@each_call
+@each_way
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of three arguments
+async def test_what_is_thrown_is_raised_as_by_a_coroutine(
+    calls: dict[str, Call], name: str
+) -> None:
+    async def plain() -> None:
+        await trio.sleep_forever()
+
+    def outcome(call: Any, thrown: tuple[Any, ...]) -> Any:
+        try:
+            call.throw(*thrown)
+        except BaseException as exc:  # noqa: BLE001 - a StopIteration, too
+            frames = [tb for tb, _ in traceback.walk_tb(exc.__traceback__)]
+            return type(exc), exc.args, repr(exc.__cause__), there.tb_frame in frames
+        finally:
+            call.close()
+
+    there = a_traceback()
+    one, other = await used_pair()
+    async with one, other:
+        for thrown in (
+            (KeyError("a"),),
+            (KeyError, "a"),
+            (KeyError, ("a", "b")),
+            (KeyError, "a", there),
+            (KeyError("a"), None, there),
+            (KeyError("a"), "b"),
+            (KeyError, None, 5),
+            (123,),
+            (StopIteration(3),),
+        ):
+            assert outcome(calls[name](one), thrown) == outcome(plain(), thrown)
+
+
 class CallsBack(int):
     """A number that calls back whenever it is looked at."""
 

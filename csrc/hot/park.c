@@ -56,15 +56,62 @@ PyObject *as_yielded(PySendResult how, PyObject *result)
     return NULL;
 }
 
+/* PEP 479: a StopIteration would be taken for the coroutine's end. */
+static void replace_stop(void)
+{
+    PyObject *type, *stop, *error, *traceback;
+    PyErr_Fetch(&type, &stop, &traceback);
+    PyErr_NormalizeException(&type, &stop, &traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    PyErr_SetString(PyExc_RuntimeError, "coroutine raised StopIteration");
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    Py_INCREF(stop);
+    PyException_SetCause(error, stop);
+    PyException_SetContext(error, stop);
+    PyErr_Restore(type, error, traceback);
+}
+
+static void raise_with(PyObject *traceback, PyObject *type, PyObject *value)
+{
+    PyErr_SetObject(type, value);
+    if (traceback != NULL) {
+        PyObject *own;
+        PyErr_Fetch(&type, &value, &own);
+        Py_XDECREF(own);
+        Py_INCREF(traceback);
+        PyErr_Restore(type, value, traceback);
+    }
+    if (PyErr_ExceptionMatches(PyExc_StopIteration))
+        replace_stop();
+}
+
+/* In the order, and with the words, of a generator's throw. */
 void raise_thrown(PyObject *arguments)
 {
     PyObject *type, *value = NULL, *traceback = NULL;
     if (!PyArg_ParseTuple(arguments, "O|OO", &type, &value, &traceback))
         return;
-    if (PyExceptionInstance_Check(type))
-        PyErr_SetObject((PyObject *)Py_TYPE(type), type);
-    else
-        PyErr_SetObject(type, value);
+    if (traceback != NULL && is_none(traceback))
+        traceback = NULL;
+    if (traceback != NULL && Py_TYPE(traceback) != &PyTraceBack_Type)
+        PyErr_SetString(PyExc_TypeError, "throw() third argument must be a traceback object");
+    else if (PyExceptionInstance_Check(type) && value != NULL && !is_none(value))
+        PyErr_SetString(PyExc_TypeError, "instance exception may not have a separate value");
+    else if (PyExceptionInstance_Check(type))
+        raise_with(traceback, (PyObject *)Py_TYPE(type), type);
+    else if (PyExceptionClass_Check(type))
+        raise_with(traceback, type, value);
+    else {
+        PyObject *name = PyObject_GetAttrString((PyObject *)Py_TYPE(type), "__name__");
+        if (name != NULL)
+            PyErr_Format(PyExc_TypeError,
+                         "exceptions must be classes or instances deriving from "
+                         "BaseException, not %S",
+                         name);
+        Py_XDECREF(name);
+    }
 }
 
 static PyObject *parked_next(PyObject *self)
