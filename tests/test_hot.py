@@ -115,6 +115,40 @@ def test_one_of_another_build_is_not_used() -> None:
     assert shown(program) == "Python: it was built at another time than the engine"
 
 
+IN_TWO_INTERPRETERS = """
+import _xxsubinterpreters as interpreters
+import trio, trio.testing, uring_trio
+
+async def main():
+    listener, = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    one = await trio.testing.open_stream_to_socket_listener(listener)
+    other = await listener.accept()
+    async with one, other, listener:
+        for _ in range(2):
+            await one.send_all(b"x")
+            assert await other.receive_some(10) == b"x"
+
+uring_trio.run(main)
+from uring_trio import _streams
+second = interpreters.create(isolated=False)
+interpreters.run_string(
+    second, "import uring_trio._streams; from uring_trio._hot_parts import why_python as why"
+)
+interpreters.run_string(second, "print(why)")
+uring_trio.run(main)
+interpreters.destroy(second)
+uring_trio.run(main)
+"""
+
+
+@needs_ring
+@in_c
+def test_a_second_interpreter_has_python() -> None:
+    """And the first one's runs go on."""
+    pytest.importorskip("_xxsubinterpreters")
+    assert shown(IN_TWO_INTERPRETERS) == "another interpreter of this process has it"
+
+
 # Before the package itself imports it.
 LOAD_ALONE = """
 import importlib.util, importlib.machinery, sys, pathlib

@@ -97,6 +97,19 @@ static PyObject *know(PyObject *module, PyObject *arguments, PyObject *things)
     Py_RETURN_NONE;
 }
 
+/* claim(): whether this interpreter is the one that has it. What is known is there once in a
+ * process, and a sub-interpreter has classes of its own. */
+static PyObject *claim(PyObject *module, PyObject *unused)
+{
+    static int64_t owner = -1;
+    (void)module;
+    (void)unused;
+    int64_t self = PyInterpreterState_GetID(PyInterpreterState_Get());
+    if (owner == -1)
+        owner = self;
+    return PyBool_FromLong(owner == self);
+}
+
 static PyObject *module_begin_receive(PyObject *module, PyObject *const *arguments,
                                       Py_ssize_t count)
 {
@@ -115,6 +128,7 @@ static PyObject *module_begin_send(PyObject *module, PyObject *const *arguments,
 }
 
 static PyMethodDef methods[] = {
+    {"claim", claim, METH_NOARGS, NULL},
     {"know", (PyCFunction)(void (*)(void))know, METH_VARARGS | METH_KEYWORDS, NULL},
     {"deliver", (PyCFunction)(void (*)(void))deliver, METH_FASTCALL, NULL},
     {"begin_receive", (PyCFunction)(void (*)(void))module_begin_receive, METH_FASTCALL, NULL},

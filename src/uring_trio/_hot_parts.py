@@ -35,6 +35,8 @@ def _load() -> tuple[Any, str | None]:
         if exc.path is None:
             return None, "it was not built"
         return None, str(exc)
+    if not _hot.claim():
+        return None, "another interpreter of this process has it"
     return _hot, None
 
 
