@@ -146,7 +146,36 @@ uring_trio.run(main)
 def test_a_second_interpreter_has_python() -> None:
     """And the first one's runs go on."""
     pytest.importorskip("_xxsubinterpreters")
-    assert shown(IN_TWO_INTERPRETERS) == "another interpreter of this process has it"
+    assert shown(IN_TWO_INTERPRETERS) == "an earlier import in this process has it"
+
+
+IN_TWO_IMPORTS = """
+import sys
+import trio, uring_trio
+from uring_trio import _hot_parts
+
+async def main():
+    one, other = trio.socket.socketpair()
+    async with trio.SocketStream(one) as one, trio.SocketStream(other) as other:
+        for _ in range(2):
+            await one.send_all(b"x")
+            assert await other.receive_some(10) == b"x"
+
+uring_trio.run(main)
+before = {name: sys.modules.pop(name) for name in [*sys.modules] if name.startswith("uring_trio")}
+from uring_trio import _hot_parts as again
+print(again.why_python)
+sys.modules.update(before)
+assert sys.modules["uring_trio._hot_parts"].hot is not None
+uring_trio.run(main)
+"""
+
+
+@needs_ring
+@in_c
+def test_who_imports_it_once_more_has_python() -> None:
+    """And runs by what was imported before go on."""
+    assert shown(IN_TWO_IMPORTS) == "an earlier import in this process has it"
 
 
 # Before the package itself imports it.

@@ -97,17 +97,17 @@ static PyObject *know(PyObject *module, PyObject *arguments, PyObject *things)
     Py_RETURN_NONE;
 }
 
-/* claim(): whether this interpreter is the one that has it. What is known is there once in a
- * process, and a sub-interpreter has classes of its own. */
+/* claim(): whether it is to be had. What is known is there once in a process: a sub-interpreter
+ * has classes of its own, and so has a package that is imported once more, while runs of before
+ * go on with theirs. */
 static PyObject *claim(PyObject *module, PyObject *unused)
 {
-    static int64_t owner = -1;
+    static bool is_taken;
     (void)module;
     (void)unused;
-    int64_t self = PyInterpreterState_GetID(PyInterpreterState_Get());
-    if (owner == -1)
-        owner = self;
-    return PyBool_FromLong(owner == self);
+    bool is_first = !is_taken;
+    is_taken = true;
+    return PyBool_FromLong(is_first);
 }
 
 static PyObject *module_begin_receive(PyObject *module, PyObject *const *arguments,

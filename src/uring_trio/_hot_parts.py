@@ -36,7 +36,7 @@ def _load() -> tuple[Any, str | None]:
             return None, "it was not built"
         return None, str(exc)
     if not _hot.claim():
-        return None, "another interpreter of this process has it"
+        return None, "an earlier import in this process has it"
     return _hot, None
 
 
