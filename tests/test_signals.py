@@ -336,6 +336,9 @@ faulthandler.enable()
 sys.path[:0] = [{tests!r}]
 import harness, trio
 from test_signals import connected, echo_rounds, interrupted, run_echo
+from uring_trio import _kernel
+
+_kernel.LONG_TICK_NS = {long_ns}
 
 def storm(stop, main_thread):
     while not stop.wait(random.uniform(0.001, 0.01)):
@@ -378,8 +381,10 @@ print("interrupted", len(rounds), "leaked", max(0, len(harness.open_fds()) - fds
 
 
 @pytest.mark.timeout(120)
-def test_storm_of_keyboard_interrupts(backend: str) -> None:
-    script = STORM_SCRIPT.format(tests=str(Path(__file__).parent), runs=STORM_RUNS, backend=backend)
+@pytest.mark.parametrize("long_ns", [1, 10**9], ids=["every tick is long", "none is"])
+def test_storm_of_keyboard_interrupts(backend: str, long_ns: int) -> None:
+    tests = str(Path(__file__).parent)
+    script = STORM_SCRIPT.format(tests=tests, runs=STORM_RUNS, backend=backend, long_ns=long_ns)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
