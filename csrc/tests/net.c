@@ -21,7 +21,7 @@
  * What it costs. A call that may meet any file is one fstat(2) for each, and for a TCP one a
  * getsockopt(2) more: 1 us each. One that only meets its file and that file's peer looks at
  * these alone, and who else was closed is found by the next net_advance(), before anybody is
- * told of anything.
+ * told of anything, or by the net_sweep() of a user that is about to sleep.
  */
 #define _GNU_SOURCE
 #include "net_inside.h"

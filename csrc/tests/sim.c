@@ -14,6 +14,9 @@
  * at the clock (or who looks until it is late would look for ever), and moves on where an enter
  * sleeps: to the next thing that is due, or to the end of the wait. So a second costs nothing.
  *
+ * Files of the network that were closed without a call of ours (os.close) are looked for before
+ * anybody sleeps: who waits for their end is told while time stands still, as by Linux.
+ *
  * Real time matters in two places. The machine's files are looked at with each enter. And where
  * nothing simulated is due and the wait has no end (trio's longest is a day: an hour counts as
  * none), somebody outside may be at work: another thread, a signal, a child. So the files are
@@ -381,6 +384,8 @@ static void give_up_the_awake(const struct sim_ring *ring)
  * that would never end answers. */
 static int sleep_once(struct sim_ring *ring, uint64_t until_ns, bool is_endless, unsigned *waited)
 {
+    if (sim_next_due(ring) > sim.now_ns)
+        sim_world_sweep(); /* it may make something due */
     uint64_t due_ns = sim_next_ns(ring);
     bool is_due = due_ns <= until_ns && due_ns != SIM_NEVER;
     ring->wakes_ns = is_due ? due_ns : is_endless ? SIM_NEVER : until_ns;

@@ -211,6 +211,7 @@ static int poll_event_fd(struct pollfd *file, int timeout_ms)
     unsigned slept_ms = 0;
     int count;
     for (;;) {
+        sim_world_sweep();
         count = poll(file, 1, 0);
         if (count != 0 || !is_event_fd(file->fd, &due_ns) || sim.now_ns >= until_ns)
             break;
@@ -241,6 +242,7 @@ static int poll_net(struct net_file *file, struct pollfd *one, int timeout_ms)
     uint32_t wanted = (uint32_t)one->events | POLLERR | POLLHUP | POLLNVAL;
     uint32_t found;
     while ((found = net_poll(file, wanted) & wanted) == 0 && sim.now_ns < until_ns) {
+        sim_world_sweep();
         uint64_t next_ns = sim_world_next_ns();
         if (next_ns > until_ns)
             next_ns = until_ns;

@@ -563,6 +563,12 @@ uint64_t sim_world_next_ns(void)
     return next_ns;
 }
 
+void sim_world_sweep(void)
+{
+    if (sim.has_network)
+        net_sweep();
+}
+
 void sim_world_advance(void)
 {
     if (sim.has_network)

@@ -74,6 +74,9 @@ void sim_net_gave(struct net_file *net, int result, size_t size); /* of a receiv
 uint64_t sim_world_next_ns(void);
 void sim_world_advance(void);
 
+/* Tells of files of the network that the program has closed without us: before anybody sleeps. */
+void sim_world_sweep(void);
+
 /* Looks which of the machine's files have changed, for at most `timeout_ms`, and wakes who
  * waits: how many, or -EINTR. */
 int sim_files_look(int timeout_ms);

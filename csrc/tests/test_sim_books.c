@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -224,6 +225,35 @@ static void somebody_outside(void)
     sim_close();
 }
 
+/* Its peer hangs up while time stands still: for a ring that sleeps, and for its eventfd. */
+static void a_file_that_is_closed_without_us(void)
+{
+    for (unsigned beside = 0; beside < 2; beside++) {
+        sim_open(NULL, NULL, 0);
+        sim_use_network(0);
+        has_network = true;
+        open_all(&ut_kernel_sim);
+        int told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        struct pollfd helper = {.fd = told_fd, .events = POLLIN};
+        CHECK_EQ(kernel->register_op(ring.fd, IORING_REGISTER_EVENTFD, &told_fd, 1), 0);
+        receive(1, 0, 0);
+        submit();
+        close(pair[1]);
+        pair[1] = -1;
+        uint64_t before_ns = sim_now_ns();
+        if (beside)
+            CHECK_EQ(kernel->poll(&helper, 1, SOON_MS), 1);
+        CHECK_EQ(wait_through(SOON_MS * MS), 0);
+        CHECK_EQ(sim_now_ns() - before_ns, 0);
+        say_cqes();
+        CHECK(strcmp(told, " 1=0 |") == 0);
+        close(told_fd);
+        close_all();
+        has_network = false;
+        sim_close();
+    }
+}
+
 static void two_rings_on_one_file(void)
 {
     begin();
@@ -294,6 +324,7 @@ int main(void)
     RUN(a_ring_that_outlives_its_simulation);
     RUN(a_wait_that_would_never_end);
     RUN(somebody_outside);
+    RUN(a_file_that_is_closed_without_us);
     RUN(two_rings_on_one_file);
     RUN(drawn_choices_are_recorded);
     return CHECK_SUMMARY();
