@@ -60,6 +60,7 @@ class Operation:
         self.watch_ended = False
         self.pause_enter = NOTHING  # in which enter its pause was asked for, and
         self.is_taken_back = False  # whether it was cancelled in that one
+        self.is_ended = False  # its pause was cancelled, and the kernel may be late to say so
 
 
 class Conduct:
@@ -105,6 +106,7 @@ class Conduct:
                 self.cuts.discard(key)
                 op = self.operations.get(key)
                 if op is not None and op.request == TIMEOUT:
+                    op.is_ended = True
                     op.is_taken_back = op.pause_enter == self.enters
             elif key in self.operations:
                 self.operations[key].is_refused = False  # it is cancelled, or has its answer
@@ -124,7 +126,7 @@ class Conduct:
             require(blind or not op.watch_ended, NotAsleep, words)
             return
         op.request = opcode
-        op.is_refused = False
+        op.is_refused = op.is_ended = False
         self.has_turn(key)
         if opcode == TIMEOUT:
             op.pauses += 1
@@ -157,7 +159,8 @@ class Conduct:
         op.seen_ns = now
         if token & WATCH:
             op.watch_ended = not flags & MORE
-            if op.request == TIMEOUT and now >= op.old_ns and flags & MORE:
+            pauses = op.request == TIMEOUT and not op.is_ended
+            if pauses and now >= op.old_ns and flags & MORE:
                 op.change_ns = now
                 self.cuts.add(key)
             return
