@@ -19,7 +19,7 @@ line.c promise, seen from the kernel's side:
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simulation.build import load
 from simulation.faults import NotAsleep, TooLate, require
@@ -63,6 +63,22 @@ class Operation:
         self.is_ended = False  # its pause was cancelled, and the kernel may be late to say so
 
 
+class Turns(NamedTuple):
+    """What one answer in a line has others have.
+
+    Attributes:
+      now_ns: when it came.
+      waiting: who stood in the line for certain, and
+      unsure: who may have, but may also have left it without a word to the kernel.
+      had: those of both who have had a turn since.
+    """
+
+    now_ns: int
+    waiting: set[int]
+    unsure: set[int]
+    had: set[int]
+
+
 class Conduct:
     """What all operations of a run have done."""
 
@@ -73,7 +89,7 @@ class Conduct:
         self.enters = 0
         self.answers = 0
         self.cuts: set[int] = set()
-        self.turns: list[tuple[int, set[int], set[int]]] = []
+        self.turns: list[Turns] = []
         lib = load()[1]
         self.events: dict[int, Callable[[int, int, int, int, int], None]] = {
             lib.SIM_NOTE_ENTERED: self.entered,
@@ -85,13 +101,14 @@ class Conduct:
         }
 
     def members(self) -> Iterator[tuple[int, Operation]]:
-        """Those of the crowd that wait for their turn, and have a watch in the kernel.
+        """Those of the crowd that wait for their turn.
 
-        One without it leaves the line without a word to the kernel when its task is cancelled.
+        One whose watch has ended may be none: it leaves the line without a word to the kernel
+        when its task is cancelled.
         """
         for token, op in self.operations.items():
             is_here = op.fd in self.world.crowd_fds and op.attempts > BEFORE_LINE
-            if is_here and op.is_refused and op.request == NOTHING and not op.watch_ended:
+            if is_here and op.is_refused and op.request == NOTHING:
                 yield token, op
 
     # ---- what happens --------------------------------------------------------------------
@@ -178,14 +195,18 @@ class Conduct:
 
     def answered(self, now: int, op: Operation) -> None:
         self.answers += 1
-        waiting = {token for token, other in self.members() if other is not op}
-        if op.attempts > BEFORE_LINE and waiting:
-            self.turns.append((now, waiting, set()))
+        waiting: set[int] = set()
+        unsure: set[int] = set()
+        for token, other in self.members():
+            (unsure if other.watch_ended else waiting).add(token)
+        # (It stands in the line if an attempt more than those before it was refused.)
+        if op.attempts > BEFORE_LINE + 1 and waiting:
+            self.turns.append(Turns(now, waiting, unsure, set()))
 
     def has_turn(self, key: int) -> None:
-        for _, waiting, had in self.turns:
-            if key in waiting:
-                had.add(key)
+        for turns in self.turns:
+            if key in turns.waiting or key in turns.unsure:
+                turns.had.add(key)
 
     # ---- what must be --------------------------------------------------------------------
 
@@ -209,8 +230,8 @@ class Conduct:
         for key in self.cuts:
             late = now - self.operations[key].change_ns > AT_ONCE_NS
             require(not late, TooLate, "a change comes late in a pause, and does not cut it")
-        while self.turns and now - self.turns[0][0] > AT_ONCE_NS:
-            _, waiting, had = self.turns.pop(0)
+        while self.turns and now - self.turns[0].now_ns > AT_ONCE_NS:
+            _, waiting, _, had = self.turns.pop(0)
             few = len(had) < min(TURNS, len(waiting))
             words = f"one of a crowd is through, and {len(had)} of {len(waiting)} have a turn"
             require(not few, TooLate, words)
