@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import gain_tools
+import kernel_table
 import pytest
 import trio
 from gain_tools import (
@@ -160,6 +161,31 @@ async def test_icmp_errors_are_logged_and_fail_nothing(caplog: pytest.LogCapture
     # Whoever causes such errors must not fill a disk: one line a second.
     assert len(lines) <= 2
     assert not [r for r in caplog.records if r.levelno > logging.WARNING]
+
+
+async def test_an_error_that_found_no_room_in_the_queue_fails_nothing() -> None:
+    """The kernel queues none where the receive buffer is full, and has one call fail for it."""
+    recorder = Recorder()
+    answers = [-errno.ECONNREFUSED]
+    tried = 0
+
+    def sendto(real: kernel_table.Call, *arguments: Any) -> int:
+        nonlocal tried
+        tried += 1
+        return answers[tried - 1] if tried <= len(answers) else int(real(*arguments))
+
+    async with serving(recorder, LOOPBACK_UDP) as server:
+        with client_of() as client:
+            await client.sendto(b"x", server.addresses()[0])
+            conn = await received(recorder)
+            with kernel_table.calls(sendto=sendto):
+                assert conn.send_to(b"to you", client.getsockname()) == 6
+                assert tried == 2
+                tried, answers[:] = 0, [-errno.EHOSTUNREACH] * 4
+                with pytest.raises(OSError, match="No route to host"):
+                    conn.send_to(b"to blame", client.getsockname())
+                assert tried == 2
+            assert (await answer(client))[0] == b"to you"
 
 
 async def test_icmp_error_wakes_an_idle_server_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,9 @@ which costs a recvmsg and a sendmsg in place of recvfrom and sendto.
 ICMP errors: with IP_RECVERR the kernel keeps them in a queue of the socket, with the address
 they are about. Each also makes the next call on the socket fail, whomever it is for. So a
 call that failed is tried again if it was not to blame, that is, if there were errors in the
-queue. They are logged, and end nothing.
+queue; they are logged, and end nothing. Where the receive buffer is full the kernel queues none,
+and has the next call fail all the same, once: so a call is to blame if it fails twice in the same
+way, with nothing in the queue.
 
 A poll reports errors whether or not it was asked to, for as long as the queue holds any. So
 everything is taken out of it, also what is no error: times of what was sent, and completions
@@ -576,6 +578,7 @@ class DatagramSocket:
             self._sent(datagram, len(data))
 
     def _send_now(self, data: bytes, peer: bytes, source: CameTo | None) -> None:
+        before = 0
         for attempt in range(ATTEMPTS):
             if source is None:
                 sent = try_send_to(self._fd, data, len(data), peer, len(peer))
@@ -584,8 +587,11 @@ class DatagramSocket:
                 sent = try_send_with(self._fd, data, len(data), peer, len(peer), told, len(told))
             if sent >= 0:
                 return
-            if sent == EAGAIN or not self._take_errors() or attempt == ATTEMPTS - 1:
+            taken = self._take_errors() if sent != EAGAIN else 0
+            to_blame = not taken and sent in (EAGAIN, before)
+            if to_blame or attempt == ATTEMPTS - 1:
                 checked(sent)
+            before = sent
 
     def _enqueue(self, datagram: Datagram, data: bytes, peer: bytes, source: CameTo | None) -> None:
         high_water = self.worker.config.write_high_water
