@@ -298,6 +298,15 @@ static bool has_end(const struct sim_file *file)
            info.tcpi_state == TCP_CLOSING || info.tcpi_state == TCP_TIME_WAIT;
 }
 
+/* Whether a TCP stream's next byte is an urgent one. */
+static bool is_at_mark(const struct sim_file *file)
+{
+    int answer = 0;
+    if (file->net != NULL)
+        return net_ioctl(file->net, SIOCATMARK, &answer) == 0 && answer != 0;
+    return ioctl(open_of(file), SIOCATMARK, &answer) == 0 && answer != 0;
+}
+
 /* Bytes that are left, as SO_INQ and TCP_INQ tell; -1: not told. */
 static int left(struct sim_file *file)
 {
@@ -311,8 +320,9 @@ static int left(struct sim_file *file)
         ioctl(open_of(file), FIONREAD, &bytes);
     if (bytes > 0 || is_unix)
         return bytes < 0 ? -1 : bytes;
-    /* Of a TCP stream whose peer has sent its end there is always something left: the end. */
-    return has_end(file);
+    /* TCP: FIONREAD counts up to an urgent byte, and TCP_INQ that byte and what is behind it. Of a
+     * stream whose peer has sent its end there is always something left: the end. */
+    return is_at_mark(file) || has_end(file);
 }
 
 /* The network gave less of a stream than there is, as if the rest came later: so it is told of

@@ -597,6 +597,19 @@ static void end_behind_data(void)
     submit_and_say();
 }
 
+/* An urgent byte ends a receive, and what lies behind it is something that is left: else who has
+ * been told of all of it together would wait for more. */
+static void input_behind_urgent(void)
+{
+    connect_over_loopback();
+    receive_into_buffers(1, 0, IORING_RECV_MULTISHOT);
+    submit_and_say();
+    peer_says("hello");
+    CHECK_EQ(kernel->sendto(pair[1], "!", 1, MSG_OOB, NULL, 0), 1);
+    peer_says("all");
+    run_and_say();
+}
+
 static const struct claim claims[] = {
     {"attempts", attempts, 0,
      " 1=EAGAIN | 2=5 3=7 |"},
@@ -683,6 +696,8 @@ static const struct claim claims[] = {
     {"reset behind data", reset_behind_data, VERSION(6, 17, 0), " 1=5b+ 1=ECONNRESET | |"},
     {"full receivers", full_receivers, 0, " | | 1=0 | 1 empty, 0 full"},
     {"end behind data", end_behind_data, 0, " 1=5bn 2=0n |"},
+    {"input behind an urgent byte", input_behind_urgent, VERSION(6, 17, 0),
+     " | 1=5bn+ 1=3b+ |"},
     {"order", order, VERSION(6, 18, 0),
      " 1=4 2=5b+ 3=4 | c2=0 | 2=ECANCELED |"},
 };
