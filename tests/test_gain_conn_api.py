@@ -159,6 +159,28 @@ async def test_close_with_unread_input_does_not_reset_the_answer_away() -> None:
     assert recorder.errors() == [None]
 
 
+@pytest.mark.parametrize("behind", [b"", b"more"])
+async def test_close_with_an_urgent_byte_unread_does_not_reset_the_answer_away(
+    behind: bytes,
+) -> None:
+    """The kernel counts unread input up to the urgent byte: here none."""
+    answer = bytes(2_000_000)  # some of it is with our kernel still when the file closes
+    recorder = Recorder()
+    async with connected(recorder) as (conn, client):
+        conn.pause_reading()
+        await trio.testing.wait_all_tasks_blocked(0.05)  # its receive has ended
+        await client.socket.send(b"!", stdlib_socket.MSG_OOB)
+        if behind:
+            await client.send_all(behind)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        conn.write(answer)
+        conn.close()
+        assert await read_to_end(client) == answer
+        await client.aclose()
+        await until(lambda: recorder.counts().close == 1)
+    assert recorder.errors() == [None]
+
+
 async def test_close_waits_no_longer_than_a_second_for_a_peer_that_stays() -> None:
     recorder = Recorder(on_read=lambda conn, n: conn.close())
     async with serving(recorder) as server, await open_client(server) as client:

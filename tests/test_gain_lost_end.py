@@ -178,10 +178,19 @@ async def test_reset_behind_data_before_it_is_accepted(host: str, size: int) -> 
 # Beside a callback that runs as a task, and behind output that cannot be sent any more
 
 
+@pytest.mark.parametrize("before_urgent", [None, 0, 3])
 @pytest.mark.parametrize("size", [1, 5000, 50_000])
-@pytest.mark.parametrize("takes", ["before", "after", "later"])
-async def test_reset_behind_data_beside_an_async_on_read(takes: str, size: int) -> None:
-    """What came before the reset is there to be taken, and told of where that is due."""
+@pytest.mark.parametrize(
+    ("takes", "limit"),
+    [("before", 1 << 20), ("before", 2), ("after", 1 << 20), ("after", 2), ("later", 1 << 20)],
+)
+async def test_reset_behind_data_beside_an_async_on_read(
+    takes: str, limit: int, size: int, before_urgent: int | None
+) -> None:
+    """What came before the reset is there to be taken, and told of where that is due.
+
+    The kernel counts input up to an urgent byte, and what is behind that has come as well.
+    """
     taken = b""
     told = 0
     notes: list[object] = []
@@ -209,12 +218,15 @@ async def test_reset_behind_data_beside_an_async_on_read(takes: str, size: int) 
 
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
-            partial(gain.serve, read_buffer_limit=1 << 20), "tcp://127.0.0.1:0", Handler()
+            partial(gain.serve, read_buffer_limit=limit), "tcp://127.0.0.1:0", Handler()
         )
         with trio.fail_after(LIMIT_S), socket.socket() as client:
             client.connect(server.addresses()[0])
             client.sendall(b"go")
             await reached.wait()
+            if before_urgent is not None:
+                client.sendall(b"x" * before_urgent)
+                client.send(b"!", socket.MSG_OOB)
             client.sendall(b"x" * size)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
             client.close()
@@ -223,10 +235,11 @@ async def test_reset_behind_data_beside_an_async_on_read(takes: str, size: int) 
             go_on.set()
             await closed.wait()
         server.async_shutdown()
+    sent = size + (before_urgent or 0)
     if takes == "later":
-        assert told == 2 + size
+        assert told == 2 + sent
     else:
-        assert taken == b"go" + b"x" * size
+        assert taken == b"go" + b"x" * sent
     assert isinstance(notes[0], ConnectionResetError)
 
 

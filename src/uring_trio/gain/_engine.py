@@ -91,7 +91,7 @@ class Link(Protocol):
         """Nothing is to be taken."""
 
     def unread(self) -> int:
-        """Bytes that have come and were not received."""
+        """Bytes that have come and were not received; more than any limit where nobody can tell."""
 
     def error(self) -> int:
         """The errno that the file holds; 0 for none."""

@@ -17,7 +17,8 @@ stream's end together with its input, and one that has left some. Over TCP a rec
 nothing from behind an urgent byte, which POLLPRI tells of until it is passed; of a UNIX stream
 none from behind what came with descriptors, where the kernel counts what is left. That is
 asked after each receive that does not fill the block: to receive once more instead would take
-the stream's end in another order than it comes. The stream comes back when its messages have
+the stream's end in another order than it comes. (FIONREAD, by which unread input is counted when
+the peer has gone or before a close, ends before an urgent byte too.) The stream comes back when its messages have
 been small for a while.
 
 To pause is to cancel the operation; what arrives before its last cqe is input like any
@@ -78,7 +79,7 @@ from uring_trio._kernel import (
 )
 from uring_trio._memory import CallMemory
 from uring_trio.gain._engine import ENDS
-from uring_trio.gain._halves import Sizes
+from uring_trio.gain._halves import ENDLESS, Sizes
 from uring_trio.gain._life import Way
 
 if TYPE_CHECKING:
@@ -148,6 +149,16 @@ def left_of_tcp(fd: int) -> bool:
     return try_look(fd, POLLPRI) > 0
 
 
+def unread_of_unix(fd: int) -> int:
+    """Bytes that have come and were not received."""
+    return max(0, int(queued(fd)))
+
+
+def unread_of_tcp(fd: int) -> int:
+    """The same; what is behind an urgent byte is not counted, so there it is endless."""
+    return ENDLESS if left_of_tcp(fd) else unread_of_unix(fd)
+
+
 class RingLink:
     """The operations of one connection's file; it stands at their slots."""
 
@@ -163,6 +174,7 @@ class RingLink:
         "send_slot",
         "slots",
         "sock",
+        "unread_at",
         "watch_slot",
     )
 
@@ -180,7 +192,9 @@ class RingLink:
         self.receive_slot = self.watch_slot = self.send_slot = -1
         self.readable = 0
         self.poll_first = True
-        self.has_left = left_of_unix if sock.family == socket.AF_UNIX else left_of_tcp
+        is_unix = sock.family == socket.AF_UNIX
+        self.has_left = left_of_unix if is_unix else left_of_tcp
+        self.unread_at = unread_of_unix if is_unix else unread_of_tcp
 
     # ---- operations ----------------------------------------------------------------------
 
@@ -318,7 +332,7 @@ class RingLink:
 
     def unread(self) -> int:
         """Bytes of input that are with the kernel."""
-        return max(0, int(queued(self.fd)))
+        return self.unread_at(self.fd)
 
     def error(self) -> int:
         """SO_ERROR."""
