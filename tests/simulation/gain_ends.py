@@ -307,8 +307,11 @@ class Served(End):
         require(cause, WrongEnd, f"{self.name}: on_close of {err!r}")
 
     def _reads(self) -> bool:
-        """Whether its handler reads, as far as is known of one that is over."""
-        room = self.seen() - self.incoming.total < self.limit
+        """Whether its handler reads, as far as is known of one that is over.
+
+        A server that stops ends the tasks of its callbacks, and what they had not begun.
+        """
+        room = self.seen() - self.incoming.total < self.limit and not self.service.stopping
         return room and not self.paused and not self.shut and not self._unsent()
 
     def _unsent(self) -> int:

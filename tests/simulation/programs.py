@@ -127,6 +127,7 @@ class World:
       is_simulated: the kernel is, and all that was asked of it is known.
       idle_s: real seconds in which nothing happens, before time is jumped over.
       is_heard: it takes what is asked of it at once.
+      ends_polls: those that stay armed may end by themselves.
       is_prompt: it does at once what is asked of it, and nobody else takes anything: so how long
         something takes is the program's own.
     """
@@ -137,7 +138,7 @@ class World:
         self.backend = backend
         self.strict = backend == harness.EPOLL
         self.idle_s = idle_s
-        self.is_prompt = self.is_heard = self.is_lost = False
+        self.is_prompt = self.is_heard = self.is_lost = self.ends_polls = False
         self._computed: list[tuple[float, float]] = []  # until when, and for how long
 
     def compute(self, seconds: float) -> None:
@@ -232,6 +233,7 @@ class SimulatedWorld(World):
         self.is_blurred = "stale" in kinds or "clock" in kinds
         is_plain = not any(plan["kernel"])
         self.is_heard = is_plain or not DEAF_KINDS & kinds
+        self.ends_polls = not is_plain and "end" in kinds
         self.is_prompt = is_plain or not (LATE_KINDS & kinds or LATE_NETWORK & network_kinds)
         with simulation.simulated(
             plan["kernel"],

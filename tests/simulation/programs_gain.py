@@ -132,7 +132,10 @@ class Seat:
     # ---- from its start to its end -------------------------------------------------------
 
     async def serve(self, *, task_status: trio.TaskStatus[Any]) -> None:
-        """Once."""
+        """Once. Of two that start it at the same time one is refused, and changes nothing."""
+        if self.started and not self.ended.is_set():
+            await self.server.serve(self.specs, task_status=task_status)
+            require(False, WrongOrder, "a server is started that has not ended")
         self.ended = trio.Event()
         self.stop_by = self.drain_by = float("inf")
         self.room_since = self.ticked_at = self.began = self.service.now()
@@ -467,6 +470,7 @@ class Service:
             counts = f"{seat.accepted} connections accepted, {seat.closed} closed"
             require(not seat.open, NotTold, counts)
         self._looking.cancel()
+        self.stopping = True  # one that its client has aborted may be accepted now
         for seat in seats:
             seat.stop(DRAIN_S)
 
