@@ -335,3 +335,35 @@ async def test_reset_behind_data_whose_answer_cannot_be_sent(
             server.async_shutdown()
         assert len(answering.received) == 4 + size
         assert isinstance(answering.err, OSError)
+
+
+@pytest.mark.parametrize("size", [1, 8192, 50_000])
+async def test_reset_behind_input_that_was_taken(size: int) -> None:
+    """Nothing is left to be received: the connection ends, large messages or small."""
+    taken = 0
+    reached, closed = trio.Event(), trio.Event()
+    notes: list[object] = []
+
+    class Handler(gain.EventHandler):
+        def on_read(self, conn: gain.Conn, n: int) -> None:
+            nonlocal taken
+            taken += len(conn.next(n))
+            if taken == size:
+                reached.set()
+
+        def on_close(self, conn: gain.Conn, err: BaseException | None) -> None:
+            notes.append(err)
+            closed.set()
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(gain.serve, "tcp://127.0.0.1:0", Handler())
+        with trio.fail_after(LIMIT_S), socket.socket() as client:
+            client.connect(server.addresses()[0])
+            client.sendall(b"x" * size)
+            await reached.wait()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+            client.close()
+            await closed.wait()
+        server.async_shutdown()
+    assert isinstance(notes[0], ConnectionResetError)

@@ -146,7 +146,8 @@ def left_of_unix(fd: int) -> bool:
 
 def left_of_tcp(fd: int) -> bool:
     """Whether a receive has stopped before an urgent byte."""
-    return try_look(fd, POLLPRI) > 0
+    told = try_look(fd, POLLPRI)  # which tells of a reset, too
+    return told > 0 and bool(told & POLLPRI)
 
 
 def unread_of_unix(fd: int) -> int:
