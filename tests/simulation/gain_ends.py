@@ -358,6 +358,8 @@ class Served(End):
         room = conn.inbound_buffered() < self.limit and output <= self.service.low_water
         if self.paused or not room or self.may_be_reset():
             return ""
+        if self.may_be_stuck() and not repr(conn).endswith(", open>"):
+            return ""  # it was, and is being closed
         if self.seen() + self.stolen < self.known():
             return f"{self.known() - self.seen()} bytes have come, of which nobody was told"
         if not (peer.shut or peer.closed):
