@@ -341,6 +341,9 @@ class Service:
             await self._nursery.start(seat.serve)
         except gain.InvalidState:
             return "InvalidState"
+        except RuntimeError:  # trio's: it ended before it could be used
+            require(seat.stop_by < float("inf"), NotTold, "a server does not start")
+            return "stopped before it listens"
         return "started"
 
     def may_be_aborted(self) -> bool:

@@ -144,7 +144,8 @@ class Server:
 
         Args:
           address: as for `start`.
-          task_status: gets this server once it accepts.
+          task_status: gets this server once it accepts. Of one that is stopped before that
+            ``nursery.start`` raises trio's RuntimeError.
 
         Raises:
           NotSupported: the options ask for a ring of other sizes than that of this run.
