@@ -130,6 +130,21 @@ async def test_next_of_too_much_consumes_nothing() -> None:
             conn.next(1)
 
 
+@pytest.mark.parametrize("method", ["next", "read", "discard"])
+async def test_a_number_that_is_no_integer_consumes_nothing(method: str) -> None:
+    told: list[bytes] = []
+
+    def on_read(conn: gain.Conn, _n: int) -> None:
+        with pytest.raises(TypeError):
+            getattr(conn, method)(2.0)
+        told.append(conn.next())
+
+    async with connected(Recorder(on_read=on_read)) as (_, client):
+        await client.send_all(DATA)
+        await until(lambda: bool(told))
+    assert b"".join(told) == DATA
+
+
 async def test_peek_and_read_of_too_much_give_what_there_is() -> None:
     async with holding(DATA) as (conn, _):
         assert conn.peek(1025) == DATA

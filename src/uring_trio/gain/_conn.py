@@ -10,6 +10,7 @@ import inspect
 import os
 import socket
 import struct
+from operator import index
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -194,6 +195,7 @@ class Handle:
             self._refuse("discard")
         inbound = self._inbound
         buffered = inbound.buffered()
+        n = index(n)
         if n < 0 or n > buffered:
             n = buffered
         inbound.drop(n)

@@ -340,9 +340,11 @@ class Inbound:
             if n < 0:
                 n = size
             at = self.lease_at
+            # Cut first: what is no integer, although it compares like one, takes nothing.
+            data: bytes = self.pool[at : at + n]
             self.lease_at = at + n
             self.lease_size = size - n
-            return self.pool[at : at + n]  # type: ignore[no-any-return]
+            return data
         self.stash()
         if n < 0:
             n = len(self.buffer)
