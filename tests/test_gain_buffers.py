@@ -237,6 +237,38 @@ async def test_write_to_loses_nothing_when_the_file_takes_less() -> None:
         assert file.taken + conn.peek() == DATA
 
 
+@pytest.mark.parametrize(
+    ("says", "error"), [(2.0, TypeError), (-1, ValueError), (len(DATA) + 1, ValueError)]
+)
+@pytest.mark.parametrize("leased", [False, True])
+async def test_write_to_a_file_that_says_nonsense_consumes_nothing(
+    says: Any, error: type[Exception], leased: bool
+) -> None:
+    class File:
+        def write(self, _data: bytes) -> Any:
+            return says
+
+    def refused(conn: gain.Conn) -> None:
+        with pytest.raises(error):
+            conn.write_to(File())
+
+    if leased:
+        told: list[bytes] = []
+
+        def on_read(conn: gain.Conn, _n: int) -> None:
+            refused(conn)
+            told.append(conn.next())
+
+        async with connected(Recorder(on_read=on_read)) as (_, client):
+            await client.send_all(DATA)
+            await until(lambda: sum(map(len, told)) == len(DATA))
+        assert b"".join(told) == DATA
+    else:
+        async with holding(DATA) as (conn, _):
+            refused(conn)
+            assert conn.next() == DATA
+
+
 async def test_write_to_a_file_that_fails_consumes_nothing() -> None:
     async with holding(DATA) as (conn, _):
         file = io.BytesIO()

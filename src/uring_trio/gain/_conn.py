@@ -213,12 +213,18 @@ class Handle:
           IsEmpty: there are none now.
           ConnectionClosed, OpNotAvailableInMode: as all data methods; and whatever
             ``write`` raises, and then nothing is consumed.
+          TypeError, ValueError: ``write`` returns no integer, or says that it took less than
+            nothing or more than there is. Nothing is consumed.
         """
         if self._owner.user != get_ident():
             self._refuse("write_to")
-        written = file.write(self._inbound.peek(self._inbound.some(-1)))
-        size = 0 if written is None else written
-        self._inbound.drop(size)
+        inbound = self._inbound
+        written = file.write(inbound.peek(inbound.some(-1)))
+        size = 0 if written is None else index(written)
+        buffered = inbound.buffered()
+        if not 0 <= size <= buffered:
+            raise ValueError(f"write() says that it took {size} bytes, and {buffered} are buffered")
+        inbound.drop(size)
         self._subject.took()
         return size
 

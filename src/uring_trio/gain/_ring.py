@@ -18,8 +18,8 @@ nothing from behind an urgent byte, which POLLPRI tells of until it is passed; o
 none from behind what came with descriptors, where the kernel counts what is left. That is
 asked after each receive that does not fill the block: to receive once more instead would take
 the stream's end in another order than it comes. (FIONREAD, by which unread input is counted when
-the peer has gone or before a close, ends before an urgent byte too.) The stream comes back when its messages have
-been small for a while.
+the peer has gone or before a close, ends before an urgent byte too.) The stream comes back when
+its messages have been small for a while.
 
 To pause is to cancel the operation; what arrives before its last cqe is input like any
 other. -ENOBUFS is back-pressure: nothing was read, and it is armed again as buffers come home.
