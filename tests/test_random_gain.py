@@ -351,14 +351,16 @@ def test_a_stranger_takes_a_connection_and_says_whose() -> None:
 
 
 def test_a_stranger_that_waits_takes_the_only_wake_up_from_who_waits_exclusively() -> None:
-    with shared(socket.AF_INET) as (listener, stranger), select.epoll() as epoll:
+    with shared(socket.AF_INET) as (listener, stranger):
         stranger.wait()
-        epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        # Its thread may not have got there yet.
+        # Its thread may not have got there yet, and who came first is woken first: so each try
+        # stands in line anew.
         for _ in range(TRIES):
-            with socket.create_connection(listener.getsockname()):
-                woken = epoll.poll(LATER_S)
-                listener.accept()[0].close()
+            with select.epoll() as epoll:
+                epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+                with socket.create_connection(listener.getsockname()):
+                    woken = epoll.poll(LATER_S)
+                    listener.accept()[0].close()
             if not woken:
                 return
             time.sleep(LATER_S)
