@@ -455,3 +455,24 @@ class ScriptedEngine:
             self.seen.add("a batch of many")
         self.take_turn()
         return True
+
+
+class Steady:
+    """In place of chance: nothing is taken back, a piece is as large as it may be, all is sent."""
+
+    def random(self) -> float:
+        return 0.9
+
+    def randint(self, _least: int, most: int) -> int:
+        return most
+
+    def choice(self, options: Any) -> Any:
+        return options[0]
+
+
+def steady_engine(handler: Any, **options: Any) -> ScriptedEngine:
+    """One to which nothing happens by chance."""
+    engine = ScriptedEngine(0, handler, **options)
+    engine.rng = Steady()  # type: ignore[assignment]
+    engine.misses_errors = True  # what receives stays armed
+    return engine

@@ -5,30 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gain_engine import ScriptedEngine
+from gain_engine import ScriptedEngine, steady_engine
 
 from uring_trio import gain
 from uring_trio.gain._life import Way
-
-
-class Steady:
-    """In place of chance: nothing is taken back, a piece is as large as it may be, all is sent."""
-
-    def random(self) -> float:
-        return 0.9
-
-    def randint(self, _least: int, most: int) -> int:
-        return most
-
-    def choice(self, options: Any) -> Any:
-        return options[0]
-
-
-def steady_engine(handler: gain.EventHandler, **options: Any) -> ScriptedEngine:
-    engine = ScriptedEngine(0, handler, **options)
-    engine.rng = Steady()  # type: ignore[assignment]
-    engine.misses_errors = True  # what receives stays armed
-    return engine
 
 
 def deliver(engine: ScriptedEngine, number: int, data: bytes) -> None:
