@@ -27,6 +27,8 @@ _Static_assert(sizeof(struct ut_record) == 16, "Python reads 16-byte records");
 /* The operation did not end with its first attempt, or stood for a buffer. (No cqe has this bit: above the
  * kernel's flags, below the buffer's number.) */
 #define UT_RECORD_WAITED (1U << 14)
+/* `_hot` has given it to whom it is for (csrc/hot/route.c). Of the same kind. */
+#define UT_RECORD_TAKEN (1U << 13)
 
 #define UT_GROUPS 3
 

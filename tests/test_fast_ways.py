@@ -45,6 +45,9 @@ from uring_trio._trio_private import park
 if TYPE_CHECKING:
     from pathlib import Path
 
+# csrc/engine.h: what C has given to whom it is for, and passes over.
+RECORD_TAKEN = 1 << 13
+
 Tell = Callable[[Slots, list[Record]], None]
 
 # How a receive may have gone: with its first attempt or not, and more behind it or not.
@@ -83,6 +86,12 @@ class FakeRing:
         """Put the records where a batch's are."""
         for index, record in enumerate(records):
             struct.pack_into("IiII", self._records, index * RECORD_SIZE, *record)
+
+    def read_batch(self, count: int) -> list[Record]:
+        """What lies there now."""
+        return [
+            struct.unpack_from("IiII", self._records, index * RECORD_SIZE) for index in range(count)
+        ]
 
     def error(self, result: int) -> Exception:
         return OSError(-result, "refused")

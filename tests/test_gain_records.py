@@ -10,8 +10,8 @@ import trio
 from gain_tools import LOOPBACK, Boom, Recorder, echo, open_client, read_exactly, serving
 from marks import ON_RING
 
-from uring_trio import gain
-from uring_trio.gain._ring import route
+from uring_trio import _hot_parts, gain
+from uring_trio.gain import _ring
 
 # To have them for oneself is a fast way: without it there is nothing to be taken off.
 pytestmark = [*ON_RING, pytest.mark.fast_ways]
@@ -21,12 +21,14 @@ pytestmark = [*ON_RING, pytest.mark.fast_ways]
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with each batch that goes through the callback servers."""
     seen: list[int] = []
+    name = "route" if _hot_parts.hot is None else "route_in_c"
+    route = getattr(_ring, name)
 
     def counted(*args: Any) -> Any:
         seen.append(1)
         return route(*args)
 
-    monkeypatch.setattr("uring_trio.gain._ring.route", counted)
+    monkeypatch.setattr(_ring, name, counted)
     return seen
 
 

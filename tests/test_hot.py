@@ -199,7 +199,7 @@ def test_the_classes_have_their_fields_in_either_way() -> None:
         | {"has_low_water", "may_have_low_water"},
         Sender: {"backlog", "current", "fileno", "prep_send", "slots", "spare", "waiting"},
         Endpoint: {"can_be_tried", "fd", "manager", "owner", "receiver", "sender"},
-        Slots: {"pool_address", "record_address", "table", "tick", "wake"},
+        Slots: {"pool", "pool_address", "record_address", "table", "tick", "wake"},
     }
     for kind, names in expected.items():
         found = {
@@ -226,7 +226,13 @@ class Table(ctypes.Structure):
         *(ctypes.c_int, ctypes.c_void_p, ctypes.c_int),
         *(ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int),
     )
-    _fields_ = [("version", ctypes.c_int), ("recv", RECV), ("send", SEND)]
+    TRY_SEND = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    _fields_ = [
+        ("version", ctypes.c_int),
+        ("recv", RECV),
+        ("send", SEND),
+        ("try_send", TRY_SEND),
+    ]
 
 
 class Prepared:

@@ -57,9 +57,10 @@ GAIN_LAYERS = [
     {"__init__"},
 ]
 # All that they may know of what is below them: a ring, calls beside it, the kernel's addresses,
-# memory, who stands at a slot, how a task is parked, and a run on the ring. What is below knows
-# nothing of them.
-GAIN_RESTS_ON = {"_addresses", "_beside", "_kernel", "_memory", "_slots", "_trio_private"}
+# memory, who stands at a slot, how a task is parked, where hot fields lie, and a run on the ring.
+# What is below knows nothing of them.
+GAIN_RESTS_ON = {"_addresses", "_beside", "_hot_parts", "_kernel", "_memory", "_slots"}
+GAIN_RESTS_ON |= {"_trio_private"}
 # ... and what belongs to the whole process, or is an option of every run.
 GAIN_RESTS_ON |= {"_fast_ways", "_probe", "_process", "_ring_options", "_run"}
 

@@ -2,12 +2,11 @@
  * What came: the batch's records, told to those who stand at their slots.
  *
  * It is `deliver` of _operations.py, which says what is plain, and what is done then. There it is
- * for where this is not, and for records that takers have left.
+ * for where this is not.
  */
 #include "hot.h"
 
-/* Not plain: the occupant's own `complete`. */
-static int complete(PyObject *occupant, const struct ut_record *record)
+int complete(PyObject *occupant, const struct ut_record *record)
 {
     PyObject *slot = PyLong_FromUnsignedLong(record->slot);
     PyObject *res = PyLong_FromLong(record->res);
@@ -24,7 +23,7 @@ static int complete(PyObject *occupant, const struct ut_record *record)
     return done != NULL ? 0 : -1;
 }
 
-static int empty_slot(struct slots *slots, uint32_t slot)
+int empty_slot(struct slots *slots, uint32_t slot)
 {
     Py_INCREF(Py_None);
     return PyList_SetItem(slots->table, (Py_ssize_t)slot, Py_None);
@@ -161,26 +160,43 @@ static int tell(struct slots *slots, PyObject *occupant, const struct ut_record 
     return end_receive(slots, operation, record, data);
 }
 
+struct slots *batch_of(const char *name, PyObject *const *arguments, Py_ssize_t argument_count,
+                       long *count)
+{
+    if (argument_count != 2 || (PyObject *)Py_TYPE(arguments[0]) != known.Slots) {
+        PyErr_Format(PyExc_TypeError, "%s(slots, count)", name);
+        return NULL;
+    }
+    *count = PyLong_AsLong(arguments[1]);
+    if (*count >= 0)
+        return (struct slots *)arguments[0];
+    if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "count");
+    return NULL;
+}
+
+PyObject *occupant_of(struct slots *slots, uint32_t slot)
+{
+    return slots->table == NULL ? PyErr_Format(PyExc_AttributeError, "table")
+                                : PyList_GetItem(slots->table, (Py_ssize_t)slot);
+}
+
 /* deliver(slots, count) */
 PyObject *deliver(PyObject *module, PyObject *const *arguments, Py_ssize_t argument_count)
 {
     (void)module;
-    if (argument_count != 2 || (PyObject *)Py_TYPE(arguments[0]) != known.Slots) {
-        PyErr_SetString(PyExc_TypeError, "deliver(slots, count)");
+    long count;
+    struct slots *slots = batch_of("deliver", arguments, argument_count, &count);
+    if (slots == NULL)
         return NULL;
-    }
-    struct slots *slots = (struct slots *)arguments[0];
-    long count = PyLong_AsLong(arguments[1]);
-    if (count < 0)
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "count");
     for (long i = 0; i < count; i++) {
         const struct ut_record *records = (const struct ut_record *)(uintptr_t)slots->records;
         if (records == NULL)
             break; /* somebody whom we have told has ended the run */
         struct ut_record record = records[i];
-        PyObject *occupant = slots->table == NULL
-                                 ? PyErr_Format(PyExc_AttributeError, "table")
-                                 : PyList_GetItem(slots->table, (Py_ssize_t)record.slot);
+        if (record.flags & UT_RECORD_TAKEN)
+            continue; /* by `route` */
+        PyObject *occupant = occupant_of(slots, record.slot);
         if (occupant == NULL)
             return NULL;
         Py_INCREF(occupant);

@@ -1,6 +1,7 @@
 /*
  * Where the hot fields lie. What they mean is said where Python inherits them, by the same names:
- * `_operations`, `_lines`, `_endpoints`, `_slots`.
+ * `_operations`, `_lines`, `_endpoints`, `_slots`, and of `gain`: `_halves`, `_life`, `_ring`, `_turn`,
+ * `_connection`, `_conn`.
  *
  * An operation, its trap and its task's frame hold each other, so all of these take part in
  * Python's garbage collection. A type's members are told once, in its table; what holds references
@@ -9,6 +10,7 @@
 #include "hot.h"
 
 #define OBJECT(type, field) {#field, T_OBJECT_EX, offsetof(struct type, field), 0, NULL}
+#define PRIVATE(type, field) {"_" #field, T_OBJECT_EX, offsetof(struct type, field), 0, NULL}
 #define END {NULL, 0, 0, 0, NULL}
 
 static PyMemberDef operation_members[] = {
@@ -61,11 +63,78 @@ static PyMemberDef endpoint_members[] = {
 };
 
 static PyMemberDef slots_members[] = {
+    {"pool", T_OBJECT_EX, offsetof(struct slots, buffers), 0, NULL},
     OBJECT(slots, table),
     OBJECT(slots, wake),
     {"tick", T_LONG, offsetof(struct slots, tick), 0, NULL},
     {"record_address", T_ULONGLONG, offsetof(struct slots, records), 0, NULL},
     {"pool_address", T_ULONGLONG, offsetof(struct slots, pool), 0, NULL},
+    END,
+};
+
+static PyMemberDef inbound_members[] = {
+    OBJECT(inbound, buffer),
+    OBJECT(inbound, pool),
+    OBJECT(inbound, state),
+    OBJECT(inbound, watch),
+    {"fresh", T_PYSSIZET, offsetof(struct inbound, fresh), 0, NULL},
+    {"lease_at", T_PYSSIZET, offsetof(struct inbound, lease_at), 0, NULL},
+    {"lease_size", T_PYSSIZET, offsetof(struct inbound, lease_size), 0, NULL},
+    END,
+};
+
+static PyMemberDef outbound_members[] = {
+    OBJECT(outbound, pieces),
+    OBJECT(outbound, sending),
+    OBJECT(outbound, state),
+    {"size", T_PYSSIZET, offsetof(struct outbound, size), 0, NULL},
+    {"written", T_PYSSIZET, offsetof(struct outbound, written), 0, NULL},
+    END,
+};
+
+static PyMemberDef life_members[] = {
+    {"user", T_LONGLONG, offsetof(struct life, user), 0, NULL},
+    END,
+};
+
+static PyMemberDef link_members[] = {
+    OBJECT(link, connection),
+    {"fd", T_LONG, offsetof(struct link, fd), 0, NULL},
+    {"readable", T_LONG, offsetof(struct link, readable), 0, NULL},
+    {"receive_slot", T_LONG, offsetof(struct link, receive_slot), 0, NULL},
+    END,
+};
+
+static PyMemberDef turn_members[] = {
+    PRIVATE(turn, callbacks),
+    OBJECT(turn, dirty),
+    PRIVATE(turn, more),
+    OBJECT(turn, ready),
+    PRIVATE(turn, slots),
+    PRIVATE(turn, task),
+    PRIVATE(turn, try_send),
+    PRIVATE(turn, wrote),
+    {"bytes_in", T_LONGLONG, offsetof(struct turn, bytes_in), 0, NULL},
+    {"bytes_out", T_LONGLONG, offsetof(struct turn, bytes_out), 0, NULL},
+    {"parked", T_BOOL, offsetof(struct turn, parked), 0, NULL},
+    END,
+};
+
+static PyMemberDef connection_members[] = {
+    OBJECT(connection, conn),
+    OBJECT(connection, inbound),
+    OBJECT(connection, link),
+    OBJECT(connection, outbound),
+    OBJECT(connection, turn),
+    OBJECT(connection, way),
+    {"ready", T_BOOL, offsetof(struct connection, ready), 0, NULL},
+    END,
+};
+
+static PyMemberDef handle_members[] = {
+    PRIVATE(handle, inbound),
+    PRIVATE(handle, owner),
+    PRIVATE(handle, subject),
     END,
 };
 
@@ -140,6 +209,13 @@ TYPE_OF(receiver, line, "ReceiverFields");
 TYPE_OF(sender, line, "SenderFields");
 TYPE_OF(endpoint, no, "EndpointFields");
 TYPE_OF(slots, no, "SlotsFields");
+TYPE_OF(inbound, no, "InboundFields");
+TYPE_OF(outbound, no, "OutboundFields");
+TYPE_OF(life, no, "LifeFields");
+TYPE_OF(link, no, "LinkFields");
+TYPE_OF(turn, no, "TurnFields");
+TYPE_OF(connection, no, "ConnectionFields");
+TYPE_OF(handle, no, "HandleFields");
 
 /* A new reference. */
 static PyObject *add(PyObject *module, PyType_Spec *spec, PyObject *base)
@@ -161,6 +237,13 @@ int add_fields(PyObject *module)
         {&line_spec, {&receiver_spec, &sender_spec}},
         {&endpoint_spec, {NULL}},
         {&slots_spec, {NULL}},
+        {&inbound_spec, {NULL}},
+        {&outbound_spec, {NULL}},
+        {&life_spec, {NULL}},
+        {&link_spec, {NULL}},
+        {&turn_spec, {NULL}},
+        {&connection_spec, {NULL}},
+        {&handle_spec, {NULL}},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         PyObject *base = add(module, all[i].spec, NULL);

@@ -35,6 +35,11 @@ static const struct {
     THING(receive_frame),   THING(send_frame),      THING(receive_some),
     THING(send_all),        THING(end_receive),     THING(end_send),
     THING(guard_name),      THING(held_name),       THING(stdlib_name),
+    THING(Inbound),         THING(Outbound),        THING(Life),
+    THING(RingLink),        THING(Turn),            THING(Connection),
+    THING(plain_input),      THING(plain_output),     THING(idle),
+    THING(way_settled),     THING(way_small),       THING(way_large),
+    THING(try_send),
     FIELD(task_coro),       FIELD(task_runner),     FIELD(task_next_send_fn),
     FIELD(task_next_send),  FIELD(task_abort_func), FIELD(task_sleep_data),
     FIELD(runner_io_manager),
@@ -76,8 +81,19 @@ static int know_one(const char *name, PyObject *value)
             *NUMBERS[i].place = PyLong_AsLong(value);
             return PyErr_Occurred() ? -1 : 0;
         }
+    if (strcmp(name, "table") == 0) { /* by its address */
+        known.table = (const struct ut_table *)PyLong_AsVoidPtr(value);
+        return PyErr_Occurred() ? -1 : 0;
+    }
     PyErr_SetString(PyExc_TypeError, name);
     return -1;
+}
+
+int call_method(PyObject *object, PyObject *name, PyObject *argument)
+{
+    PyObject *done = PyObject_CallMethodObjArgs(object, name, argument, NULL);
+    Py_XDECREF(done);
+    return done != NULL ? 0 : -1;
 }
 
 /* know(**things) */
@@ -131,6 +147,7 @@ static PyMethodDef methods[] = {
     {"claim", claim, METH_NOARGS, NULL},
     {"know", (PyCFunction)(void (*)(void))know, METH_VARARGS | METH_KEYWORDS, NULL},
     {"deliver", (PyCFunction)(void (*)(void))deliver, METH_FASTCALL, NULL},
+    {"route", (PyCFunction)(void (*)(void))route, METH_FASTCALL, NULL},
     {"begin_receive", (PyCFunction)(void (*)(void))module_begin_receive, METH_FASTCALL, NULL},
     {"begin_send", (PyCFunction)(void (*)(void))module_begin_send, METH_FASTCALL, NULL},
     {"park", park, METH_O, NULL},
@@ -149,9 +166,17 @@ static int intern_names(void)
         const char *name;
     } all[] = {
 #define NAME(name) {&names.name, #name}
-        NAME(close),     NAME(complete), NAME(data), NAME(endpoint), NAME(enter),
-        NAME(fit_buffers), NAME(max_bytes), NAME(pinned), NAME(send), NAME(socket),
-        NAME(task), NAME(task_scheduled), NAME(throw),
+        NAME(attend),    NAME(calls),       NAME(close),     NAME(complete),     NAME(data),
+        NAME(drop),      NAME(endpoint),    NAME(enter),     NAME(fd),           NAME(fit_buffers),
+        NAME(intake),    NAME(look_at_more), NAME(max_bytes), NAME(on_read),     NAME(on_write),
+        NAME(outlet),    NAME(pinned),      NAME(raised),    NAME(ready),        NAME(send),
+        NAME(send_next), NAME(send_rest_of), NAME(settle),   NAME(socket),       NAME(soon),
+        NAME(stash),     NAME(take_piece),  NAME(task),      NAME(task_scheduled), NAME(throw),
+        NAME(watch),       NAME(way),
+        {&names.keep_input, "_keep_input"},
+        {&names.leaves, "_leaves"},
+        {&names.serve_large, "_serve_large"},
+        {&names.sweep_dirty, "_sweep_dirty"},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         *all[i].place = PyUnicode_InternFromString(all[i].name);
@@ -168,7 +193,7 @@ PyMODINIT_FUNC PyInit__hot(void)
         return NULL;
     if (intern_names() < 0 || add_fields(module) < 0 || add_door(module) < 0 ||
         add_waker(module) < 0 || add_parking(module) < 0 ||
-        add_call(module) < 0 ||
+        add_call(module) < 0 || add_methods(module) < 0 ||
         PyModule_AddIntConstant(module, "TABLE_VERSION", UT_TABLE_VERSION) < 0) {
         Py_DECREF(module);
         return NULL;

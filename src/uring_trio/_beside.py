@@ -19,7 +19,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from uring_trio import _addresses, _kernel
+from uring_trio import _addresses, _hot_parts, _kernel
 from uring_trio._kernel import EINTR, INT_MAX, os_error
 from uring_trio._memory import Memory
 
@@ -60,6 +60,9 @@ status_flags = _function("ut_status_flags")
 queued = _function("ut_queued")
 mode = _function("ut_mode")
 write = _function("ut_write")
+
+if _hot_parts.hot is not None:
+    _hot_parts.hot.know(try_send=try_send, table=int(_ffi.cast("uintptr_t", _lib.ut_table())))
 
 
 def checked(result: int) -> int:

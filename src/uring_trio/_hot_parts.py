@@ -1,8 +1,8 @@
 """The hot paths: in C where the extension `_hot` can be had, in Python elsewhere.
 
-A stream's message costs a few thousand instructions in the interpreter, most of them to look at
-fields and to store them. `_hot` (csrc/hot) does that in C for whatever is *plain*; what is not, it
-leaves to the Python that is here anyway. So there is one state and one set of rules: the *hot
+A message of a stream, or of a callback server, costs some thousand instructions in the
+interpreter, most of them to look at fields and to store them. `_hot` (csrc/hot) does that in C for
+whatever is *plain*; what is not, it leaves to the Python that is here anyway. So there is one state and one set of rules: the *hot
 fields* of some classes lie in C structs, and the classes inherit them from here, whichever way it
 is. With Python alone they are slots like others.
 
@@ -14,11 +14,13 @@ which has no stable ABI, the platform has no engine either, or somebody does not
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from uring_trio._fast_ways import FAST
 
 VARIABLE = "URING_TRIO_PURE"
+
+T = TypeVar("T")
 
 
 def _load() -> tuple[Any, str | None]:
@@ -55,6 +57,13 @@ def refuse(reason: str) -> None:
     """
     global hot, why_python
     hot, why_python = None, reason
+
+
+def quicker(cls: type[T]) -> type[T]:
+    """Have C do what is plain of those methods of a class that `_hot` has; see csrc/hot/method.c."""
+    if hot is not None:
+        hot.quicken(cls)
+    return cls
 
 
 if TYPE_CHECKING or hot is None:
@@ -97,7 +106,54 @@ if TYPE_CHECKING or hot is None:
     class SlotsFields:
         """Of `Slots`."""
 
-        __slots__ = ("pool_address", "record_address", "table", "tick", "wake")
+        __slots__ = ("pool", "pool_address", "record_address", "table", "tick", "wake")
+
+    class InboundFields:
+        """Of an `Inbound`."""
+
+        __slots__ = ("buffer", "fresh", "lease_at", "lease_size", "pool", "state", "watch")
+
+    class OutboundFields:
+        """Of an `Outbound`."""
+
+        __slots__ = ("pieces", "sending", "size", "state", "written")
+
+    class LifeFields:
+        """Of a `Life`."""
+
+        __slots__ = ("user",)
+
+    class LinkFields:
+        """Of a `RingLink`."""
+
+        __slots__ = ("connection", "fd", "readable", "receive_slot")
+
+    class TurnFields:
+        """Of a `Turn`."""
+
+        __slots__ = (
+            "_callbacks",
+            "_more",
+            "_slots",
+            "_task",
+            "_try_send",
+            "_wrote",
+            "bytes_in",
+            "bytes_out",
+            "dirty",
+            "parked",
+            "ready",
+        )
+
+    class ConnectionFields:
+        """Of a `Connection`."""
+
+        __slots__ = ("conn", "inbound", "link", "outbound", "ready", "turn", "way")
+
+    class HandleFields:
+        """Of a `Handle`."""
+
+        __slots__ = ("_inbound", "_owner", "_subject")
 
 else:
     OperationFields = hot.OperationFields
@@ -108,3 +164,10 @@ else:
     SenderFields = hot.SenderFields
     EndpointFields = hot.EndpointFields
     SlotsFields = hot.SlotsFields
+    InboundFields = hot.InboundFields
+    OutboundFields = hot.OutboundFields
+    LifeFields = hot.LifeFields
+    LinkFields = hot.LinkFields
+    TurnFields = hot.TurnFields
+    ConnectionFields = hot.ConnectionFields
+    HandleFields = hot.HandleFields

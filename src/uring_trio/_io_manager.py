@@ -81,7 +81,7 @@ HOST_MUST_ENTER = -1
 LOOKS_MAX = 8
 # How a batch is told to those whom it is about.
 _tell: Callable[[Slots, Iterable[Record]], None] = deliver if FAST else Slots.deliver
-# The same in C, of the first so many of the batch, where nobody takes some of them.
+# The same in C, of the first so many of the batch.
 _tell_in_c: Callable[[Slots, int], None] | None = None
 if _hot_parts.hot is not None:
     _tell_in_c = _hot_parts.hot.deliver
@@ -181,8 +181,12 @@ class UringIOManager:
             contended = backlog.take_contended(starved=not slots.all_submitted())
         if events:
             self._batch = 0
-            if _tell_in_c is not None and not slots.takers:
-                _tell_in_c(slots, events & RECORDS_MASK)
+            if _tell_in_c is not None:
+                count = events & RECORDS_MASK
+                for take in slots.takers:
+                    count = take(count)
+                if count:  # takers have left some
+                    _tell_in_c(slots, count)
                 events = 0
         if events:
             # `Ring.records`, flat.

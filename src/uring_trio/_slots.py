@@ -23,7 +23,8 @@ Records for oneself
 
 A batch is completed by one call for each record. Whoever has many records in a batch may
 *take* them instead (`taking`): it is given the whole batch before anybody else, and returns
-what is not its own. It is a fast way and no other: each of its occupants has a `complete`
+what is not its own. Where the hot paths are C the records stay where the engine has put them: it is
+given how many there are, marks its own, and returns the number again, or 0 if none is another's. It is a fast way and no other: each of its occupants has a `complete`
 that does the same, for records that come while nobody takes them. Who takes a last record
 empties the slot.
 """
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from uring_trio._kernel import Ring
 
 Record = tuple[int, int, int, int]  # slot, result, flags, offset into the pool
-Take = Callable[[Iterable[Record]], Iterable[Record]]
+Take = Callable[[Any], Any]  # of records, or of how many
 
 # As many as the engine's table begins with.
 SLOTS_AT_FIRST = 256
@@ -112,6 +113,7 @@ class Slots(SlotsFields):
     """
 
     record_address: int
+    pool: Any
     pool_address: int
     table: list[Occupant | None]
     tick: int
@@ -119,7 +121,7 @@ class Slots(SlotsFields):
 
     def __init__(self, ring: Ring, wake: Callable[[Any, Any], None]) -> None:
         self.ring = ring
-        self.pool: Any = ring.pool
+        self.pool = ring.pool
         self.record_address = ring.record_address
         self.pool_address = ring.pool_address
         self.table = [None] * SLOTS_AT_FIRST

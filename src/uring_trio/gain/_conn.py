@@ -18,6 +18,7 @@ import trio
 
 from uring_trio._addresses import pack
 from uring_trio._beside import setsockopt
+from uring_trio._hot_parts import HandleFields, quicker
 from uring_trio.gain._config import KEEP_ALIVE_MAX_S, check_read_buffer_limit
 from uring_trio.gain._datagram import address_of
 from uring_trio.gain._errors import (
@@ -28,7 +29,7 @@ from uring_trio.gain._errors import (
     NotSupported,
     OpNotAvailableInMode,
 )
-from uring_trio.gain._halves import Inbound, Input, Output
+from uring_trio.gain._halves import PLAIN_INPUT, PLAIN_OUTPUT, Inbound, Output
 from uring_trio.gain._tls import Secure
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
         def call(self, fn: Callable[..., Any], /, *args: Any) -> None: ...
 
 
-INPUT_OPEN, OPEN, FULL = Input.OPEN, Output.OPEN, Output.FULL
+FULL = Output.FULL
 T = TypeVar("T")
 
 READ_FROM_SIZE = 64 << 10  # bytes that one read() of a stream's read_from() asks for
@@ -91,15 +92,20 @@ def protected(cls: type[T]) -> type[T]:
     return cls
 
 
+@quicker
 @protected
-class Handle:
+class Handle(HandleFields):
     """Input that is taken, and a socket with options; see `Conn` and `DatagramConn`.
 
     Attributes:
       context: yours.
     """
 
-    __slots__ = ("__weakref__", "_inbound", "_owner", "_sock", "_subject", "context", "worker")
+    __slots__ = ("__weakref__", "_sock", "context", "worker")
+
+    _inbound: Inbound
+    _owner: Owner
+    _subject: Subject
 
     def __init__(
         self, worker: Any, sock: socket.socket, inbound: Inbound, owner: Owner, subject: Subject
@@ -130,13 +136,13 @@ class Handle:
             self._refuse("next")
         inbound = self._inbound
         size = inbound.lease_size
-        if inbound.buffer is None and (n == size or n < 0) and inbound.state is INPUT_OPEN:
+        if inbound.buffer is None and (n == size or n < 0) and inbound.state is PLAIN_INPUT:
             # The fast way of what follows.
             inbound.lease_size = 0
             at = inbound.lease_at
             return inbound.pool[at : at + size]  # type: ignore[no-any-return]
         data = inbound.next(n)
-        if inbound.state is not INPUT_OPEN:
+        if inbound.state is not PLAIN_INPUT:
             self._subject.took()
         return data
 
@@ -151,7 +157,7 @@ class Handle:
             self._refuse("read")
         inbound = self._inbound
         data = inbound.take(inbound.some(n) if n else 0)
-        if inbound.state is not INPUT_OPEN:
+        if inbound.state is not PLAIN_INPUT:
             self._subject.took()
         return data
 
@@ -199,7 +205,7 @@ class Handle:
         if n < 0 or n > buffered:
             n = buffered
         inbound.drop(n)
-        if inbound.state is not INPUT_OPEN:
+        if inbound.state is not PLAIN_INPUT:
             self._subject.took()
         return n
 
@@ -305,6 +311,7 @@ def check(owner: Owner, name: str, *, alive: bool = True) -> None:
             raise ConnectionClosed(f"{name}: the connection is closed")
 
 
+@quicker
 @protected
 class Conn(Handle):
     """A connection of a callback server; made by the server.
@@ -357,7 +364,7 @@ class Conn(Handle):
             data = bytes(memoryview(data))
         outbound = self._outbound
         state = outbound.state
-        if self._life.user != get_ident() or (state is not OPEN and state > FULL):
+        if self._life.user != get_ident() or (state is not PLAIN_OUTPUT and state > FULL):
             return refuse_write(self._connection, "write", data)
         size = len(data)
         if not size:
@@ -373,7 +380,7 @@ class Conn(Handle):
             return size
         # What the socket takes at once is never too much; this is behind what it refused.
         outbound.add(data, size)
-        if outbound.size > outbound.high_water and state is OPEN:
+        if outbound.size > outbound.high_water and state is PLAIN_OUTPUT:
             self._connection.outlet.overflow()
         return size
 

@@ -31,8 +31,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from uring_trio import _hot_parts
 from uring_trio._beside import own_address
 from uring_trio._fast_ways import FAST
+from uring_trio._hot_parts import ConnectionFields
 from uring_trio._kernel import (
     EAGAIN,
     ECANCELED,
@@ -87,7 +89,7 @@ if TYPE_CHECKING:
 DISCARD_S = 1.0
 
 
-class Connection:
+class Connection(ConnectionFields):
     """One connection of a worker: its life, and how it is looked at.
 
     Args:
@@ -108,24 +110,25 @@ class Connection:
 
     __slots__ = (
         "calls",
-        "conn",
         "deadlines",
-        "inbound",
         "intake",
         "life",
-        "link",
         "local",
         "network",
-        "outbound",
         "outlet",
         "peer",
-        "ready",
         "secure",
         "sock",
-        "turn",
-        "way",
         "worker",
     )
+
+    conn: Any
+    inbound: Inbound
+    outbound: Outbound
+    link: Link
+    turn: Any
+    way: Way
+    ready: bool
 
     def __init__(
         self,
@@ -146,7 +149,7 @@ class Connection:
         self.inbound = Inbound(engine.pool, worker.config.read_buffer_limit, engine.sizes)
         self.outbound = Outbound(worker.config.write_high_water)
         self.life = Life(worker.thread, State.OPEN if secure is None else State.HANDSHAKE)
-        self.link: Link = engine.link(self, sock)
+        self.link = engine.link(self, sock)
         self.way = Way.SETTLED
         self.ready = False
         self.secure: Secure | None = None
@@ -154,7 +157,7 @@ class Connection:
         self.intake = Intake(self)
         self.outlet = Outlet(self)
         self.calls = Calls(self)
-        self.conn: Any = worker.callbacks.stream(self)
+        self.conn = worker.callbacks.stream(self)
         if secure is not None:
             self.use_tls(secure)
 
@@ -786,6 +789,7 @@ class Outlet:
 
     # ---- in the worker's turn ------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection  # `_hot` calls it from a user's frame
     def soon(self) -> None:
         """There is something to send, and no send in flight."""
         if not self._life.is_lent:  # else all of it is sent when the thread is done
@@ -1115,3 +1119,7 @@ class Calls:
         """The connection is closed."""
         if self._tasks is not None:
             self._tasks.cancel()
+
+
+if _hot_parts.hot is not None:
+    _hot_parts.hot.know(Connection=Connection)

@@ -54,6 +54,8 @@ import enum
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from uring_trio import _hot_parts
+from uring_trio._hot_parts import InboundFields, OutboundFields
 from uring_trio.gain._errors import IsEmpty, ShortBuffer
 
 if TYPE_CHECKING:
@@ -169,6 +171,8 @@ NEXT_INPUT: Table[Input] = {
 }
 # fmt: on
 
+# The row that is *plain*: the fast ways take it, in Python and in C, and no other.
+PLAIN_INPUT = _I.OPEN
 # What was received is announced; nothing more can be received; more is; the limit has stopped it.
 ANNOUNCING = frozenset({_I.OPEN, _I.FULL, _I.ENDED, _I.LOST, _I.LOST_PAUSED, _I.LOST_FULL, _I.GONE})
 ENDED = frozenset({_I.ENDED, _I.ENDED_PAUSED, _I.TOLD, _I.GONE, _I.SHUT_ENDED})
@@ -251,7 +255,7 @@ NO_SIZES = Sizes(0, 0)
 ENDLESS = 1 << 62  # bytes; more than any limit
 
 
-class Inbound:
+class Inbound(InboundFields):
     """What was received and not consumed, and whether more is to be received.
 
     Args:
@@ -273,22 +277,23 @@ class Inbound:
 
     __slots__ = (
         "aside",
-        "buffer",
-        "fresh",
-        "lease_at",
-        "lease_size",
         "limit",
         "noticed",
         "pieces",
-        "pool",
         "receive",
         "rest",
         "sizes",
         "small_in_a_row",
         "small_pool",
-        "state",
-        "watch",
     )
+
+    state: Input
+    watch: Flight
+    pool: Any
+    lease_at: int
+    lease_size: int
+    buffer: bytearray | None
+    fresh: int
 
     def __init__(self, pool: Any, limit: int, sizes: Sizes = NO_SIZES) -> None:
         self.state = Input.OPEN
@@ -302,7 +307,7 @@ class Inbound:
         self.pool = pool
         self.lease_at = 0  # of the newest bytes, in the pool
         self.lease_size = 0
-        self.buffer: bytearray | None = None
+        self.buffer = None
         self.fresh = 0
         self.limit = limit
         self.rest = -1
@@ -589,10 +594,14 @@ NEXT_OUTPUT: Table[Output] = {
 # fmt: on
 
 
+# The row that is plain.
+PLAIN_OUTPUT = _O.OPEN
+
+
 # ---- the output ---------------------------------------------------------------------------
 
 
-class Outbound:
+class Outbound(OutboundFields):
     """What was written and not taken by the kernel.
 
     Args:
@@ -611,22 +620,23 @@ class Outbound:
         "drainers",
         "high_water",
         "low_water",
-        "pieces",
         "send_at",
         "send_size",
-        "sending",
-        "size",
-        "state",
-        "written",
     )
+
+    state: Output
+    pieces: list[bytes]
+    size: int
+    sending: bytes | None
+    written: int
 
     def __init__(self, high_water: int) -> None:
         self.state = Output.OPEN
         self.high_water = high_water
         self.low_water = high_water // 4
-        self.pieces: list[bytes] = []
+        self.pieces = []
         self.size = 0
-        self.sending: bytes | None = None
+        self.sending = None
         self.send_at = 0  # where in it the send in flight begins
         self.send_size = 0  # of the send in flight
         self.written = 0
@@ -740,3 +750,13 @@ class Outbound:
     def is_out(self) -> bool:
         """Whether all that was written is with the kernel."""
         return not self.size and self.sending is None
+
+
+if _hot_parts.hot is not None:
+    _hot_parts.hot.know(
+        Inbound=Inbound,
+        Outbound=Outbound,
+        plain_input=PLAIN_INPUT,
+        plain_output=PLAIN_OUTPUT,
+        idle=Flight.IDLE,
+    )

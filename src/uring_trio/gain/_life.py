@@ -33,8 +33,20 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+from uring_trio import _hot_parts
+from uring_trio._hot_parts import LifeFields
 from uring_trio.gain._errors import EndOfStream
-from uring_trio.gain._halves import RECEIVING, Input, Output, Table, impossible, quick, step
+from uring_trio.gain._halves import (
+    PLAIN_INPUT,
+    PLAIN_OUTPUT,
+    RECEIVING,
+    Input,
+    Output,
+    Table,
+    impossible,
+    quick,
+    step,
+)
 
 if TYPE_CHECKING:
     from uring_trio.gain._halves import Inbound, Outbound
@@ -138,10 +150,13 @@ NEXT_TOLD: Table[Told] = {
 }
 # fmt: on
 
+# The rows that are plain; see `_halves`.
+PLAIN_STATE, PLAIN_HOLDER, PLAIN_TOLD = State.OPEN, Holder.NOBODY, Told.ACCEPT
+
 NOBODY = -1  # no thread's ident
 
 
-class Life:
+class Life(LifeFields):
     """Where a connection stands, and who may use it.
 
     Args:
@@ -157,7 +172,9 @@ class Life:
       err: what on_close is told.
     """
 
-    __slots__ = ("borrower", "err", "holder", "home", "state", "told", "user")
+    __slots__ = ("borrower", "err", "holder", "home", "state", "told")
+
+    user: int
 
     def __init__(self, home: int, state: State = State.OPEN) -> None:
         assert state <= State.OPEN
@@ -401,14 +418,18 @@ def way_of(
       deadlines: how many are set.
     """
     plain = (
-        life.state is State.OPEN
-        and life.told is Told.ACCEPT
-        and life.holder is Holder.NOBODY
-        and inbound.state is Input.OPEN
-        and outbound.state is Output.OPEN
+        life.state is PLAIN_STATE
+        and life.told is PLAIN_TOLD
+        and life.holder is PLAIN_HOLDER
+        and inbound.state is PLAIN_INPUT
+        and outbound.state is PLAIN_OUTPUT
         and secure is None
         and not (outbound.drainers or deadlines)
     )
     if not plain:
         return Way.SETTLED
     return Way.LARGE if inbound.pieces else Way.SMALL
+
+
+if _hot_parts.hot is not None:
+    _hot_parts.hot.know(Life=Life)

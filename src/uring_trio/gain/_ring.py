@@ -58,6 +58,7 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from uring_trio import _hot_parts
 from uring_trio._beside import (
     checked,
     close_socket,
@@ -69,6 +70,7 @@ from uring_trio._beside import (
     try_recv,
     try_send,
 )
+from uring_trio._hot_parts import LinkFields
 from uring_trio._kernel import (
     CQE_F_BUFFER,
     CQE_F_MORE,
@@ -83,7 +85,7 @@ from uring_trio.gain._halves import ENDLESS, Sizes
 from uring_trio.gain._life import Way
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from uring_trio._kernel import Ring
     from uring_trio._slots import Occupant, Record, Slots
@@ -124,6 +126,8 @@ class RingEngine:
 
     def serving(self) -> contextlib.AbstractContextManager[None]:
         """Take the connections' records out of each batch, as long as it is entered."""
+        if _hot_parts.hot is not None:
+            return self.slots.taking(partial(route_in_c, self.slots))
         return self.slots.taking(partial(route, self.slots.table))
 
     def link(self, connection: Any, sock: socket.socket) -> RingLink:
@@ -160,17 +164,13 @@ def unread_of_tcp(fd: int) -> int:
     return ENDLESS if left_of_tcp(fd) else unread_of_unix(fd)
 
 
-class RingLink:
+class RingLink(LinkFields):
     """The operations of one connection's file; it stands at their slots."""
 
     __slots__ = (
-        "connection",
         "engine",
-        "fd",
         "has_left",
         "poll_first",
-        "readable",
-        "receive_slot",
         "ring",
         "send_slot",
         "slots",
@@ -178,6 +178,11 @@ class RingLink:
         "unread_at",
         "watch_slot",
     )
+
+    connection: Any
+    fd: int
+    readable: int
+    receive_slot: int
 
     # As an occupant of slots: no task sleeps on it.
     reading = False
@@ -393,3 +398,9 @@ def route(table: list[Occupant | None], records: Iterable[Record]) -> list[Recor
 
 
 SMALL = Way.SMALL
+
+#: The same in C, where the batch's first so many records lie; see `_slots`.
+route_in_c: Callable[[Slots, int], int]
+if _hot_parts.hot is not None:
+    route_in_c = _hot_parts.hot.route
+    _hot_parts.hot.know(RingLink=RingLink)

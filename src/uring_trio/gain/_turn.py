@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from uring_trio import _hot_parts
+from uring_trio._hot_parts import TurnFields, quicker
 from uring_trio._kernel import EAGAIN
 from uring_trio._trio_private import WaitTaskRescheduled, park, run_context
 from uring_trio.gain._halves import Pieces
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
     from uring_trio.gain._connection import Connection
 
 
-class Turn:
+@quicker
+class Turn(TurnFields):
     """Goes over a worker's connections, and sleeps until there is something to go over.
 
     Args:
@@ -53,19 +56,31 @@ class Turn:
       bytes_out: taken by the kernel until now.
     """
 
+    bytes_in: int
+    bytes_out: int
+    ready: list[Any]
+    dirty: list[Connection]
+    parked: bool
+    _callbacks: Callbacks
+    _wrote: list[Connection]
+    _more: list[tuple[Connection, int]]
+    _slots: Slots | None
+    _task: Any
+    _try_send: Callable[[int, bytes, int], int] | None
+
     def __init__(self, callbacks: Callbacks) -> None:
         self.bytes_in = 0
         self.bytes_out = 0
         self.batch: list[tuple[Any, int, int, int, int]] = []
-        self.ready: list[Any] = []
-        self.dirty: list[Connection] = []
+        self.ready = []
+        self.dirty = []
         self.parked = False
         self._callbacks = callbacks
-        self._wrote: list[Connection] = []  # the kernel has taken output of theirs
-        self._more: list[tuple[Connection, int]] = []  # there may be more than was received
-        self._slots: Slots | None = None  # of the run, which wakes tasks
-        self._try_send: Callable[[int, bytes, int], int] | None = None
-        self._task: Any = None
+        self._wrote = []  # the kernel has taken output of theirs
+        self._more = []  # there may be more than was received
+        self._slots = None  # of the run, which wakes tasks
+        self._try_send = None
+        self._task = None
         self._trap: Any = None
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -344,3 +359,6 @@ class Turn:
 
 SMALL, LARGE, SETTLED = Way.SMALL, Way.LARGE, Way.SETTLED
 SHRINKING = Pieces.SHRINKING
+
+if _hot_parts.hot is not None:
+    _hot_parts.hot.know(Turn=Turn, way_small=SMALL, way_large=LARGE, way_settled=SETTLED)
