@@ -27,10 +27,12 @@ int ut_try_send(int fd, const char *data, size_t size)
     return ut_kernel_in_use->sendto(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL, NULL, 0);
 }
 
-int ut_try_send_to(int fd, const char *data, size_t size, const char *name, size_t name_length)
+int ut_try_send_to(int fd, const char *data, size_t size, int flags, const char *name,
+                   size_t name_length)
 {
-    return ut_kernel_in_use->sendto(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL,
-                                    (const struct sockaddr *)(const void *)name,
+    /* An address of no bytes is an error, no address is the peer's. */
+    const void *to = name_length > 0 ? name : NULL;
+    return ut_kernel_in_use->sendto(fd, data, size, flags | MSG_DONTWAIT | MSG_NOSIGNAL, to,
                                     (socklen_t)name_length);
 }
 
@@ -39,10 +41,11 @@ int ut_try_recv(int fd, void *memory, size_t size)
     return ut_kernel_in_use->recvfrom(fd, memory, size, MSG_DONTWAIT, NULL, NULL);
 }
 
-int ut_try_recv_from(int fd, void *memory, size_t size, struct ut_name *from)
+int ut_try_recv_from(int fd, void *memory, size_t size, int flags, struct ut_name *from)
 {
     struct sockaddr *room = room_of(from);
-    return ut_kernel_in_use->recvfrom(fd, memory, size, MSG_DONTWAIT, room, &from->length);
+    return ut_kernel_in_use->recvfrom(fd, memory, size, flags | MSG_DONTWAIT, room,
+                                      &from->length);
 }
 
 int ut_try_send_with(int fd, const char *data, size_t size, const char *name, size_t name_length,
@@ -59,6 +62,11 @@ int ut_try_send_with(int fd, const char *data, size_t size, const char *name, si
         .msg_controllen = control_size,
     };
     return ut_kernel_in_use->sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+int ut_try_sendmsg(int fd, const struct ut_message *message, int flags)
+{
+    return ut_kernel_in_use->sendmsg(fd, &message->header, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 int ut_try_recvmsg(int fd, struct ut_message *message, int flags)

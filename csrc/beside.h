@@ -25,16 +25,20 @@ struct ut_name {
 /* Sends what the socket takes now: bytes. No signal is raised. */
 int ut_try_send(int fd, const char *data, size_t size);
 
-/* The same, of a datagram to the packed sockaddr `name`. */
-int ut_try_send_to(int fd, const char *data, size_t size, const char *name, size_t name_length);
+/* The same, with flags, of a datagram to the packed sockaddr `name`; of no bytes: to the peer. */
+int ut_try_send_to(int fd, const char *data, size_t size, int flags, const char *name,
+                   size_t name_length);
 
 /* Receives what is there: bytes, 0 at the end of the stream. */
 int ut_try_recv(int fd, void *memory, size_t size);
 
-/* The same, and who it is from. */
-int ut_try_recv_from(int fd, void *memory, size_t size, struct ut_name *from);
+/* The same, with flags, and who it is from. */
+int ut_try_recv_from(int fd, void *memory, size_t size, int flags, struct ut_name *from);
 
-/* The same as ut_try_send_to, with packed control messages. */
+/* Sends a message, which may have been tried before. */
+int ut_try_sendmsg(int fd, const struct ut_message *message, int flags);
+
+/* The same as ut_try_send_to without flags, with packed control messages. */
 int ut_try_send_with(int fd, const char *data, size_t size, const char *name, size_t name_length,
                      const char *control, size_t control_size);
 

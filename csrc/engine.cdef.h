@@ -104,9 +104,11 @@ int ut_prep_timeout(struct ut_engine *, int64_t timeout_ns);
 
 struct ut_name { socklen_t length; struct sockaddr_storage storage; ...; };
 int ut_try_send(int fd, const char *data, size_t size);
-int ut_try_send_to(int fd, const char *data, size_t size, const char *name, size_t name_length);
+int ut_try_send_to(int fd, const char *data, size_t size, int flags, const char *name,
+                   size_t name_length);
 int ut_try_recv(int fd, void *memory, size_t size);
-int ut_try_recv_from(int fd, void *memory, size_t size, struct ut_name *from);
+int ut_try_recv_from(int fd, void *memory, size_t size, int flags, struct ut_name *from);
+int ut_try_sendmsg(int fd, const struct ut_message *message, int flags);
 int ut_try_send_with(int fd, const char *data, size_t size, const char *name, size_t name_length,
                      const char *control, size_t control_size);
 int ut_try_recvmsg(int fd, struct ut_message *message, int flags);

@@ -153,6 +153,42 @@ async def sockets() -> AsyncIterator[Rounds]:
             sock.close()
 
 
+@contextlib.asynccontextmanager
+async def datagrams() -> AsyncIterator[Rounds]:
+    """`trio.socket` of UDP, both ends: what is sent over loopback is there when the call returns."""
+    pairs = [(await bound_socket(), await bound_socket()) for _ in range(PAIRS)]
+
+    async def echo(sock: trio.socket.SocketType) -> None:
+        while True:
+            await sock.sendto(*await sock.recvfrom(4096))
+
+    async def ask(sock: trio.socket.SocketType, address: Any, count: int) -> None:
+        for _ in range(count):
+            await sock.sendto(MESSAGE, address)
+            await sock.recvfrom(4096)
+
+    async def rounds(count: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for server, client in pairs:
+                nursery.start_soon(ask, client, server.getsockname(), count)
+
+    async with trio.open_nursery() as nursery:
+        for server, _ in pairs:
+            nursery.start_soon(echo, server)
+        yield rounds
+        nursery.cancel_scope.cancel()
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+
+
+async def bound_socket() -> trio.socket.SocketType:
+    """A socket of UDP that has an address on loopback."""
+    sock = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+    await sock.bind(("127.0.0.1", 0))
+    return sock
+
+
 class Due:
     """Tells a task when something has happened to each connection of a round."""
 
@@ -269,6 +305,7 @@ async def thread() -> AsyncIterator[Rounds]:
 DOORS: dict[str, Door] = {
     "streams": streams,
     "sockets": sockets,
+    "datagrams": datagrams,
     "gain": gain_echo,
     "accept": accept,
     "tls": tls,

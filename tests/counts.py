@@ -67,6 +67,7 @@ class Unit:
 UNITS = {
     "streams": Unit("send or receive", 4 * counted.PAIRS),
     "sockets": Unit("send or receive", 4 * counted.PAIRS),
+    "datagrams": Unit("send or receive", 4 * counted.PAIRS),
     "gain": Unit("message and its echo", counted.ECHOES * counted.PAIRS),
     "accept": Unit("connection", counted.PAIRS),
     "tls": Unit("send or receive", 4 * counted.PAIRS, compared=False),

@@ -104,6 +104,7 @@ def test_fields_of_the_reports() -> None:
         "enters",
         "stale_cqes",
         "operations",
+        "plain_calls",
         "stock_calls",
     ]
 

@@ -22,6 +22,7 @@ static int answer(struct fake_made made)
 static int answer_to(struct fake_made made, const struct sockaddr *name, socklen_t length)
 {
     made.name_length = length;
+    made.has_name = name != NULL;
     if (length > sizeof made.name)
         fake_fault("a name longer than any");
     else if (length > 0)

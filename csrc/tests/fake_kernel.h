@@ -108,6 +108,7 @@ struct fake_made {
     size_t size;
     struct sockaddr_storage name; /* that was given */
     socklen_t name_length;        /* of it, or of the room for one */
+    bool has_name;                /* one was given, however long */
 };
 
 struct fake {

@@ -62,13 +62,40 @@ static void a_datagram_has_its_receiver(void)
 {
     set_up();
     fake.answers[FAKE_SENDTO] = -ECONNREFUSED;
-    CHECK_EQ(ut_try_send_to(5, "abc", 3, (const char *)&somebody, sizeof somebody),
+    CHECK_EQ(ut_try_send_to(5, "abc", 3, 0, (const char *)&somebody, sizeof somebody),
              -ECONNREFUSED);
     const struct fake_made *call = made(FAKE_SENDTO, 5);
     CHECK_EQ(call->flags, MSG_DONTWAIT | MSG_NOSIGNAL);
     CHECK_EQ(call->size, 3);
     CHECK_EQ(call->name_length, sizeof somebody);
+    CHECK(call->has_name);
     CHECK(memcmp(&call->name, &somebody, sizeof somebody) == 0);
+}
+
+static void without_a_receiver_a_datagram_goes_to_the_peer(void)
+{
+    set_up();
+    fake.answers[FAKE_SENDTO] = 3;
+    CHECK_EQ(ut_try_send_to(5, "abc", 3, MSG_CONFIRM, (const char *)&somebody, 0), 3);
+    const struct fake_made *call = made(FAKE_SENDTO, 5);
+    CHECK_EQ(call->flags, MSG_CONFIRM | MSG_DONTWAIT | MSG_NOSIGNAL);
+    CHECK_EQ(call->name_length, 0);
+    CHECK(!call->has_name);
+}
+
+static void a_message_is_sent_again_and_again(void)
+{
+    set_up();
+    struct ut_message *message = ut_message_new(0, 64, 100);
+    CHECK_EQ(ut_message_set_name(message, (const char *)&somebody, sizeof somebody), 0);
+    fake.answers[FAKE_SENDMSG] = -EAGAIN;
+    for (unsigned i = 0; i < 2; i++) {
+        CHECK_EQ(ut_try_sendmsg(5, message, MSG_CONFIRM), -EAGAIN);
+        CHECK_EQ(fake.made[i].flags, MSG_CONFIRM | MSG_DONTWAIT | MSG_NOSIGNAL);
+        CHECK_EQ(fake.made[i].name_length, sizeof somebody);
+        CHECK_EQ(fake.made[i].size, 64);
+    }
+    ut_message_free(message);
 }
 
 static void a_receive_does_not_wait(void)
@@ -89,9 +116,9 @@ static void a_receive_tells_who_it_is_from(void)
     char memory[7];
     struct ut_name from;
     set_up();
-    CHECK_EQ(ut_try_recv_from(5, memory, sizeof memory, &from), 0);
+    CHECK_EQ(ut_try_recv_from(5, memory, sizeof memory, MSG_PEEK, &from), 0);
     const struct fake_made *call = made(FAKE_RECVFROM, 5);
-    CHECK_EQ(call->flags, MSG_DONTWAIT);
+    CHECK_EQ(call->flags, MSG_PEEK | MSG_DONTWAIT);
     CHECK_EQ(call->name_length, sizeof from.storage);
     CHECK(is_somebody(&from));
 }
@@ -434,14 +461,14 @@ static void a_datagram_goes_back_to_its_sender(void)
     CHECK_EQ(bind(there, (struct sockaddr *)&any, sizeof any), 0);
     CHECK_EQ(bind(here, (struct sockaddr *)&any, sizeof any), 0);
     CHECK_EQ(ut_own_name(here, &name), 0);
-    CHECK_EQ(ut_try_send_to(there, "ask", 3, (char *)&name.storage, name.length), 3);
+    CHECK_EQ(ut_try_send_to(there, "ask", 3, 0, (char *)&name.storage, name.length), 3);
     CHECK_EQ(ut_queued(here), 3);
-    CHECK_EQ(ut_try_recv_from(here, data, sizeof data, &from), 3);
+    CHECK_EQ(ut_try_recv_from(here, data, sizeof data, 0, &from), 3);
     CHECK_EQ(ut_own_name(there, &name), 0);
     CHECK_EQ(from.length, name.length);
     CHECK(memcmp(&from.storage, &name.storage, name.length) == 0);
-    CHECK_EQ(ut_try_recv_from(here, data, sizeof data, &from), -EAGAIN);
-    CHECK_EQ(ut_try_send_to(here, "answer", 6, (char *)&name.storage, name.length), 6);
+    CHECK_EQ(ut_try_recv_from(here, data, sizeof data, 0, &from), -EAGAIN);
+    CHECK_EQ(ut_try_send_to(here, "answer", 6, 0, (char *)&name.storage, name.length), 6);
     struct ut_message *message = ut_message_new(0, 0, sizeof data);
     CHECK_EQ(ut_try_recvmsg(there, message, 0), 6);
     CHECK(memcmp(message->data, "answer", 6) == 0);
@@ -458,7 +485,7 @@ static void a_datagram_goes_back_to_its_sender(void)
     CHECK_EQ(ut_try_send_with(everywhere, "from", 4, (char *)&name.storage, name.length, control,
                               sizeof control),
              4);
-    CHECK_EQ(ut_try_recv_from(there, data, sizeof data, &from), 4);
+    CHECK_EQ(ut_try_recv_from(there, data, sizeof data, 0, &from), 4);
     CHECK_EQ(((struct sockaddr_in *)&from.storage)->sin_addr.s_addr, info.ipi_spec_dst.s_addr);
     close(everywhere);
     close(here);
@@ -506,6 +533,8 @@ int main(void)
     check_after_each = fake_check_books;
     RUN(a_send_does_not_wait_and_raises_no_signal);
     RUN(a_datagram_has_its_receiver);
+    RUN(without_a_receiver_a_datagram_goes_to_the_peer);
+    RUN(a_message_is_sent_again_and_again);
     RUN(a_receive_does_not_wait);
     RUN(a_receive_tells_who_it_is_from);
     RUN(a_message_receives_again_and_again);

@@ -13,9 +13,38 @@ from typing import Any
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
+# Hosts with a meaning of their own, in Python's socket module.
+NOT_NUMERIC = ("", "<broadcast>")
+
 _FAMILY = struct.Struct("=H")
+_INET, _UNIX = int(socket.AF_INET), int(socket.AF_UNIX)  # an enum is dearer to compare
+_INET_START = _FAMILY.pack(_INET)
+_INET_REST = struct.Struct("!H4s8x")  # port, host
+PORT_MAX = 0xFFFF
 _UNIX_PATH_MAX = 108  # bytes of sun_path
 _UNIX_PATH_AT = 2  # bytes before it: the family
+
+
+def pack_plain(family: int, address: Any) -> bytes | None:
+    """The sockaddr of an address that stock resolves to itself, without asking anybody.
+
+    Returns:
+      None where it may be another, or where stock has its own word for what is wrong with it.
+    """
+    kind = type(address)
+    if family == _UNIX:
+        return pack(family, address) if kind is str or kind is bytes else None
+    if kind is not tuple or len(address) < 2:
+        return None
+    host, port = address[:2]
+    if type(host) is not str or type(port) is not int or host in NOT_NUMERIC:
+        return None
+    if family == _INET and len(address) == 2 and 0 <= port <= PORT_MAX:
+        try:
+            return _INET_START + _INET_REST.pack(port, socket.inet_pton(_INET, host))
+        except (OSError, ValueError):
+            return None
+    return pack(family, address)
 
 
 def pack(family: int, address: Any) -> bytes | None:
@@ -27,7 +56,7 @@ def pack(family: int, address: Any) -> bytes | None:
     try:
         if family == socket.AF_INET:
             host, port = address
-            return _FAMILY.pack(family) + struct.pack("!H4s8x", port, _ipv4(host))
+            return _INET_START + _INET_REST.pack(port, _ipv4(host))
         if family == socket.AF_INET6:
             host, port, flow, scope = (*address, 0, 0)[:4]
             if len(address) > 4 or not 0 <= flow <= 0xFFFFF or "%" in host:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses, _hot_parts, _kernel
 from uring_trio._kernel import EINTR, INT_MAX, os_error
-from uring_trio._memory import Memory
+from uring_trio._memory import CallMemory, Memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +50,7 @@ try_send = _function("ut_try_send")
 try_send_to = _function("ut_try_send_to")
 try_send_with = _function("ut_try_send_with")
 try_recv = _function("ut_try_recv")
+try_recv_from = _function("ut_try_recv_from")
 try_accept = _function("ut_try_accept")
 try_poll = _function("ut_try_poll")
 connect = _function("ut_connect")
@@ -102,6 +103,10 @@ class Name:
         return self._view[_NAME_AT:end]  # type: ignore[no-any-return]
 
 
+# Bytes of a `Room`: more than a datagram of IP can have.
+ROOM_SIZE = 1 << 16
+
+
 class Scratch(threading.local):
     """What a call of this thread may write to, and the next one as well."""
 
@@ -111,7 +116,23 @@ class Scratch(threading.local):
         self.name = Name()
 
 
+class Room(threading.local):
+    """The same, for data: what was received is copied out before the next call.
+
+    Attributes:
+      c: the memory.
+      view: the same, as `Memory.view`.
+    """
+
+    def __init__(self) -> None:
+        self._owner = CallMemory()
+        memory = self._owner.memory(ROOM_SIZE)
+        self.c = memory.c
+        self.view = memory.view(ROOM_SIZE)
+
+
 scratch: Any = Scratch() if _lib is not None else None
+room: Any = Room() if _lib is not None else None
 
 
 def own_address(fd: int) -> Any:
@@ -141,9 +162,9 @@ def network_of(fd: int) -> int:
     return int(_lib.ut_network_of(_lib.ut_kernel_in_use, fd))
 
 
-def try_recv_from(fd: int, memory: Any, size: int, name: Name) -> int:
-    """Receive a datagram into `Memory`; who it is from is in *name*."""
-    return int(_lib.ut_try_recv_from(fd, memory.c, size, name.c))
+def try_sendmsg(fd: int, message: Any, flags: int) -> int:
+    """Send a `Message`."""
+    return int(_lib.ut_try_sendmsg(fd, message.c, flags))
 
 
 def try_recvmsg(fd: int, message: Any, flags: int) -> int:

@@ -102,6 +102,9 @@ class UringIOManager:
     def __init__(self, sizes: RingSizes | None = None) -> None:
         self.backlog = Backlog()
         self.endpoints = Endpoints()
+        self.plain_calls = dict.fromkeys(
+            ("accept", "connect", "recv", "recvmsg", "send", "sendmsg"), 0
+        )
         self.stock_calls: dict[str, int] = {}
         self.leaked = False
         self._when_closed: list[Callable[[], None]] = []
@@ -413,6 +416,7 @@ class UringIOManager:
             (*self.slots.occupants(), *self.backlog.held),
             self.ring,
             batch_is_out=self._batch != 0,
+            plain_calls=self.plain_calls,
             stock_calls=self.stock_calls,
         )
 

@@ -9,18 +9,22 @@ size that was asked for, and taken over from there.
 from __future__ import annotations
 
 import array
+import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
 from uring_trio import _addresses
 from uring_trio._beside import (
     MIGHT_BLOCK,
+    ROOM_SIZE,
     close_fd,
     connect,
     network_of,
     own,
+    room,
     scratch,
     try_accept,
+    try_recv_from,
 )
 from uring_trio._kernel import EAGAIN, ECANCELED, ETIME, POLLIN
 from uring_trio._memory import Memory, Message
@@ -68,6 +72,31 @@ class ReceiveBytes(Operation):
 
     def release(self) -> None:
         self.memory.free()
+
+
+def receive_now(fd: int, size: int, flags: int) -> tuple[int, Any]:
+    """recvfrom(2) of a datagram that is there: 0, and the datagram with who it is from.
+
+    Returns:
+      In place of the 0 a negative errno: EAGAIN if there is none.
+    """
+    if size <= ROOM_SIZE:
+        return _receive_now(fd, room.c, room.view, size, flags)
+    memory = Memory(size)
+    try:
+        return _receive_now(fd, memory.c, memory.view(size), size, flags)
+    finally:
+        memory.free()
+
+
+def _receive_now(fd: int, memory: Any, view: Any, size: int, flags: int) -> tuple[int, Any]:
+    peer = scratch.name
+    count: int = try_recv_from(fd, memory, size, flags, peer.c)
+    if count < 0:
+        return count, None
+    if count <= size:
+        return 0, (view[:count], peer.address)
+    return 0, (view[:size] + bytes(count - size), peer.address)  # MSG_TRUNC, as `ReceiveBytes`
 
 
 class MessageOperation(Operation):
@@ -127,6 +156,69 @@ class ReceiveMessage(MessageOperation):
                 descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
                 for fd in descriptors:
                     close_fd(fd)
+
+
+class ReceiveDatagram(Operation):
+    """recv or recvfrom of a datagram that was not there yet: it, and who it is from.
+
+    As `Accept`: a poll tells that there is one, and it is then taken by recvfrom(2) at once, so
+    who waits holds no memory. Where that finds nothing the engine's ladder takes over.
+    """
+
+    __slots__ = ("flags", "message", "received", "size")
+
+    def __init__(self, line: Line, size: int, flags: int) -> None:
+        super().__init__(line)
+        self.size = size
+        self.flags = flags
+        self.message: Message | None = None
+        self.received: Any = None
+
+    def prepare(self) -> int:
+        line = self.line
+        if self.message is None:
+            return int(line.slots.ring.poll(line.fileno(), POLLIN, 0))
+        return line.slots.ring.recvmsg(line.fileno(), self.message, self.flags, 0)
+
+    def complete(self, slot: int, res: int, flags: int, offset: int) -> None:
+        if res >= 0 and self.message is None:
+            res = self._receive_now() if self.is_waited_for() else ECANCELED
+            if res == EAGAIN:
+                self.go_on()
+                return
+        super().complete(slot, res, flags, offset)
+
+    def _receive_now(self) -> int:
+        try:
+            res, self.received = receive_now(self.line.fileno(), self.size, self.flags)
+            if res == EAGAIN:
+                self.message = Message(data_size=self.size)
+        except MemoryError:
+            return -errno.ENOMEM
+        return res
+
+    @property
+    def was_at_once(self) -> bool:
+        """After its end: whether it was received beside the ring."""
+        return self.received is not None
+
+    def finish(self, res: int, flags: int, offset: int) -> Any:
+        if res < 0:
+            return res
+        if self.message is not None:
+            return received_from(res, self.message)
+        return self.received
+
+    def release(self) -> None:
+        message, self.message = self.message, None
+        if message is not None:
+            message.free()
+
+
+def received_from(count: int, message: Message) -> tuple[bytes, Any]:
+    """What a message has received, and who it is from."""
+    data = message.data(count)
+    return data + bytes(max(0, count - len(data))), _addresses.unpack(message.result()[0])
 
 
 class SendMessage(MessageOperation):

@@ -32,7 +32,12 @@ from uring_trio._beside import (
     getsockopt,
     option_setters,
     own,
+    scratch,
     shutdown,
+    try_recv_from,
+    try_recvmsg,
+    try_send_to,
+    try_sendmsg,
 )
 from uring_trio._fast_ways import FAST
 from uring_trio._io_manager import (
@@ -41,7 +46,7 @@ from uring_trio._io_manager import (
     let_go_unless_on_ring,
     look_for_low_water,
 )
-from uring_trio._kernel import EAGAIN, INT_MAX, TRANSFER_MAX
+from uring_trio._kernel import EAGAIN, EINTR, INT_MAX, TRANSFER_MAX
 from uring_trio._memory import Message, pin_memory, unpin
 from uring_trio._operations import ReceiveInto
 from uring_trio._socket_arguments import (
@@ -60,9 +65,12 @@ from uring_trio._socket_operations import (
     Connect,
     ConnectLocal,
     ReceiveBytes,
+    ReceiveDatagram,
     ReceiveMessage,
     SendMessage,
     accept_now,
+    receive_now,
+    received_from,
 )
 from uring_trio._trio_private import (
     manager_of,
@@ -94,6 +102,9 @@ _KINDS = {int(kind): kind for kind in socket.SocketKind}
 # Compared by identity: 0.0, False and None are no flags that the ring may judge.
 NO_FLAGS = 0
 
+# Of a call at once: it is the ring's to wait, and to try again after a signal.
+REFUSED = (EAGAIN, EINTR)
+
 LOW_WATER = (socket.SO_RCVLOWAT,)
 
 # What a connect can answer after it was under way; on stock these, and only these, come
@@ -103,14 +114,17 @@ LATE_CONNECT_ERRORS = frozenset(
 )
 
 
+async def _end_plain_call(endpoint: Endpoint, opcode: str, answer: int) -> None:
+    """A call at once has had its answer: the schedule point that all calls have, and its error."""
+    endpoint.manager.plain_calls[opcode] += 1
+    await trio.lowlevel.cancel_shielded_checkpoint()
+    if answer < 0:
+        checked(answer)
+
+
 async def _perform(operation: Operation) -> Any:
     """Sleep until it is over; its value, or its error."""
     return operation.unwrap(await park(operation.trap))
-
-
-def _received_from(count: int, message: Message) -> tuple[bytes, Any]:
-    data = message.data(count)
-    return data + bytes(max(0, count - len(data))), _addresses.unpack(message.result()[0])
 
 
 def _received_from_into(count: int, message: Message) -> tuple[int, Any]:
@@ -141,6 +155,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
 
     endpoint: Endpoint | None = None  # in the run that used it last
     is_ring_stream = False
+    takes_datagrams = False
     accepted_kind: tuple[int, int, int] | None = None  # of a listener's connections
 
     def ring_endpoint(self, task: Any = None) -> Endpoint | None:
@@ -168,6 +183,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             manager.count_stock_call("type")
         else:
             self.is_ring_stream = kind == STREAM
+            self.takes_datagrams = FAST and kind != STREAM
             endpoint = manager.open_endpoint(stdlib, stdlib.fileno, is_socket=True)
             self.endpoint = endpoint  # another thread's run may put its own there at once
             return endpoint
@@ -216,7 +232,11 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 value = await park(stream_operation.trap)
                 return value if type(value) is bytes else stream_operation.unwrap(value)
             if usable_flags(flags):
-                operation = ReceiveBytes(receiver, int(args[0]), own_flags(flags))
+                size, flags = int(args[0]), own_flags(flags)
+                if self.takes_datagrams and receiver.current is None:
+                    received: bytes = (await self._receive(endpoint, "recv", size, flags))[0]
+                    return received
+                operation = ReceiveBytes(receiver, size, flags)
                 return await _perform(receiver.submit(operation))
         self._count_stock(endpoint)
         return await super().recv(*args, **kwargs)
@@ -225,7 +245,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def recv_into(self, /, *args: Any, **kwargs: Any) -> int:
         """Like `socket.socket.recv_into`, but async."""
         endpoint = self.ring_endpoint()
-        if FAST and endpoint is not None and len(args) == 1 and not kwargs:
+        if FAST and self.is_ring_stream and endpoint is not None and len(args) == 1 and not kwargs:
             # What is below, flat, for a buffer and no more, where nobody is in the kernel.
             receiver = endpoint.receiver
             try:
@@ -244,6 +264,19 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             return await super().recv_into(*args, **kwargs)
         pinned, size, flags = found
         receiver = endpoint.receiver
+        if self.takes_datagrams and receiver.current is None:
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            except BaseException:
+                unpin(pinned)
+                raise
+            fd, name = self._sock.fileno(), scratch.name
+            count: int = try_recv_from(fd, pinned, size, flags, name.c)
+            if count not in REFUSED:
+                unpin(pinned)
+                await _end_plain_call(endpoint, "recv", count)
+                return count
+            receiver.poll_first = True
         operation = ReceiveInto(receiver, pinned, size, flags)
         return await _perform(receiver.submit(operation))
 
@@ -263,10 +296,13 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         """Like `socket.socket.recvfrom`, but async."""
         endpoint = self.ring_endpoint()
         if endpoint is not None and not kwargs and 1 <= len(args) <= 2 and usable_size(args[0]):
-            flags = args[1] if len(args) == 2 else 0
-            if usable_flags(flags):
-                message = Message(data_size=args[0])
-                return await self._receive_message(endpoint, message, flags, _received_from)
+            flags = args[1] if len(args) == 2 else NO_FLAGS
+            if flags is NO_FLAGS or usable_flags(flags):
+                size, flags = int(args[0]), own_flags(flags) if flags else NO_FLAGS
+                if self.takes_datagrams and endpoint.receiver.current is None:
+                    return await self._receive(endpoint, "recvmsg", size, flags)
+                message = Message(data_size=size)
+                return await self._receive_by_ring(endpoint, message, flags, received_from)
         self._count_stock(endpoint)
         return await super().recvfrom(*args, **kwargs)
 
@@ -322,9 +358,48 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         on_user_memory: bool = False,
     ) -> Any:
         receiver = endpoint.receiver
-        operation = ReceiveMessage(
-            receiver, message, own_flags(flags), convert, on_user_memory=on_user_memory
+        flags = own_flags(flags)
+        if self.takes_datagrams and receiver.current is None:
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                count = try_recvmsg(self._sock.fileno(), message, flags)
+                found = convert(count, message) if count >= 0 else None
+            except BaseException:
+                message.free()
+                raise
+            if count not in REFUSED:
+                message.free()
+                await _end_plain_call(endpoint, "recvmsg", count)
+                return found
+            receiver.poll_first = True
+        return await self._receive_by_ring(
+            endpoint, message, flags, convert, on_user_memory=on_user_memory
         )
+
+    async def _receive(self, endpoint: Endpoint, opcode: str, size: int, flags: int) -> Any:
+        """A datagram, and who it is from: at once, or when there is one."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        error, found = receive_now(self._sock.fileno(), size, flags)
+        if error in REFUSED:
+            receiver = endpoint.receiver
+            operation = ReceiveDatagram(receiver, size, flags)
+            found = await _perform(receiver.submit(operation))
+            endpoint.manager.plain_calls[opcode] += operation.was_at_once
+            return found
+        await _end_plain_call(endpoint, opcode, error)
+        return found
+
+    async def _receive_by_ring(
+        self,
+        endpoint: Endpoint,
+        message: Message,
+        flags: int,
+        convert: Any,
+        *,
+        on_user_memory: bool = False,
+    ) -> Any:
+        receiver = endpoint.receiver
+        operation = ReceiveMessage(receiver, message, flags, convert, on_user_memory=on_user_memory)
         return await _perform(receiver.submit(operation))
 
     # ---- send -------------------------------------------------------------------------
@@ -343,7 +418,19 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 flags = None
             pinned = try_pin(args[0]) if flags is not None else None
             if pinned is not None:
-                operation = endpoint.sender.send(pinned, flags)
+                sender = endpoint.sender
+                if self.takes_datagrams and sender.current is None:
+                    try:
+                        await trio.lowlevel.checkpoint_if_cancelled()
+                    except BaseException:
+                        unpin(pinned)
+                        raise
+                    sent = try_send_to(self._sock.fileno(), pinned, len(pinned), flags, b"", 0)
+                    if sent not in REFUSED:
+                        unpin(pinned)
+                        await _end_plain_call(endpoint, "send", sent)
+                        return sent
+                operation = sender.send(pinned, flags)
                 value = await park(operation.trap)
                 return operation.unwrap(value)
         self._count_stock(endpoint)
@@ -354,15 +441,31 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         """Like `socket.socket.sendto`, but async."""
         endpoint = self.ring_endpoint()
         if endpoint is not None and 2 <= len(args) <= 3:
-            flags = args[1] if len(args) == 3 else 0
-            address = await self._resolve_address_nocp(args[-1], local=False)
-            args = (*args[:-1], address)
-            name = _addresses.pack(self._sock.family, address)
-            if name is not None and usable_flags(flags):
-                message = message_of([args[0]], 0)
+            flags = args[1] if len(args) == 3 else NO_FLAGS
+            stdlib = self._sock
+            name = _addresses.pack_plain(_family_of(stdlib), args[-1])
+            if name is None:
+                address = await self._resolve_address_nocp(args[-1], local=False)
+                args = (*args[:-1], address)
+                name = _addresses.pack(_family_of(stdlib), address)
+            data = args[0]
+            if name is not None and (flags is NO_FLAGS or usable_flags(flags)):
+                flags = own_flags(flags) if flags else NO_FLAGS
+                if self.takes_datagrams and endpoint.sender.current is None:
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    pinned = data if type(data) is bytes else try_pin(data)
+                    if pinned is not None:
+                        size, length = len(pinned), len(name)
+                        sent: int = try_send_to(stdlib.fileno(), pinned, size, flags, name, length)
+                        if type(pinned) is not bytes:
+                            unpin(pinned)
+                        if sent not in REFUSED:
+                            await _end_plain_call(endpoint, "sendmsg", sent)
+                            return sent
+                message = message_of([data], 0)
                 if message is not None:
                     message.set_name(name)
-                    return await self._send_message(endpoint, message, flags, args[0])
+                    return await self._send_by_ring(endpoint, message, flags | MSG_NOSIGNAL, data)
         self._count_stock(endpoint)
         return await super().sendto(*args)
 
@@ -378,8 +481,10 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         buffers, ancillary = list(buffers), list(ancillary)  # they may be generators
         name: bytes | None = b""
         if address is not None:
-            address = await self._resolve_address_nocp(address, local=False)
-            name = _addresses.pack(self._sock.family, address)
+            name = _addresses.pack_plain(_family_of(self._sock), address)
+            if name is None:
+                address = await self._resolve_address_nocp(address, local=False)
+                name = _addresses.pack(_family_of(self._sock), address)
         control = try_control(ancillary)
         if name is not None and control is not None and usable_flags(flags):
             message = message_of(buffers, len(control))
@@ -393,13 +498,32 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     async def _send_message(
         self, endpoint: Endpoint, message: Message, flags: int, *buffers: Any
     ) -> int:
+        sender = endpoint.sender
+        flags = own_flags(flags) | MSG_NOSIGNAL
+        if self.takes_datagrams and sender.current is None:
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            except BaseException:
+                message.free()
+                raise
+            sent = try_sendmsg(self._sock.fileno(), message, flags)
+            if sent not in REFUSED:
+                message.free()
+                await _end_plain_call(endpoint, "sendmsg", sent)
+                return sent
+        return await self._send_by_ring(endpoint, message, flags, *buffers)
+
+    async def _send_by_ring(
+        self, endpoint: Endpoint, message: Message, flags: int, *buffers: Any
+    ) -> int:
+        sender = endpoint.sender
         operation = SendMessage(
-            endpoint.sender,
+            sender,
             message,
-            own_flags(flags) | MSG_NOSIGNAL,
+            flags,
             on_user_memory=any(type(buffer) is not bytes for buffer in buffers),
         )
-        return await _perform(endpoint.sender.submit(operation))
+        return await _perform(sender.submit(operation))
 
     # ---- accept, connect --------------------------------------------------------------
 
@@ -423,6 +547,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             fd, address = accept_now(self._sock.fileno())
             if fd >= 0:
                 accepted = own(fd, kind)
+                endpoint.manager.plain_calls["accept"] += 1
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return trio.socket.from_stdlib_socket(accepted), address
             if fd == MIGHT_BLOCK:
@@ -434,6 +559,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         accepted, address = await _perform(receiver.submit(operation))
         if operation.might_block:
             endpoint.try_no_more()
+        endpoint.manager.plain_calls["accept"] += not operation.on_ring
         return trio.socket.from_stdlib_socket(accepted), address
 
     @enable_ki_protection
@@ -481,9 +607,11 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             answer = connect(self._sock.fileno(), name, len(name))
             if answer != EAGAIN:
                 checked(answer)
+                endpoint.manager.plain_calls["connect"] += 1
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return
         await _perform(sender.submit(ConnectLocal(sender, name)))
+        endpoint.manager.plain_calls["connect"] += 1
 
     # ---- letting go -------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ class IOStatistics:
       enters: calls of io_uring_enter so far.
       stale_cqes: completions that belonged to no operation; anything but 0 is a bug.
       operations: operations submitted so far, by opcode.
+      plain_calls: calls of socket methods that a plain system call has done beside the ring, by
+        the opcode of the operation that it spared.
       stock_calls: calls of socket and stream methods that went trio's own way, by reason.
     """
 
@@ -36,11 +38,17 @@ class IOStatistics:
     enters: int
     stale_cqes: int
     operations: dict[str, int]
+    plain_calls: dict[str, int]
     stock_calls: dict[str, int]
 
 
 def take_statistics(
-    occupants: Iterable[Occupant], ring: Ring, *, batch_is_out: bool, stock_calls: dict[str, int]
+    occupants: Iterable[Occupant],
+    ring: Ring,
+    *,
+    batch_is_out: bool,
+    plain_calls: dict[str, int],
+    stock_calls: dict[str, int],
 ) -> IOStatistics:
     """The counters as they stand.
 
@@ -49,6 +57,7 @@ def take_statistics(
       ring: what they run on.
       batch_is_out: whether records, and buffers with them, wait to be processed. The engine
         takes a batch's buffers back with the next wait, and counts them as leased until then.
+      plain_calls: by opcode.
       stock_calls: by reason.
     """
     reading = [occupant.reading for occupant in occupants if occupant.task is not None]
@@ -62,5 +71,6 @@ def take_statistics(
         enters=counters["enters"],
         stale_cqes=counters["stale_cqes"],
         operations=by_opcode,
+        plain_calls={opcode: count for opcode, count in plain_calls.items() if count},
         stock_calls=dict(stock_calls),
     )

@@ -69,6 +69,7 @@ class Tally:
     asked_elsewhere: Counter[str] = field(default_factory=Counter)  # by backend
     elsewhere: Counter[str] = field(default_factory=Counter)  # by reason
     operations: Counter[str] = field(default_factory=Counter)  # by opcode
+    plain_calls: Counter[str] = field(default_factory=Counter)  # by opcode
     stock_calls: Counter[str] = field(default_factory=Counter)  # by reason
     ring: Counter[str] = field(default_factory=Counter)  # enters, stale_cqes
 
@@ -90,6 +91,7 @@ class Tally:
             self.asked_elsewhere[run.backend] += 1
         if run.statistics is not None:
             self.operations.update(run.statistics.operations)
+            self.plain_calls.update(run.statistics.plain_calls)
             self.stock_calls.update(run.statistics.stock_calls)
             self.ring["enters"] += run.statistics.enters
             self.ring["stale_cqes"] += run.statistics.stale_cqes
@@ -181,6 +183,7 @@ class RunCounter:
             terminalreporter.line(f"of these, as they asked: {listed(total.asked_elsewhere)}")
         if total.runs["io_uring"]:
             terminalreporter.line(f"operations: {listed(total.operations)}")
+            terminalreporter.line(f"plain calls: {listed(total.plain_calls)}")
             terminalreporter.line(f"stock calls: {listed(total.stock_calls)}")
             terminalreporter.line(f"ring: {listed(total.ring)}")
         for failure in self.failures():

@@ -335,7 +335,7 @@ def show(runs: list[SuiteRun], *, whole: bool) -> bool:
     print(f"anyio {importlib.metadata.version('anyio')}")
     for run in runs:
         print(run.summary())
-        for name in ("runs", "operations", "stock_calls"):
+        for name in ("runs", "operations", "plain_calls", "stock_calls"):
             counts = sorted(run.recorded.get(name, {}).items())
             if counts and (run is not stock or name == "runs"):
                 print(f"  {name}: {', '.join(f'{key} {n}' for key, n in counts)}")

@@ -99,11 +99,13 @@ class Recorder:
             uring_trio.install(backend="io_uring")
 
     def pytest_sessionfinish(self) -> None:
-        totals: dict[str, Counter[str]] = {"operations": Counter(), "stock_calls": Counter()}
+        totals: dict[str, Counter[str]] = {
+            name: Counter() for name in ("operations", "plain_calls", "stock_calls")
+        }
         for run in self.rings:
             if run.statistics is not None:
-                totals["operations"].update(run.statistics.operations)
-                totals["stock_calls"].update(run.statistics.stock_calls)
+                for name, counts in totals.items():
+                    counts.update(getattr(run.statistics, name))
         content = {
             "outcomes": self.outcomes,
             "runs": self.runs,

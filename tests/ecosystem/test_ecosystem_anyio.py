@@ -51,7 +51,7 @@ MESSAGE = b"a datagram"
 
 
 def prove(async_fn: Callable[[], Awaitable[None]], **at_least: int) -> None:
-    """Run on the ring; so many operations, and no system call of Python's on a socket."""
+    """Run on the ring; so many operations or calls of ours, and none of Python's on a socket."""
 
     async def main() -> None:
         with stdlib_socket_calls() as calls:

@@ -506,7 +506,7 @@ class DatagramSocket:
             if self._callbacks >= CALLBACKS_MAX or self._state is not SocketState.OPEN:
                 return count
             if message is None:
-                size = try_recv_from(fd, memory, BUFFER_SIZE, name)
+                size = try_recv_from(fd, memory.c, BUFFER_SIZE, NO_FLAGS, name.c)
             else:
                 size = try_recvmsg(fd, message, NO_FLAGS)
             if size == EAGAIN:
@@ -581,7 +581,7 @@ class DatagramSocket:
         before = 0
         for attempt in range(ATTEMPTS):
             if source is None:
-                sent = try_send_to(self._fd, data, len(data), peer, len(peer))
+                sent = try_send_to(self._fd, data, len(data), NO_FLAGS, peer, len(peer))
             else:
                 told = source.control
                 sent = try_send_with(self._fd, data, len(data), peer, len(peer), told, len(told))
