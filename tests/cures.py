@@ -466,8 +466,8 @@ SERVERS = [
         (
             Edit(
                 "csrc/beside.c",
-                "recvfrom(fd, memory, size, MSG_DONTWAIT, room, &from->length);",
-                "recvfrom(fd, memory, size, 0, room, &from->length);",
+                "recvfrom(fd, memory, size, flags | MSG_DONTWAIT, room,",
+                "recvfrom(fd, memory, size, flags, room,",
             ),
         ),
     ),
