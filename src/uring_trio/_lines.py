@@ -330,6 +330,10 @@ class Receiver(Line, ReceiverFields):
         """Whether the next receive waits for data first, by how this one went."""
         self.poll_first = flags & HAD_TO_WAIT == RECORD_WAITED
 
+    def expect_wait(self) -> None:
+        """What was tried just now was not there."""
+        self.poll_first = True
+
     def fit_buffers(self, received: int) -> None:
         """Choose the buffers of the next receive by the size of this one."""
         if received >= GROUP_SIZES[self.group]:

@@ -276,7 +276,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 unpin(pinned)
                 await _end_plain_call(endpoint, "recv", count)
                 return count
-            receiver.poll_first = True
+            receiver.expect_wait()
         operation = ReceiveInto(receiver, pinned, size, flags)
         return await _perform(receiver.submit(operation))
 
@@ -371,7 +371,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 message.free()
                 await _end_plain_call(endpoint, "recvmsg", count)
                 return found
-            receiver.poll_first = True
+            receiver.expect_wait()
         return await self._receive_by_ring(
             endpoint, message, flags, convert, on_user_memory=on_user_memory
         )
