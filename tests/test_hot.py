@@ -374,6 +374,36 @@ async def test_what_is_plain_begins_as_in_python(what: str) -> None:
     assert len(seen) == 12 * (4 if what == "receive" else 2)
 
 
+@in_c
+@pytest.mark.parametrize("what", ["receive", "send"])
+@pytest.mark.differential
+@pytest.mark.ring_only
+async def test_the_first_of_a_connection_begins_as_in_python(what: str) -> None:
+    method = _streams.REPLACEMENTS[trio.SocketStream][METHODS[what]]
+    own = ["size"] if what == "receive" else ["pinned", "flags"]
+    stream, peer = await a_stream()
+    async with stream, peer:
+        for argument in arguments_of(what):
+            begun = []
+            for call in (PYTHON[what], method):
+                case = Case(stream, 200)
+                case.receiver.spare = case.sender.spare = None
+                line = case.receiver if what == "receive" else case.sender
+                coroutine = call(stream, argument)
+                assert coroutine.send(None) is line.current.trap
+                assert line.spare is None
+                fields = ["line", "task", "slot", "tick", "raise_cancel", *own]
+                begun.append([getattr(line.current, name) for name in fields])
+                begun[-1].append(case.engine.noted)
+                coroutine.close()
+                case.leave()
+            assert begun[0] == begun[1]
+            case = Case(stream, 200)
+            case.receiver.spare = case.sender.spare = None
+            assert begins(what, stream, argument)  # it was C indeed
+            case.leave()
+
+
 class Bytes(bytes):
     """Not exactly bytes."""
 
@@ -393,10 +423,6 @@ def begins(what: str, stream: Any, argument: Any) -> bool:
 def somebody_is_in_the_kernel(case: Case) -> None:
     case.receiver.current = Receive(case.receiver, 1)
     case.sender.current = Send(case.sender, b"", 0)
-
-
-def nothing_is_spare(case: Case) -> None:
-    case.receiver.spare = case.sender.spare = None
 
 
 def something_stands_between(case: Case) -> None:
@@ -422,7 +448,7 @@ def it_was_not_used_yet(case: Case) -> None:
 
 
 SPECIAL = [
-    *(somebody_is_in_the_kernel, nothing_is_spare, something_stands_between, the_ring_is_closed),
+    *(somebody_is_in_the_kernel, something_stands_between, the_ring_is_closed),
     *(another_run_has_it, it_is_another_socket, it_was_not_used_yet),
 ]
 
@@ -760,7 +786,7 @@ async def test_a_call_that_is_ended_from_without_lets_the_guard_go(
     async with stream, peer:
         case = Case(stream, 200)
         if not is_plain:
-            nothing_is_spare(case)
+            something_stands_between(case)
         call: Any = stream.send_all(b"x")
         assert call.send(None) is case.sender.current.trap
         assert guard._held

@@ -172,7 +172,7 @@ static int intern_names(void)
         NAME(outlet),    NAME(pinned),      NAME(raised),    NAME(ready),        NAME(send),
         NAME(send_next), NAME(send_rest_of), NAME(settle),   NAME(socket),       NAME(soon),
         NAME(stash),     NAME(take_piece),  NAME(task),      NAME(task_scheduled), NAME(throw),
-        NAME(watch),       NAME(way),
+        NAME(watch),     NAME(way),         NAME(make_spare),
         {&names.keep_input, "_keep_input"},
         {&names.leaves, "_leaves"},
         {&names.serve_large, "_serve_large"},

@@ -15,6 +15,7 @@ from uring_trio._hot_parts import EndpointFields
 from uring_trio._lines import Receiver, Sender
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from uring_trio._io_manager import UringIOManager
@@ -55,6 +56,12 @@ class Endpoint(EndpointFields):
         self.sender = Sender(slots, backlog, fileno, is_socket=is_socket)
         if is_socket:
             self.receiver.ask_for_low_water()
+
+    def open_accepted(self, owner: socket.socket) -> Endpoint:
+        """The endpoint of a connection that was accepted on this one, a listener's."""
+        endpoint = self.manager.open_endpoint(owner, owner.fileno, is_socket=True)
+        endpoint.receiver.inherit_low_water(self.receiver)
+        return endpoint
 
     def try_no_more(self) -> None:
         """It was seen that a call may wait, or cannot be told not to."""

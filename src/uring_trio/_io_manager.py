@@ -54,7 +54,7 @@ from uring_trio._kernel import (
     Ring,
     unpack_records,
 )
-from uring_trio._lines import Backlog
+from uring_trio._lines import Backlog, marks
 from uring_trio._operations import CLOSED, deliver
 from uring_trio._polls import Poll, Polls
 from uring_trio._process import in_child
@@ -457,6 +457,7 @@ def let_go_elsewhere(fd: int, here: UringIOManager | None, *, detach: bool = Fal
 
 def look_for_low_water() -> None:
     """SO_RCVLOWAT was set, of a socket that others may hold, too: all look again."""
+    marks.note()
     for reference in _managers.valuerefs():
         manager = reference()
         for endpoint in manager.endpoints if manager is not None else ():

@@ -17,7 +17,8 @@ connections); else the kernel is told to wait for data first, and spared an atte
 Never so where SO_RCVLOWAT is set: then a poll waits for so many bytes, while an attempt, and
 so stock's receive, gives what is there at the call. A socket is asked for its mark at its
 first receive, and again after each setsockopt of the option through a trio socket or stream
-of this process. A mark that is set past trio after that look (on the standard library's
+of this process. One that was accepted here is not asked if its listener has none, from which it
+would have it, and no mark was ever set in this process. A mark that is set past trio after that look (on the standard library's
 socket, or by another process) is not seen until the next one: asking each time would be a
 system call for each receive.
 """
@@ -56,6 +57,19 @@ def _try_at_once(plain: Callable[..., int], fd: int, group: int, size: int, _: i
 
 def _raise(exception: Exception) -> NoReturn:
     raise copy.copy(exception)  # no cycle through its traceback, and this frame
+
+
+class Marks:
+    """What is known of the SO_RCVLOWAT that sockets of this process have had."""
+
+    were_set = False
+
+    def note(self) -> None:
+        """One was set, or taken away, through a trio socket or stream."""
+        self.were_set = True
+
+
+marks = Marks()
 
 
 class Backlog:
@@ -183,6 +197,10 @@ class Line(LineFields):
         """An operation to be used again, or None."""
         spare, self.spare = self.spare, None
         return spare
+
+    def make_spare(self) -> Any:
+        """An operation of its stream's, to be used by `_hot`, which has found none."""
+        raise NotImplementedError
 
     # ---- out of it -----------------------------------------------------------------------
 
@@ -326,6 +344,11 @@ class Receiver(Line, ReceiverFields):
         self.submit(operation)
         return operation
 
+    @trio.lowlevel.enable_ki_protection  # `_hot` calls it from a user's frame
+    def make_spare(self) -> Receive:
+        self.spare = spare = Receive(self, 0)
+        return spare
+
     def note_wait(self, flags: int) -> None:
         """Whether the next receive waits for data first, by how this one went."""
         self.poll_first = flags & HAD_TO_WAIT == RECORD_WAITED
@@ -364,6 +387,12 @@ class Receiver(Line, ReceiverFields):
         if self.may_have_low_water:
             self.has_low_water = None
             self.prep_receive = self._look_and_prepare  # a cycle; see `Endpoint.__del__`
+
+    def inherit_low_water(self, listener: Receiver) -> None:
+        """It is of a connection that *listener* has accepted, and has the mark that this had."""
+        if not marks.were_set and not listener._sees_low_water():
+            self.has_low_water = False
+            self.prep_receive = self.plain_receive
 
     def _look_and_prepare(self, fd: int, group: int, size: int, poll_first: int) -> int:
         plain = self.plain_receive
@@ -411,6 +440,11 @@ class Sender(Line, SenderFields):
             operation.send_again(pinned, flags)
         self.submit(operation)
         return operation
+
+    @trio.lowlevel.enable_ki_protection  # `_hot` calls it from a user's frame
+    def make_spare(self) -> Send:
+        self.spare = spare = Send(self, b"", 0)
+        return spare
 
 
 if _hot_parts.hot is not None:

@@ -105,7 +105,7 @@ NO_FLAGS = 0
 # Of a call at once: it is the ring's to wait, and to try again after a signal.
 REFUSED = (EAGAIN, EINTR)
 
-LOW_WATER = (socket.SO_RCVLOWAT,)
+LOW_WATER = socket.SO_RCVLOWAT
 
 # What a connect can answer after it was under way; on stock these, and only these, come
 # from SO_ERROR, with an error text that has the address in it.
@@ -202,20 +202,22 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
 
     def setsockopt(self, /, *args: Any, **kwargs: Any) -> None:
         """Like `socket.socket.setsockopt`."""
-        setter = None
-        if len(args) == 3 and not kwargs and isinstance(args[0], int) and isinstance(args[1], int):
-            setter = option_setters.get(type(args[2]))
-        if setter is None:
-            super().setsockopt(*args, **kwargs)
-        else:
-            try:
-                result = setter(self._sock.fileno(), *args)
-            except OverflowError:
-                self._sock.setsockopt(*args)  # its words
-            else:
-                if result < 0:
-                    checked(result)
-        if args[1:2] == LOW_WATER or kwargs:
+        if len(args) == 3 and not kwargs:
+            level, option, value = args  # a `SocketStream` sets two when it is made
+            setter = option_setters.get(type(value))
+            if setter is not None and isinstance(level, int) and isinstance(option, int):
+                try:
+                    result = setter(self._sock.fileno(), level, option, value)
+                except OverflowError:
+                    self._sock.setsockopt(*args)  # its words
+                else:
+                    if result < 0:
+                        checked(result)
+                if option == LOW_WATER:
+                    look_for_low_water()
+                return
+        super().setsockopt(*args, **kwargs)
+        if args[1:2] == (LOW_WATER,) or kwargs:
             look_for_low_water()
 
     # ---- receive ----------------------------------------------------------------------
@@ -549,7 +551,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 accepted = own(fd, kind)
                 endpoint.manager.plain_calls["accept"] += 1
                 await trio.lowlevel.cancel_shielded_checkpoint()
-                return trio.socket.from_stdlib_socket(accepted), address
+                return self._socket_of(accepted, endpoint), address
             if fd == MIGHT_BLOCK:
                 endpoint.try_no_more()
             elif fd != EAGAIN:
@@ -560,7 +562,17 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         if operation.might_block:
             endpoint.try_no_more()
         endpoint.manager.plain_calls["accept"] += not operation.on_ring
-        return trio.socket.from_stdlib_socket(accepted), address
+        return self._socket_of(accepted, endpoint), address
+
+    def _socket_of(self, accepted: socket.socket, endpoint: Endpoint) -> trio.socket.SocketType:
+        """The trio socket of a connection that this listener's *endpoint* has accepted."""
+        sock = trio.socket.from_stdlib_socket(accepted)
+        if FAST and type(sock) is UringSocket:
+            # It will be used at once, and is what we are: nothing of that has to be asked.
+            sock.is_ring_stream = self.is_ring_stream
+            sock.takes_datagrams = self.takes_datagrams
+            sock.endpoint = endpoint.open_accepted(accepted)
+        return sock
 
     @enable_ki_protection
     async def connect(self, address: Any) -> None:
@@ -641,12 +653,17 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
     @enable_ki_protection
     def close(self) -> None:
         """Close the socket. What still sleeps on it gets `trio.ClosedResourceError`."""
-        # trio tells this run's manager, which tells those of other runs, if it is ours.
-        fd = self._sock.fileno()
-        if fd != -1:
+        stdlib = self._sock
+        fd = stdlib.fileno()
+        if fd == -1:
+            return
+        manager = getattr(getattr(run_context, "runner", None), "io_manager", None)
+        if isinstance(manager, UringIOManager):
+            manager.notify_closing(fd)  # which tells those of other runs
+        else:
             let_go_unless_on_ring(fd)
-            trio.lowlevel.notify_closing(self._sock)
-            close_socket(self._sock)
+            trio.lowlevel.notify_closing(stdlib)
+        close_socket(stdlib)
 
     def detach(self) -> int:
         """Like `socket.socket.detach`. A receive in flight does not read on for us."""
