@@ -35,6 +35,7 @@ SMALL_IN_A_ROW = 3
 
 # What may happen, in the words of `_engine`'s rules: a test shows that each of it does.
 HAPPENINGS = {
+    "there before anything was armed",
     "taken back",
     "stopped, and nothing came",
     "stopped, and data came all the same",
@@ -85,6 +86,7 @@ class ScriptedLink:
     def __init__(self, engine: ScriptedEngine, connection: Connection, peer: Peer) -> None:
         self.engine, self.connection, self.peer = engine, connection, peer
         self.fd = len(engine.links)
+        self.was_armed = False
         self.polls = False  # what receives is a poll
         self.readable = 0
         self.flights: dict[str, str] = {}  # operation -> "armed", or "stopping"
@@ -163,6 +165,18 @@ class ScriptedLink:
         peer.window -= taken
         peer.received += data[:taken]
         return taken
+
+    def take_first(self) -> tuple[int, bytes]:
+        assert not self.closed
+        was_armed, self.was_armed = self.was_armed, True
+        if was_armed or "receive" in self.flights:
+            return -errno.EAGAIN, b""
+        peer = self.peer
+        if peer.unread:
+            self.engine.seen.add("there before anything was armed")
+            data = self.cut(PIECE_MAX)
+            return len(data), data
+        return -errno.EAGAIN if peer.end is None else -peer.end, b""
 
     def take(self) -> tuple[int, bytes, int]:
         told, self.readable = self.readable, 0

@@ -78,8 +78,11 @@ def run(seed: int, handler: Echo, end: str, elsewhere: dict[str, bool]) -> Any:
     engine.plain = not elsewhere
     rng = engine.rng
     connection, peer = engine.connect()
-    engine.take_turn()
     total, ended = rng.randint(0, 120), False
+    if total and rng.random() < 0.5:  # a request that is there already
+        peer.sent += rng.randbytes(rng.randint(1, min(total, 30)))
+        peer.unread += peer.sent
+    engine.take_turn()
     for _ in range(STEPS_MAX):
         if connection not in engine.open:
             break

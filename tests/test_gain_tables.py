@@ -13,6 +13,7 @@ from uring_trio.gain import _datagram, _halves, _life, _patience, _tls
 from uring_trio.gain._errors import EndOfStream
 from uring_trio.gain._halves import (
     Flight,
+    FlightEvent,
     Inbound,
     Input,
     InputEvent,
@@ -138,7 +139,7 @@ CLOSED  CLOSED  CLOSED  -
 """
 TABLES: list[tuple[str, Any, Any, Any]] = [
     (INBOUND, _halves.NEXT_INPUT, Input, InputEvent),
-    (FLIGHT, _halves.NEXT_FLIGHT, Flight, _halves.FlightEvent),
+    (FLIGHT, _halves.NEXT_FLIGHT, Flight, FlightEvent),
     (PIECES, _halves.NEXT_PIECES, Pieces, PiecesEvent),
     (OUTBOUND, _halves.NEXT_OUTPUT, Output, OutputEvent),
     (LIFE, _life.NEXT, _life.State, _life.Event),
@@ -449,6 +450,9 @@ def test_what_is_wanted_over_all_there_is() -> None:
 def test_the_short_way_is_for_those_with_nothing_but_input_and_output() -> None:
     seen = set()
     for inbound, outbound, life in all_there_is():
+        inbound.receive = Flight.IDLE
+        assert way_of(inbound, outbound, life) is Way.SETTLED
+        inbound.receive = Flight.ARMED
         way = way_of(inbound, outbound, life)
         seen.add(way)
         if way is not Way.SETTLED:
@@ -462,6 +466,7 @@ def test_the_short_way_is_for_those_with_nothing_but_input_and_output() -> None:
 def test_the_short_way_follows_the_pieces() -> None:
     inbound, outbound = Inbound(b"", 100, _halves.Sizes(small=8, dwindled=2)), Outbound(100)
     life = life_of(_life.State.OPEN, Holder.NOBODY)
+    inbound.step_receive(FlightEvent.ARM)
     assert not inbound.note_small(7)
     assert way_of(inbound, outbound, life) is Way.SMALL
     assert inbound.note_small(8)

@@ -235,6 +235,8 @@ class Connection(ConnectionFields):
         unanswered = calls.make_all()
         if not self.life.is_lent:
             intake.put_away()
+        if self.life.state is State.FLUSHING and self.outbound.size and self.secure is None:
+            self.outlet.flush()
         self._act(unanswered=unanswered)
         if self.life.state is State.CLOSED:
             calls.make_all()
@@ -364,8 +366,8 @@ class Connection(ConnectionFields):
             self.deadlines.forget()
         if secure is not None:
             secure.close(outbound.pieces, unsent=outbound.size > 0)
-        if outbound.size or secure is not None:
-            self.start_timer("close", self.worker.config.close_timeout)
+        if outbound.sending is not None or secure is not None:
+            self.outlet.time_close()
         self.attend()
 
     def abort(self) -> None:
@@ -535,6 +537,10 @@ class Intake:
         return receives(self._inbound, connection.outbound, self._life, connection.secure)
 
     def _arm(self) -> None:
+        size, data = self._link.take_first()
+        if size not in (EAGAIN, EINTR):
+            self.completed(size, data, last=False)
+            return
         self._link.arm(large=self._inbound.pieces is not Pieces.SMALL)
         self._inbound.step_receive(FlightEvent.ARM)
 
@@ -804,6 +810,16 @@ class Outlet:
         secure = self._connection.secure
         return bool(self._outbound.pieces) or (secure is not None and secure.pending())
 
+    def flush(self) -> None:
+        """Nothing more will be written: what there is need not wait for the turn's end."""
+        if self._outbound.sending is None:
+            self.send_next()
+
+    def time_close(self) -> None:
+        """The peer has to take something, from now on."""
+        connection = self._connection
+        connection.start_timer("close", connection.worker.config.close_timeout)
+
     def overflow(self) -> None:
         """What was written is over high water, behind what the socket has refused."""
         self._outbound.step(OutputEvent.FILL)
@@ -846,6 +862,8 @@ class Outlet:
             self._send_part()
         if outbound.is_over_high_water():
             outbound.step(OutputEvent.FILL)
+        if self._life.state is State.FLUSHING:
+            self.time_close()
         self._connection.attend()
 
     def _send_part(self) -> None:

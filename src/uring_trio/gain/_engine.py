@@ -78,6 +78,12 @@ class Link(Protocol):
     def try_send(self, data: bytes, size: int) -> int:
         """How much of *data* is sent without waiting; negative: an errno."""
 
+    def take_first(self) -> tuple[int, bytes]:
+        """Input of a file that nothing was armed on yet: how much, or an errno; the bytes.
+
+        EAGAIN: there is none, or something was; then it is to be armed.
+        """
+
     def take(self) -> tuple[int, bytes, int]:
         """Large input: how much, or an errno; the bytes; what was told of it, if there may be more.
 

@@ -40,6 +40,7 @@ from uring_trio.gain._halves import (
     PLAIN_INPUT,
     PLAIN_OUTPUT,
     RECEIVING,
+    Flight,
     Input,
     Output,
     Table,
@@ -422,6 +423,7 @@ def way_of(
         and life.told is PLAIN_TOLD
         and life.holder is PLAIN_HOLDER
         and inbound.state is PLAIN_INPUT
+        and inbound.receive is not Flight.IDLE
         and outbound.state is PLAIN_OUTPUT
         and secure is None
         and not (outbound.drainers or deadlines)

@@ -75,6 +75,7 @@ from uring_trio._kernel import (
     CQE_F_BUFFER,
     CQE_F_MORE,
     CQE_F_SOCK_NONEMPTY,
+    EAGAIN,
     GROUP_SIZES,
     POLLIN,
     POLLPRI,
@@ -101,6 +102,9 @@ MSG_NOSIGNAL = socket.MSG_NOSIGNAL
 LINGER_OFF_AT_ONCE = struct.pack("ii", 1, 0)  # struct linger: close(2) sends a reset
 
 DATA_AND_MORE = CQE_F_BUFFER | CQE_F_MORE
+
+# In the place of a receive's slot; once it was armed it is -1 where it is not.
+NOT_ARMED_YET = -2
 
 
 class RingEngine:
@@ -195,7 +199,8 @@ class RingLink(LinkFields):
         self.fd = sock.fileno()
         self.ring = engine.ring
         self.slots = engine.slots
-        self.receive_slot = self.watch_slot = self.send_slot = -1
+        self.receive_slot = NOT_ARMED_YET
+        self.watch_slot = self.send_slot = -1
         self.readable = 0
         self.poll_first = True
         is_unix = sock.family == socket.AF_UNIX
@@ -317,6 +322,15 @@ class RingLink(LinkFields):
     def try_send(self, data: bytes, size: int) -> int:
         """Send without waiting."""
         return int(try_send(self.fd, data, size))
+
+    def take_first(self) -> tuple[int, bytes]:
+        """Receive what there is already, without waiting; once, before it is armed."""
+        if self.receive_slot != NOT_ARMED_YET:
+            return EAGAIN, b""
+        self.receive_slot = -1
+        block = self.engine.block
+        size: int = try_recv(self.fd, block.c, LARGE_SIZE)
+        return size, block.data(size) if size > 0 else b""
 
     def take(self) -> tuple[int, bytes, int]:
         """Receive what there is of a large stream, without waiting."""
