@@ -524,8 +524,8 @@ DOOR = [
     Mutation(
         "Input that is leased still is copied before more is noted.",
         "csrc/hot/route.c",
-        "    if (inbound->lease_size != 0)",
-        "    if (inbound->lease_size < 0)",
+        "        if (stash(connection->inbound) < 0)",
+        "        if (connection->inbound == NULL)",
         ("tests/test_gain_fast_ways.py::test_a_batch_is_looked_at_as_in_python",),
     ),
     Mutation(

@@ -22,11 +22,13 @@ static Py_ssize_t size_asked(PyObject *const *arguments, Py_ssize_t count)
         return -1;
     if (count != 1 || !PyLong_CheckExact(arguments[0]))
         return -2;
-    int overflow;
-    long long size = PyLong_AsLongLongAndOverflow(arguments[0], &overflow);
-    if (overflow > 0 || size > PY_SSIZE_T_MAX)
-        return -2;
-    return overflow < 0 || size < 0 ? -1 : (Py_ssize_t)size;
+    Py_ssize_t size = PyLong_AsSsize_t(arguments[0]);
+    if (size >= 0)
+        return size;
+    if (!PyErr_Occurred())
+        return -1;
+    PyErr_Clear(); /* it is huge */
+    return -2;
 }
 
 /* Its input, if all that there is of it is leased, and whoever calls may take it. */

@@ -52,25 +52,31 @@ static int have_turn(struct connection *connection, struct turn *turn)
     return wake(((struct slots *)turn->slots)->wake, turn->task, Py_None);
 }
 
+/* What is leased still is copied by Python. */
+static int stash(PyObject *inbound)
+{
+    Py_INCREF(inbound);
+    int result = call_method(inbound, names.stash, NULL);
+    Py_DECREF(inbound);
+    return result;
+}
+
+/* With a reference in the caller's hands. 1: it is not ours any more. */
 static int note_input(struct connection *connection, const struct ut_record *record)
 {
+    if (((struct inbound *)connection->inbound)->lease_size != 0) {
+        if (stash(connection->inbound) < 0)
+            return -1;
+        if (!is_ours(connection))
+            return 1;
+    }
     struct inbound *inbound = (struct inbound *)connection->inbound;
     struct turn *turn = (struct turn *)connection->turn;
-    int result = 0;
-    Py_INCREF(inbound);
-    Py_INCREF(turn);
-    if (inbound->lease_size != 0)
-        result = call_method((PyObject *)inbound, names.stash, NULL);
-    if (result == 0) {
-        inbound->lease_at = (Py_ssize_t)record->offset;
-        inbound->lease_size = record->res;
-        inbound->fresh += record->res;
-        turn->bytes_in += record->res;
-        result = have_turn(connection, turn);
-    }
-    Py_DECREF(inbound);
-    Py_DECREF(turn);
-    return result;
+    inbound->lease_at = (Py_ssize_t)record->offset;
+    inbound->lease_size = record->res;
+    inbound->fresh += record->res;
+    turn->bytes_in += record->res;
+    return have_turn(connection, turn);
 }
 
 /* With a reference to the link in the caller's hands. */
