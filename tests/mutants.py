@@ -620,6 +620,20 @@ DOOR = [
         ("tests/test_gain_fast_ways.py::test_a_turn_is_taken_as_in_python",),
     ),
     Mutation(
+        "A message leaves nothing behind.",
+        "csrc/hot/sweep.c",
+        "    Py_XDECREF(data);\n    Py_DECREF(pieces);",
+        "    Py_DECREF(pieces);",
+        ("tests/test_gain_fast_ways.py::test_nothing_is_left_of_many_messages",),
+    ),
+    Mutation(
+        "Only the poll of large input tells of that.",
+        "csrc/hot/route.c",
+        "           (long)record->slot == link->receive_slot && connection",
+        "           connection",
+        ("tests/test_gain_fast_ways.py::test_a_batch_is_looked_at_as_in_python",),
+    ),
+    Mutation(
         "A method in C calls that of Python for what is not plain.",
         "csrc/hot/method.c",
         "    if (count > 0 && keywords == NULL &&",

@@ -198,7 +198,10 @@ def have_sending(connection: Any) -> None:
 
 
 class Number(int):
-    """A class of somebody else's."""
+    """A class of somebody else's, which says that it is negative."""
+
+    def __lt__(self, other: int) -> bool:
+        return True
 
 
 SIZES: list[tuple[Any, ...]] = [(), (-1,), (0,), (1,), (3,), (4,), (5,), (6,), (7,)]
@@ -412,7 +415,7 @@ class Served:
         ring: Any = FakeRing()
         self.slots = Slots(ring, lambda *args: self.woken.append(args))
         turn = self.turn = self.engine.turn
-        turn._slots, turn._task, turn.parked = self.slots, "task", parked
+        turn._slots, turn._task = self.slots, "task"
         engine: Any = _ring.RingEngine(self.slots, multishot=True)
         for slot in (self.OURS, self.SECOND):
             left, right = socket.socketpair()
@@ -426,6 +429,7 @@ class Served:
             self.slots.table[slot] = link
             left.close()
         turn.ready.clear()
+        turn.parked = parked
         first = self.connections[0]
         first.ready = ready
         self.connections[1].ready = False
