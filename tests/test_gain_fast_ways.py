@@ -445,13 +445,13 @@ class Served:
             return _ring.route(self.slots.table, records)
         ring: Any = self.slots.ring
         ring.write_batch(records)
-        left = _ring.route_in_c(self.slots, len(records))
+        left = hot.route(self.slots, len(records))
         there = ring.read_batch(len(records))
         # The engine looks at all of them later.
         assert [(s, r, f & ~RECORD_TAKEN, at) for s, r, f, at in there] == records
         others = [record for record in there if not record[2] & RECORD_TAKEN]
         assert left == (len(records) if others else 0)
-        assert _ring.route_in_c(self.slots, len(records)) == left  # as another server's
+        assert hot.route(self.slots, len(records)) == left  # as another server's
         return others
 
     def left_behind(self) -> str:
@@ -498,11 +498,11 @@ def test_a_batch_is_looked_at_as_in_python(flags: int, way: Way) -> None:
 def test_a_batch_of_a_run_that_has_ended_is_nobodys() -> None:
     served = Served(way=Way.SMALL, lease_size=0, ready=False, parked=False)
     served.slots.record_address = 0
-    assert _ring.route_in_c(served.slots, 5) == 0
+    assert hot.route(served.slots, 5) == 0
     with pytest.raises(TypeError):
-        _ring.route_in_c(served, 5)  # type: ignore[arg-type]
+        hot.route(served, 5)
     with pytest.raises(ValueError, match="count"):
-        _ring.route_in_c(served.slots, -1)
+        hot.route(served.slots, -1)
     with pytest.raises(TypeError):
         hot.route(served.slots)
 

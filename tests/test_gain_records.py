@@ -10,7 +10,7 @@ import trio
 from gain_tools import LOOPBACK, Boom, Recorder, echo, open_client, read_exactly, serving
 from marks import ON_RING
 
-from uring_trio import _hot_parts, gain
+from uring_trio import gain
 from uring_trio.gain import _ring
 
 # To have them for oneself is a fast way: without it there is nothing to be taken off.
@@ -21,7 +21,7 @@ pytestmark = [*ON_RING, pytest.mark.fast_ways]
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with each batch that goes through the callback servers."""
     seen: list[int] = []
-    name = "route" if _hot_parts.hot is None else "route_in_c"
+    name = "route" if _ring.route_in_c is None else "route_in_c"
     route = getattr(_ring, name)
 
     def counted(*args: Any) -> Any:

@@ -29,7 +29,7 @@ from random_gain.patterns import FrameReader, frame
 from random_gain.stranger import Stranger
 from test_fast_ways import RECORD_TAKEN
 
-from uring_trio import _hot_parts, _io_manager, _kernel
+from uring_trio import _io_manager, _kernel
 from uring_trio.gain import (
     _accept,
     _callbacks,
@@ -318,12 +318,13 @@ def lose_data_before_a_reset(patch: Patch) -> None:
                 flags = struct.pack("I", record[2] | RECORD_TAKEN)
                 at = number * _kernel.RECORD_SIZE + 8
                 area[at : at + 4] = flags
+        assert route is not None
         return route(slots, count)
 
     for module in (_kernel, _io_manager):
         patch.setattr(module, "unpack_records", records)
-    if _hot_parts.hot is not None:
-        route = _ring.route_in_c
+    route = _ring.route_in_c
+    if route is not None:
         patch.setattr(_ring, "route_in_c", route_in_c)
 
 

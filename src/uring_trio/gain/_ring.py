@@ -130,7 +130,7 @@ class RingEngine:
 
     def serving(self) -> contextlib.AbstractContextManager[None]:
         """Take the connections' records out of each batch, as long as it is entered."""
-        if _hot_parts.hot is not None:
+        if route_in_c is not None:
             return self.slots.taking(partial(route_in_c, self.slots))
         return self.slots.taking(partial(route, self.slots.table))
 
@@ -414,7 +414,7 @@ def route(table: list[Occupant | None], records: Iterable[Record]) -> list[Recor
 SMALL = Way.SMALL
 
 #: The same in C, where the batch's first so many records lie; see `_slots`.
-route_in_c: Callable[[Slots, int], int]
+route_in_c: Callable[[Slots, int], int] | None = None
 if _hot_parts.hot is not None:
     route_in_c = _hot_parts.hot.route
     _hot_parts.hot.know(RingLink=RingLink)
