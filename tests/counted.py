@@ -250,6 +250,34 @@ async def gain_echo() -> AsyncIterator[Rounds]:
 
 
 @contextlib.asynccontextmanager
+async def gain_datagrams() -> AsyncIterator[Rounds]:
+    """The same over UDP: a datagram over loopback is there when its sendto(2) returns."""
+    due = Due()
+    async with trio.open_nursery() as nursery:
+        async with awake():
+            server = await nursery.start(gain.serve, "udp://127.0.0.1:0", Echo(due))
+        with contextlib.ExitStack() as clients_open:
+            clients = []
+            for _ in range(PAIRS):
+                client = stdlib_socket.socket(type=stdlib_socket.SOCK_DGRAM)
+                clients.append(clients_open.enter_context(client))
+                client.setblocking(False)
+                client.connect(tuple(server.addresses()[0]))
+
+            async def rounds(count: int) -> None:
+                for _ in range(ECHOES * count):
+                    due.expect_all()
+                    for client in clients:
+                        client.send(MESSAGE)
+                    await due.wait()
+                    for client in clients:
+                        client.recv(4096)
+
+            yield rounds
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
 async def accept() -> AsyncIterator[Rounds]:
     """Short connections to `trio.serve_listeners`: a message, its echo, and the end."""
     due = Due()
@@ -307,6 +335,7 @@ DOORS: dict[str, Door] = {
     "sockets": sockets,
     "datagrams": datagrams,
     "gain": gain_echo,
+    "gain_datagrams": gain_datagrams,
     "accept": accept,
     "tls": tls,
     "thread": thread,

@@ -69,6 +69,7 @@ UNITS = {
     "sockets": Unit("send or receive", 4 * counted.PAIRS),
     "datagrams": Unit("send or receive", 4 * counted.PAIRS),
     "gain": Unit("message and its echo", counted.ECHOES * counted.PAIRS),
+    "gain_datagrams": Unit("datagram and its echo", counted.ECHOES * counted.PAIRS),
     "accept": Unit("connection", counted.PAIRS),
     "tls": Unit("send or receive", 4 * counted.PAIRS, compared=False),
     "thread": Unit("hop", counted.HOPS, compared=False),
@@ -200,7 +201,7 @@ def judge(
     lines, failed = [], []
     for name, figures in found.items():
         unit = UNITS[name]
-        words = f"{name:8} {min(figures):9,.0f} per {unit.word}"
+        words = f"{name:14} {min(figures):9,.0f} per {unit.word}"
         if len(figures) > 1:
             words += f"; {len(figures)} runs, apart by {spread(figures):.2%}"
             if unit.compared and spread(figures) > SPREAD_MAX:

@@ -57,7 +57,7 @@ PLAIN_WAYS = (
     *("fast_ways", "streams", "stream_rules", "sockets_stream", "sockets_datagram", "cancel"),
     *("io_manager", "readiness", "accept_cost", "low_water", "fd_stream_kinds", "model"),
     *("gain_callbacks", "gain_backpressure", "gain_buffers", "gain_eof", "gain_server"),
-    *("gain_async_handler", "gain_tls", "gain_udp", "datagrams_at_once"),
+    *("gain_async_handler", "gain_tls", "gain_udp", "datagrams_at_once", "gain_udp_kept"),
 )
 
 # What is run a second time with the hot paths in Python (see `_hot_parts`): of streams, and of

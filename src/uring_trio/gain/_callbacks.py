@@ -66,7 +66,7 @@ class Callbacks:
         self,
         handler: Any,
         stream: Callable[[Any], Any],
-        datagram: Callable[[Any, bytes], Any],
+        datagram: Callable[[Any], Any],
         base: type,
     ) -> None:
         self.stream = stream

@@ -29,7 +29,7 @@ from uring_trio.gain._errors import (
     NotSupported,
     OpNotAvailableInMode,
 )
-from uring_trio.gain._halves import PLAIN_INPUT, PLAIN_OUTPUT, Inbound, Output
+from uring_trio.gain._halves import PLAIN_INPUT, PLAIN_OUTPUT, Output
 from uring_trio.gain._tls import Secure
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from uring_trio.gain._address import Address
     from uring_trio.gain._connection import Connection
     from uring_trio.gain._datagram import Datagram
+    from uring_trio.gain._halves import Inbound
     from uring_trio.gain._server import Server
 
     class SupportsWrite(Protocol):
@@ -602,11 +603,9 @@ class DatagramConn(Handle):
 
     __slots__ = ("_datagram",)
 
-    def __init__(self, datagram: Datagram, data: bytes) -> None:
-        inbound = Inbound(data, len(data) + 1)
-        inbound.lease(data, 0, len(data))
+    def __init__(self, datagram: Datagram) -> None:
         worker, sock = datagram.worker, datagram.socket.listener.sock
-        super().__init__(worker, sock, inbound, datagram, datagram)
+        super().__init__(worker, sock, datagram.inbound, datagram, datagram)
         self._datagram = datagram
 
     def __repr__(self) -> str:
@@ -630,13 +629,16 @@ class DatagramConn(Handle):
         """
         if self._owner.user != get_ident():
             self._refuse("write")
-        return self._datagram.socket.reply(self._datagram, as_datagram(data))
+        if type(data) is not bytes or len(data) > DATAGRAM_SIZE_MAX:
+            data = as_datagram(data)
+        datagram = self._datagram
+        return datagram.socket.reply(self, datagram, data)
 
     def writev(self, buffers: Iterable[bytes | bytearray | memoryview]) -> int:
         """Reply with one datagram made of several buffers; see `write`."""
         if self._owner.user != get_ident():
             self._refuse("writev")
-        return self._datagram.socket.reply(self._datagram, as_datagram(b"".join(buffers)))
+        return self._datagram.socket.reply(self, self._datagram, as_datagram(b"".join(buffers)))
 
     def read_from(self, file: SupportsRead) -> int:
         """Reply with one datagram made of all that *file* gives until its end; see `write`."""
@@ -648,7 +650,7 @@ class DatagramConn(Handle):
             size += len(chunk)
             if size > DATAGRAM_SIZE_MAX:
                 break
-        return self._datagram.socket.reply(self._datagram, as_datagram(b"".join(chunks)))
+        return self._datagram.socket.reply(self, self._datagram, as_datagram(b"".join(chunks)))
 
     def send_to(self, data: bytes | bytearray | memoryview, address: Any) -> int:
         """Send one datagram to anybody, from the address that the kernel chooses; see `write`.
@@ -669,7 +671,7 @@ class DatagramConn(Handle):
         if self._owner.user != get_ident():
             self._refuse("send_to")
         peer = packed(self._sock.family, destination(self._sock.family, address))
-        return self._datagram.socket.send(self._datagram, as_datagram(data), peer)
+        return self._datagram.socket.send(self, self._datagram, as_datagram(data), peer)
 
     async def drain(self) -> None:
         """Return at once, as a checkpoint: a datagram has no stream to wait for."""

@@ -35,6 +35,7 @@ import enum
 import os
 import socket
 import struct
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,12 +51,13 @@ from uring_trio._beside import (
     try_send_to,
     try_send_with,
 )
+from uring_trio._fast_ways import FAST
 from uring_trio._kernel import EAGAIN, ECANCELED, POLLERR, POLLIN, POLLOUT
 from uring_trio._memory import CallMemory
 from uring_trio.gain._address import Address
 from uring_trio.gain._came_to import INFO_SIZE, came_to, is_every_address
 from uring_trio.gain._errors import BaseExceptionGroup, parted
-from uring_trio.gain._halves import Table, quick, step
+from uring_trio.gain._halves import Inbound, Table, quick, step
 from uring_trio.gain._life import NEXT_HOLDER, NOBODY, Holder, HolderEvent, Way
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ if TYPE_CHECKING:
     from uring_trio.gain._config import Config
     from uring_trio.gain._engine import Clock
     from uring_trio.gain._listen import Listener
+
+# How many references to an object there are.
+getrefcount = sys.getrefcount
 
 BUFFER_SIZE = 65_535  # bytes; no datagram of either family is longer
 RECEIVES_MAX = 64  # in one turn: a flood must not keep the worker from its connections
@@ -115,6 +120,7 @@ class SocketEvent(enum.IntEnum):
     RELEASE = 2  # the kernel has no poll of it
 
 
+OPEN, NOBODY_HAS = SocketState.OPEN, Holder.NOBODY
 _S = SocketState
 NEXT_SOCKET: Table[SocketState] = {
     #            STOP        CLOSE       RELEASE
@@ -206,7 +212,9 @@ class Datagram:
     """One datagram of a socket, as long as anybody has it or an ``on_write`` is due.
 
     Attributes:
-      conn: what its handler has of it.
+      conn: what its handler has of it, from an answer on of which an on_write is to tell. Else
+        it is the handler's alone: a cycle would keep each datagram for the collector.
+      inbound: what is in it.
       peer: who has sent it, as the kernel takes it: an Address is made when it is asked for.
       came_to: where, if the socket has every address.
       unsent: bytes of its answers that wait in the socket's queue.
@@ -220,6 +228,7 @@ class Datagram:
         "_thread",
         "came_to",
         "conn",
+        "inbound",
         "peer",
         "ready",
         "socket",
@@ -231,29 +240,43 @@ class Datagram:
     way = Way.SETTLED
 
     def __init__(
-        self, datagrams: DatagramSocket, data: bytes, peer: bytes, came_to: CameTo | None
+        self,
+        datagrams: DatagramSocket,
+        data: bytes,
+        peer: bytes,
+        came_to: CameTo | None,
     ) -> None:
         self.socket = datagrams
+        self.inbound = Inbound(data, len(data) + 1)
+        self.inbound.lease(data, 0, len(data))
         self.worker = datagrams.worker
         self.peer = peer
         self.came_to = came_to
         self.unsent = 0
         self.ready = False
-        self._holder = Holder.NOBODY
+        self._holder = NOBODY_HAS
         self._thread = NOBODY  # that has it
         self._kept: list[tuple[Any, tuple[Any, ...]]] | None = None  # until a thread is done
         self._due_bytes = -1  # bytes that the next on_write tells of; -1: none is due
-        self.conn: Any = datagrams.worker.callbacks.datagram(self, data)
+        self.conn: Any = None
+
+    def use_again(self, data: bytes, size: int, peer: bytes, came_to: CameTo | None) -> None:
+        """Begin anew, as the next one: nobody has kept it."""
+        self.peer = peer
+        self.came_to = came_to
+        self.inbound.begin_anew(data, size)
 
     def name(self) -> str:
         """For logs."""
-        return f"datagram from {self.conn.remote_addr()!s}"
+        return f"datagram from {address_of(self.peer)!s}"
 
     # ---- who may use it ------------------------------------------------------------------
 
     @property
     def user(self) -> int:
         """The thread that may; 0: none any more."""
+        if self._holder is NOBODY_HAS:
+            return self.socket.thread
         return self._thread if self._holder >= Holder.POOL else self.socket.thread
 
     @property
@@ -264,7 +287,7 @@ class Datagram:
     @property
     def is_lent(self) -> bool:
         """Whether a thread has it, or is to."""
-        return self._holder >= Holder.POOL
+        return self._holder is not NOBODY_HAS and self._holder >= Holder.POOL
 
     # ---- callbacks -----------------------------------------------------------------------
 
@@ -328,6 +351,10 @@ class Datagram:
 
     # ---- what the socket has done --------------------------------------------------------
 
+    def tell_of(self, conn: Any) -> None:
+        """What its handler has of it, for an on_write."""
+        self.conn = conn
+
     def took(self) -> None:
         """Its user has consumed input: nobody waits for that."""
 
@@ -380,10 +407,9 @@ class DatagramSocket:
         self.dropped = 0
         self.queued = 0
         self._fd = listener.sock.fileno()
-        self._family = listener.sock.family
-        self._port = listener.address[1]
         self._memory = CallMemory()
-        self._block = self._memory.memory(BUFFER_SIZE)
+        block = self._memory.memory(BUFFER_SIZE)
+        self._block = block.c, block.view(BUFFER_SIZE)
         self._peer = Name()  # of the datagram in it
         self._message: Message | None = None  # in place of these, with where it came to
         if is_every_address(listener.address):
@@ -394,6 +420,10 @@ class DatagramSocket:
         self._state = SocketState.OPEN
         self._receiving = False  # in the loop that receives
         self._callbacks = 0  # that run elsewhere
+        self._spare: tuple[Datagram, Any] | None = None  # that nobody has kept; and its conn
+        is_plain = not (worker.config.async_handler or worker.callbacks.is_async("on_read"))
+        # The handler's, where it is a plain call.
+        self._on_read = worker.callbacks.on_read if FAST and is_plain else None
         self._owing = 0  # datagrams that were sent and whose on_write is due
         self._in_vain = 0  # times in a row that a poll has told of nothing
         self._logged_at = -LOG_INTERVAL_S
@@ -419,7 +449,7 @@ class DatagramSocket:
     def start(self) -> None:
         """Begin to receive."""
         options = [(socket.IPPROTO_IP, IP_RECVERR)]
-        if self._family == socket.AF_INET6:  # also for IPv4 peers the first one
+        if self.listener.sock.family == socket.AF_INET6:  # also for IPv4 peers the first one
             options.append((socket.IPPROTO_IPV6, IPV6_RECVERR))
         for level, option in options:
             with contextlib.suppress(OSError):  # errors stay unseen then
@@ -435,6 +465,7 @@ class DatagramSocket:
 
     def close(self) -> None:
         """Close at once: what waits to be sent is dropped."""
+        self._spare = None
         self._step(SocketEvent.CLOSE)
         self.thread = 0
         self.dropped += len(self._queue)
@@ -498,15 +529,17 @@ class DatagramSocket:
 
     def _receive(self) -> int:
         """Take what is there, up to a bound; how often something was."""
-        fd, memory, name, message = self._fd, self._block, self._peer, self._message
+        fd, (memory, view), message = self._fd, self._block, self._message
+        name = self._peer
         source: CameTo | None = None
         worker = self.worker
-        on_read = worker.callbacks.on_read
+        turn = worker.turn
+        on_read, plain_on_read = worker.callbacks.on_read, self._on_read
         for count in range(RECEIVES_MAX):
             if self._callbacks >= CALLBACKS_MAX or self._state is not SocketState.OPEN:
                 return count
             if message is None:
-                size = try_recv_from(fd, memory.c, BUFFER_SIZE, NO_FLAGS, name.c)
+                size = try_recv_from(fd, memory, BUFFER_SIZE, NO_FLAGS, name.c)
             else:
                 size = try_recvmsg(fd, message, NO_FLAGS)
             if size == EAGAIN:
@@ -515,18 +548,58 @@ class DatagramSocket:
                 if not self._take_errors():
                     self._complain("receiving failed: %s", os.strerror(-size))
                 continue
-            worker.turn.count_in(size)
+            turn.count_in(size)
             if on_read is None:
                 continue
             if message is None:
-                data, peer = memory.data(size), name.packed
+                data, peer = view[:size], name.packed
             else:
                 data = message.data(size)
                 peer, control, _ = message.result()
-                source = came_to(control, self._port)
+                source = came_to(control, self.listener.address[1])
+            if plain_on_read is not None:
+                self._tell_plainly(plain_on_read, data, size, peer, source)
+                continue
             datagram = Datagram(self, data, peer, source)
-            worker.tell(datagram, "on_read", on_read, datagram.conn, size)
+            worker.tell(datagram, "on_read", on_read, worker.callbacks.datagram(datagram), size)
         return RECEIVES_MAX
+
+    def _tell_plainly(
+        self,
+        on_read: Callable[[Any, int], object],
+        data: bytes,
+        size: int,
+        peer: bytes,
+        source: CameTo | None,
+    ) -> None:
+        """Call a handler that is a plain call, with objects that the last one has not kept.
+
+        To make them is a quarter of an echo's instructions. Whoever keeps a datagram, in a
+        variable, a task or a queue, holds its objects, so their references are counted. One with
+        a context or a weak reference is its user's, too.
+        """
+        spare, self._spare = self._spare, None
+        if spare is None:
+            datagram = Datagram(self, data, peer, source)
+            conn = self.worker.callbacks.datagram(datagram)
+        else:
+            datagram, conn = spare
+            spare = None
+            datagram.use_again(data, size, peer, source)
+        held, conn_held = getrefcount(datagram), getrefcount(conn)
+        try:
+            on_read(conn, size)
+        except Exception as exc:  # noqa: BLE001 - logged
+            datagram.raised("on_read", exc)
+        if (
+            self._state is OPEN
+            and datagram.conn is None
+            and conn.context is None
+            and conn.__weakref__ is None
+            and getrefcount(datagram) == held
+            and getrefcount(conn) == conn_held
+        ):
+            self._spare = datagram, conn
 
     def _watch_input(self) -> None:
         if self._state is SocketState.OPEN and self._callbacks < CALLBACKS_MAX:
@@ -534,21 +607,37 @@ class DatagramSocket:
 
     # ---- sending -------------------------------------------------------------------------
 
-    def reply(self, datagram: Datagram, data: bytes) -> int:
+    def reply(self, conn: Any, datagram: Datagram, data: bytes) -> int:
         """Send to a peer that we have not chosen: if that is impossible it is logged."""
         peer, source = datagram.peer, datagram.came_to
+        if self.worker.callbacks.on_write is not None:
+            datagram.tell_of(conn)
+        elif (
+            FAST
+            and source is None
+            and not self._queue
+            and self._state is OPEN
+            and datagram._holder is NOBODY_HAS
+        ):
+            # What follows, flat; which tries again what is refused, and finds out why.
+            size = len(data)
+            if try_send_to(self._fd, data, size, NO_FLAGS, peer, len(peer)) >= 0:
+                self.worker.turn.count_out(size)
+                return size
         if datagram.is_lent:
             self.worker.post(self._reply, datagram, data, peer, source)
         else:
             self._reply(datagram, data, peer, source)
         return len(data)
 
-    def send(self, datagram: Datagram, data: bytes, peer: bytes) -> int:
+    def send(self, conn: Any, datagram: Datagram, data: bytes, peer: bytes) -> int:
         """Send, or queue, or drop; the size.
 
         Raises:
           OSError: the kernel refuses it at once; for a callback in a thread it is logged.
         """
+        if self.worker.callbacks.on_write is not None:
+            datagram.tell_of(conn)
         if datagram.is_lent:
             self.worker.post(self._reply, datagram, data, peer, None)
         else:

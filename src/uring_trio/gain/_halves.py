@@ -410,6 +410,13 @@ class Inbound(InboundFields):
         self.lease_size = size
         self.fresh += size
 
+    def begin_anew(self, pool: Any, size: int) -> None:
+        """All that there is are the first *size* bytes of *pool*: a datagram."""
+        self.pool = pool
+        self.lease_at = 0
+        self.lease_size = size
+        self.buffer = None
+
     def leave_pool(self) -> None:
         """Nothing is leased: let go of what was taken, so that the next has its memory, warm."""
         assert not self.lease_size
