@@ -74,29 +74,32 @@ class ReceiveBytes(Operation):
         self.memory.free()
 
 
-def receive_now(fd: int, size: int, flags: int) -> tuple[int, Any]:
-    """recvfrom(2) of a datagram that is there: 0, and the datagram with who it is from.
+def receive_now(fd: int, size: int, flags: int, *, tells_peer: bool) -> tuple[int, Any]:
+    """recvfrom(2) of a datagram that is there: 0, and the datagram, with who it is from.
 
     Returns:
       In place of the 0 a negative errno: EAGAIN if there is none.
     """
     if size <= ROOM_SIZE:
-        return _receive_now(fd, room.c, room.view, size, flags)
+        return _receive_now(fd, room.c, room.view, size, flags, tells_peer)
     memory = Memory(size)
     try:
-        return _receive_now(fd, memory.c, memory.view(size), size, flags)
+        return _receive_now(fd, memory.c, memory.view(size), size, flags, tells_peer)
     finally:
         memory.free()
 
 
-def _receive_now(fd: int, memory: Any, view: Any, size: int, flags: int) -> tuple[int, Any]:
+def _receive_now(
+    fd: int, memory: Any, view: Any, size: int, flags: int, tells_peer: bool
+) -> tuple[int, Any]:
     peer = scratch.name
     count: int = try_recv_from(fd, memory, size, flags, peer.c)
     if count < 0:
         return count, None
-    if count <= size:
-        return 0, (view[:count], peer.address)
-    return 0, (view[:size] + bytes(count - size), peer.address)  # MSG_TRUNC, as `ReceiveBytes`
+    data = view[:count]
+    if count > size:
+        data = view[:size] + bytes(count - size)  # MSG_TRUNC, as `ReceiveBytes`
+    return 0, (data, peer.address) if tells_peer else data
 
 
 class MessageOperation(Operation):
@@ -159,16 +162,17 @@ class ReceiveMessage(MessageOperation):
 
 
 class ReceiveDatagram(Operation):
-    """recv or recvfrom of a datagram that was not there yet: it, and who it is from.
+    """recv or recvfrom of a datagram that was not there yet: it, with who it is from or without.
 
     As `Accept`: a poll tells that there is one, and it is then taken by recvfrom(2) at once, so
     who waits holds no memory. Where that finds nothing the engine's ladder takes over.
     """
 
-    __slots__ = ("flags", "message", "received", "size")
+    __slots__ = ("flags", "message", "received", "size", "tells_peer")
 
-    def __init__(self, line: Line, size: int, flags: int) -> None:
+    def __init__(self, line: Line, size: int, flags: int, *, tells_peer: bool) -> None:
         super().__init__(line)
+        self.tells_peer = tells_peer
         self.size = size
         self.flags = flags
         self.message: Message | None = None
@@ -190,7 +194,9 @@ class ReceiveDatagram(Operation):
 
     def _receive_now(self) -> int:
         try:
-            res, self.received = receive_now(self.line.fileno(), self.size, self.flags)
+            res, self.received = receive_now(
+                self.line.fileno(), self.size, self.flags, tells_peer=self.tells_peer
+            )
             if res == EAGAIN:
                 self.message = Message(data_size=self.size)
         except MemoryError:
@@ -206,7 +212,8 @@ class ReceiveDatagram(Operation):
         if res < 0:
             return res
         if self.message is not None:
-            return received_from(res, self.message)
+            received = received_from(res, self.message)
+            return received if self.tells_peer else received[0]
         return self.received
 
     def release(self) -> None:

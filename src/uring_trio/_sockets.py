@@ -233,10 +233,10 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 stream_operation = receiver.receive(args[0])
                 value = await park(stream_operation.trap)
                 return value if type(value) is bytes else stream_operation.unwrap(value)
-            if usable_flags(flags):
-                size, flags = int(args[0]), own_flags(flags)
+            if flags is NO_FLAGS or usable_flags(flags):
+                size, flags = int(args[0]), own_flags(flags) if flags else NO_FLAGS
                 if self.takes_datagrams and receiver.current is None:
-                    received: bytes = (await self._receive(endpoint, "recv", size, flags))[0]
+                    received: bytes = await self._receive(endpoint, "recv", size, flags)
                     return received
                 operation = ReceiveBytes(receiver, size, flags)
                 return await _perform(receiver.submit(operation))
@@ -379,12 +379,13 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         )
 
     async def _receive(self, endpoint: Endpoint, opcode: str, size: int, flags: int) -> Any:
-        """A datagram, and who it is from: at once, or when there is one."""
+        """A datagram, and of "recvmsg" who it is from: at once, or when there is one."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        error, found = receive_now(self._sock.fileno(), size, flags)
+        tells_peer = opcode == "recvmsg"
+        error, found = receive_now(self._sock.fileno(), size, flags, tells_peer=tells_peer)
         if error in REFUSED:
             receiver = endpoint.receiver
-            operation = ReceiveDatagram(receiver, size, flags)
+            operation = ReceiveDatagram(receiver, size, flags, tells_peer=tells_peer)
             found = await _perform(receiver.submit(operation))
             endpoint.manager.plain_calls[opcode] += operation.was_at_once
             return found
@@ -418,7 +419,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 flags = own_flags(flags) | MSG_NOSIGNAL
             else:
                 flags = None
-            pinned = try_pin(args[0]) if flags is not None else None
+            pinned = None
+            if flags is not None:
+                pinned = args[0] if type(args[0]) is bytes else try_pin(args[0])
             if pinned is not None:
                 sender = endpoint.sender
                 if self.takes_datagrams and sender.current is None:
@@ -429,7 +432,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                         raise
                     sent = try_send_to(self._sock.fileno(), pinned, len(pinned), flags, b"", 0)
                     if sent not in REFUSED:
-                        unpin(pinned)
+                        if type(pinned) is not bytes:
+                            unpin(pinned)
                         await _end_plain_call(endpoint, "send", sent)
                         return sent
                 operation = sender.send(pinned, flags)
