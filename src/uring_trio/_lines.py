@@ -198,8 +198,13 @@ class Line(LineFields):
         spare, self.spare = self.spare, None
         return spare
 
-    def make_spare(self) -> Any:
-        """An operation of its stream's, to be used by `_hot`, which has found none."""
+    @trio.lowlevel.enable_ki_protection  # `_hot` calls it from a user's frame
+    def make_spare(self) -> None:
+        """Have an operation for `_hot`, which has found none."""
+        self.spare = self.new_operation()
+
+    def new_operation(self) -> Operation:
+        """One of its stream's, that was never used."""
         raise NotImplementedError
 
     # ---- out of it -----------------------------------------------------------------------
@@ -344,10 +349,8 @@ class Receiver(Line, ReceiverFields):
         self.submit(operation)
         return operation
 
-    @trio.lowlevel.enable_ki_protection  # `_hot` calls it from a user's frame
-    def make_spare(self) -> Receive:
-        self.spare = spare = Receive(self, 0)
-        return spare
+    def new_operation(self) -> Receive:
+        return Receive(self, 0)
 
     def note_wait(self, flags: int) -> None:
         """Whether the next receive waits for data first, by how this one went."""
@@ -441,10 +444,8 @@ class Sender(Line, SenderFields):
         self.submit(operation)
         return operation
 
-    @trio.lowlevel.enable_ki_protection  # `_hot` calls it from a user's frame
-    def make_spare(self) -> Send:
-        self.spare = spare = Send(self, b"", 0)
-        return spare
+    def new_operation(self) -> Send:
+        return Send(self, b"", 0)
 
 
 if _hot_parts.hot is not None:

@@ -573,10 +573,13 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         sock = trio.socket.from_stdlib_socket(accepted)
         if FAST and type(sock) is UringSocket:
             # It will be used at once, and is what we are: nothing of that has to be asked.
-            sock.is_ring_stream = self.is_ring_stream
-            sock.takes_datagrams = self.takes_datagrams
-            sock.endpoint = endpoint.open_accepted(accepted)
+            sock._use(endpoint.open_accepted(accepted), self)
         return sock
+
+    def _use(self, endpoint: Endpoint, listener: UringSocket) -> None:
+        self.is_ring_stream = listener.is_ring_stream
+        self.takes_datagrams = listener.takes_datagrams
+        self.endpoint = endpoint
 
     @enable_ki_protection
     async def connect(self, address: Any) -> None:
