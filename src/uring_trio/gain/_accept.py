@@ -281,7 +281,7 @@ class Acceptor:
         self._in_vain = 0  # times in a row that a poll has told of nothing
         sock = listener.sock
         self._fd = sock.fileno()
-        self._kind = (sock.family, sock.type, sock.proto)
+        self._kind = (int(sock.family), int(sock.type), sock.proto)
         self._local: Address | None = listener.address
         host = listener.address[0]
         if listener.network != "unix" and host in ("0.0.0.0", "::"):

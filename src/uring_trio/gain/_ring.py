@@ -203,7 +203,7 @@ class RingLink(LinkFields):
         self.watch_slot = self.send_slot = -1
         self.readable = 0
         self.poll_first = True
-        is_unix = sock.family == socket.AF_UNIX
+        is_unix = connection.network == "unix"
         self.has_left = left_of_unix if is_unix else left_of_tcp
         self.unread_at = unread_of_unix if is_unix else unread_of_tcp
 
