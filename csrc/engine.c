@@ -88,7 +88,7 @@ static int open_groups(struct ut_engine *engine, const struct ut_config *config)
 static int open_arrays(struct ut_engine *engine)
 {
     engine->record_capacity = engine->ring.cq_entries;
-    engine->records = calloc(engine->record_capacity, sizeof *engine->records);
+    engine->records = malloc(engine->record_capacity * sizeof *engine->records);
     engine->queue_capacity = QUEUE_MIN;
     engine->queue = malloc(engine->queue_capacity * sizeof *engine->queue);
     return engine->records == NULL || engine->queue == NULL ? -ENOMEM : 0;

@@ -51,6 +51,7 @@ struct ut_ring { int fd; ...; };
 struct ut_spin { unsigned credit, misses; };
 struct ut_engine { struct ut_ring ring; struct ut_record *records; unsigned record_capacity;
                    char *pool; size_t pool_size; uint64_t failed_enters; struct ut_spin spin;
+                   uint32_t in_flight, lingering;
                    ...; };
 
 struct ut_statistics {

@@ -64,7 +64,10 @@ EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
     "_hooks: Entrance._swap": (NOT_OURS, {"runner.io_manager"}),
     "_instruments: make_flat": (NOT_OURS, {"runner.instruments"}),
     "_instruments: make_flat.give_back": (NOT_OURS, {"runner.instruments"}),
-    "_hooks: _exchange_methods": (NOT_OURS, {"setattr(cls, name, function)"}),
+    "_hooks: _settle": (
+        NOT_OURS,
+        {"setattr(owner, name, ours)", "setattr(owner, name, original)"},
+    ),
     "_each_run: EachRun.before_run": (NOT_OURS, {"runner.clock"}),
     "_adoption: _belongs_on_ring": (NOT_OURS, {"sock.__class__"}),
     "_adoption: _ending.method": (NOT_OURS, {"self.__class__"}),
@@ -82,9 +85,10 @@ EXCEPTIONS: dict[str, tuple[str, set[str]]] = {
         {"sys.argv", "main_module.__file__", "main_module.__loader__"},
     ),
     "pytest_plugin: RunCounter.pytest_sessionfinish": (NOT_OURS, {"session.exitstatus"}),
-    "_kernel: RingSizes.__init__": (
+    "_kernel: RingSizes.__init__": ("a struct of C's", {"config.long_tick_ns"}),
+    "_kernel: _config_of": (
         "a struct of C's",
-        {"config.sq_entries", "config.sq_entries_min", "config.long_tick_ns", "config.cq_entries"}
+        {"config.sq_entries", "config.sq_entries_min", "config.cq_entries"}
         | {"config.groups[index].entries", "config.groups[index].buffer_size"},
     ),
     "_operations: raise_error": (

@@ -35,7 +35,8 @@ def drain(slots: Slots, answer: int) -> bool:
     table, ring = slots.table, slots.ring
     for each in slots.occupants():  # first all: one that is released may turn to the next
         each.lose()
-    for slot, occupant in enumerate(table):
+    for slot in slots.taken():
+        occupant = table[slot]
         if occupant is not None and slots.withdraw(slot):
             occupant.release()
     end = monotonic() + CLOSE_TIMEOUT_S
@@ -49,8 +50,7 @@ def drain(slots: Slots, answer: int) -> bool:
                     occupant.release()
         # The kernel's count too, and not ours alone: a signal handler that raises as the
         # wait returns takes with it what the wait has answered.
-        in_flight = ring.statistics()[0]["in_flight"]
-        if not in_flight or not slots.occupants():
+        if not ring.in_flight() or not slots.occupants():
             break
         left_ns = math.ceil((end - monotonic()) * 1e9)
         if left_ns <= 0:

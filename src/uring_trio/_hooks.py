@@ -72,10 +72,16 @@ class Run:
         self.statistics = statistics
 
 
-Methods = dict[type, dict[str, Callable[..., Any]]]
+Methods = dict[Any, dict[str, Callable[..., Any]]]
 
 REPLACEMENTS: Methods = _streams.REPLACEMENTS | _adoption.REPLACEMENTS
 ORIGINALS: Methods = _streams.ORIGINALS | _adoption.ORIGINALS
+# The same, flat, since each run looks at all of them twice: where, by which name, trio's, ours.
+_METHODS = [
+    (owner, name, ORIGINALS[owner][name], ours)
+    for owner, methods in REPLACEMENTS.items()
+    for name, ours in methods.items()
+]
 
 # Called with each run as it starts, on its thread. They must not raise.
 observers: list[Callable[[Run], None]] = []
@@ -355,20 +361,16 @@ def _settle() -> None:
     """Make sockets and streams ours if anybody uses them, else trio's."""
     if _users:
         _exchange_socket_type(_trio_private.stock_socket_type, UringSocket)
-        _exchange_methods(ORIGINALS, REPLACEMENTS)
+        for owner, name, original, ours in _METHODS:
+            if owner.__dict__.get(name) is original:
+                setattr(owner, name, ours)
     else:
         _exchange_socket_type(UringSocket, _trio_private.stock_socket_type)
-        _exchange_methods(REPLACEMENTS, ORIGINALS)
+        for owner, name, original, ours in _METHODS:
+            if owner.__dict__.get(name) is ours:
+                setattr(owner, name, original)
 
 
 def _exchange_socket_type(there: type, wanted: type) -> None:
     if _trio_private.bound_socket_type() is there:
         _trio_private.bind_socket_type(wanted)
-
-
-def _exchange_methods(there: Methods, wanted: Methods) -> None:
-    for cls, functions in wanted.items():
-        present, expected = vars(cls), there[cls]
-        for name, function in functions.items():
-            if present.get(name) is expected[name]:
-                setattr(cls, name, function)

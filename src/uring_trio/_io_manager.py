@@ -112,7 +112,7 @@ class UringIOManager:
         self._thread = get_ident()
         self._batch = 0  # what get_events has returned and nobody has processed
         self._runner: Any = None
-        self._last_statistics: IOStatistics | None = None
+        self._last_statistics: Callable[[], IOStatistics] | None = None
         self._token: trio.lowlevel.TrioToken | None = None  # how other threads reach the run
         # No bound method: a cycle would keep the ring of a refused run for the collector.
         slots = Slots(Ring(sizes), _wake_before_run)
@@ -354,7 +354,7 @@ class UringIOManager:
         """Cancel what is in flight, wait for its end within a bound, close the ring."""
         if self.closed:
             return
-        self._last_statistics = self.statistics()
+        self._last_statistics = self._take_statistics()
         slots = self.slots
         slots.begin_end()
         _managers.pop(id(self), None)
@@ -410,8 +410,10 @@ class UringIOManager:
 
     def statistics(self) -> IOStatistics:
         """The counters of this run; after its end, those it ended with."""
-        if self._last_statistics is not None:
-            return self._last_statistics
+        take = self._last_statistics
+        return self._take_statistics()() if take is None else take()
+
+    def _take_statistics(self) -> Callable[[], IOStatistics]:
         return take_statistics(
             (*self.slots.occupants(), *self.backlog.held),
             self.ring,

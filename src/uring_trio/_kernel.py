@@ -163,6 +163,18 @@ def _names(bits: int, names: Iterable[tuple[int, str]]) -> tuple[str, ...]:
     return tuple(name for mask, name in names if bits & mask)
 
 
+@cache
+def _config_of(options: RingOptions) -> Any:
+    """A struct ut_config of these, to be copied: to fill one takes as long as a look at a ring."""
+    config = _ffi.new("struct ut_config *")
+    config.sq_entries = options.sq_entries
+    config.cq_entries = options.cq_entries
+    config.sq_entries_min = min(SQ_ENTRIES_MIN, config.sq_entries)
+    for index, (entries, size) in enumerate(BUFFER_GROUPS):
+        config.groups[index].entries, config.groups[index].buffer_size = entries, size
+    return config
+
+
 class RingSizes:
     """The sizes of a ring that is to be made, by which the kernel is tried as well.
 
@@ -175,13 +187,8 @@ class RingSizes:
         self.options = options or RingOptions()
         if _ffi is None:
             return
-        config = self.c = _ffi.new("struct ut_config *")
-        config.sq_entries = self.options.sq_entries
-        config.cq_entries = self.options.cq_entries
-        config.sq_entries_min = min(SQ_ENTRIES_MIN, config.sq_entries)
+        config = self.c = _ffi.new("struct ut_config *", _config_of(self.options)[0])
         config.long_tick_ns = LONG_TICK_NS
-        for index, (entries, size) in enumerate(BUFFER_GROUPS):
-            config.groups[index].entries, config.groups[index].buffer_size = entries, size
 
     @property
     def halved(self) -> bool:
@@ -252,6 +259,15 @@ def _free_large_block() -> None:
 
 def _address(pointer: Any) -> int:
     return int(_ffi.cast("uintptr_t", pointer))
+
+
+def read_counts(found: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Counters, and operations submitted by opcode name, out of a struct ut_statistics."""
+    counters = ("enters", "cqes", "stale_cqes", "queued", "in_flight", "leases_out")
+    return (
+        {name: getattr(found, name) for name in counters},
+        {opcode_name(i): n for i, n in enumerate(found.operations) if n},
+    )
 
 
 def _refuse(*_: Any) -> int:
@@ -366,13 +382,18 @@ class Ring:
 
     def statistics(self) -> tuple[dict[str, int], dict[str, int]]:
         """Counters, and operations submitted so far by opcode name."""
+        return read_counts(self.counts())
+
+    def counts(self) -> Any:
+        """The same as C has it; see `read_counts`."""
         found = _ffi.new("struct ut_statistics *")
         _lib.ut_engine_statistics(self._engine, found)
-        counters = ("enters", "cqes", "stale_cqes", "queued", "in_flight", "leases_out")
-        return (
-            {name: getattr(found, name) for name in counters},
-            {opcode_name(i): n for i, n in enumerate(found.operations) if n},
-        )
+        return found
+
+    def in_flight(self) -> int:
+        """Operations that the kernel has not finished, watches of others included."""
+        engine = self._engine
+        return int(engine.in_flight + engine.lingering)
 
     def abandon(self) -> None:
         """In a forked child: close its copy of the fd, now and not again when collected."""

@@ -240,6 +240,9 @@ def _no_room() -> Failure | None:
         return why_refused(exc)
 
 
+ASKED_FOR = Failure("asked for", "epoll was asked for", "Ask for backend='auto'.")
+
+
 def choose_demand(backend: str) -> tuple[Backend, Failure]:
     """What is demanded, all considered, and why it is not the ring, if it is epoll.
 
@@ -261,7 +264,7 @@ def choose_demand(backend: str) -> tuple[Backend, Failure]:
         )
     if demand == "auto":
         demand = environment or _installed_demand or "auto"
-    return demand, Failure("asked for", "epoll was asked for", "Ask for backend='auto'.")
+    return demand, ASKED_FOR
 
 
 def backend_from_environment() -> Backend | None:

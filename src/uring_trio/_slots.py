@@ -34,6 +34,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable
+from itertools import compress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -176,7 +177,11 @@ class Slots(SlotsFields):
 
     def occupants(self) -> list[Occupant]:
         """Who stands at a slot; more than once, if it has more than one."""
-        return [occupant for occupant in self.table if occupant is not None]
+        return list(filter(None, self.table))
+
+    def taken(self) -> list[int]:
+        """The slots at which somebody stands."""
+        return list(compress(range(len(self.table)), self.table))
 
     # ---- what came ----------------------------------------------------------------------
 

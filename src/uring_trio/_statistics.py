@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from uring_trio._kernel import read_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from uring_trio._kernel import Ring
     from uring_trio._slots import Occupant
@@ -49,8 +52,10 @@ def take_statistics(
     batch_is_out: bool,
     plain_calls: dict[str, int],
     stock_calls: dict[str, int],
-) -> IOStatistics:
-    """The counters as they stand.
+) -> Callable[[], IOStatistics]:
+    """The counters as they stand; what is returned puts them into words.
+
+    That takes longer than all else that there is to the end of a run, and few ask.
 
     Args:
       occupants: whoever stands at a slot of it, or is held.
@@ -61,7 +66,19 @@ def take_statistics(
       stock_calls: by reason.
     """
     reading = [occupant.reading for occupant in occupants if occupant.task is not None]
-    counters, by_opcode = ring.statistics()
+    calls = dict(plain_calls), dict(stock_calls)
+    return partial(_statistics_of, reading, ring.counts(), *calls, batch_is_out=batch_is_out)
+
+
+def _statistics_of(
+    reading: list[bool],
+    counts: Any,
+    plain_calls: dict[str, int],
+    stock_calls: dict[str, int],
+    *,
+    batch_is_out: bool,
+) -> IOStatistics:
+    counters, by_opcode = read_counts(counts)
     return IOStatistics(
         backend="io_uring",
         tasks_waiting_read=sum(reading),
@@ -72,5 +89,5 @@ def take_statistics(
         stale_cqes=counters["stale_cqes"],
         operations=by_opcode,
         plain_calls={opcode: count for opcode, count in plain_calls.items() if count},
-        stock_calls=dict(stock_calls),
+        stock_calls=stock_calls,
     )

@@ -266,19 +266,21 @@ def make_waker(runner: Any) -> Callable[[Any, Any], None]:
         if "task_scheduled" in hooks:
             instruments.call("task_scheduled", task)
 
-    @trio.lowlevel.enable_ki_protection
-    def wake_plainly(task: Any, value: Any) -> None:
-        runner.reschedule(task, value)
-
-    @trio.lowlevel.enable_ki_protection
-    def wake_guest(task: Any, value: Any) -> None:
-        if not runq:
-            runner.force_guest_tick_asap()
-        wake(task, value)
-
     if not FAST:
+
+        @trio.lowlevel.enable_ki_protection
+        def wake_plainly(task: Any, value: Any) -> None:
+            runner.reschedule(task, value)
+
         return wake_plainly
     if runner.is_guest:
+
+        @trio.lowlevel.enable_ki_protection
+        def wake_guest(task: Any, value: Any) -> None:
+            if not runq:
+                runner.force_guest_tick_asap()
+            wake(task, value)
+
         return wake_guest
     if _hot_parts.hot is not None and isinstance(hooks, dict):
         in_c: Callable[[Any, Any], None] = _hot_parts.hot.Waker(runq.append, hooks, wake).wake
