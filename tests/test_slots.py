@@ -21,7 +21,7 @@ class FakeRing:
 
     def __init__(self) -> None:
         self.queued: set[int] = set()  # not known to the kernel
-        self.in_flight: set[int] = set()
+        self.unfinished: set[int] = set()
         self.ends_with: dict[int, int] = {}
 
     def cancel(self, slot: int) -> int:
@@ -33,14 +33,14 @@ class FakeRing:
     def error(self, result: int) -> Exception:
         return OSError(-result, "refused")
 
-    def statistics(self) -> tuple[dict[str, int], dict[str, int]]:
-        return {"in_flight": len(self.in_flight)}, {}
+    def in_flight(self) -> int:
+        return len(self.unfinished)
 
     def wait(self, timeout_ns: int) -> int:
-        return len(self.in_flight) or -4
+        return len(self.unfinished) or -4
 
     def records(self, count: int) -> list[Record]:
-        done, self.in_flight = sorted(self.in_flight), set()
+        done, self.unfinished = sorted(self.unfinished), set()
         assert count == len(done)
         return [(slot, self.ends_with.get(slot, ECANCELED), 0, 0) for slot in done]
 
@@ -163,7 +163,7 @@ def test_a_taker_may_be_taken_off_when_all_are_forgotten(slots: Slots) -> None:
 def test_at_the_end_each_slot_ends_once_and_nobody_is_told(slots: Slots, ring: FakeRing) -> None:
     withdrawn, cancelled, done, early = enter(slots, 0, 1, 2, 3)
     ring.queued = {0}
-    ring.in_flight = {1, 2}
+    ring.unfinished = {1, 2}
     ring.ends_with = {2: 9}
     # Of one the last record was in a batch that nobody has processed: nothing tells of it.
     slots.begin_end()
@@ -178,7 +178,7 @@ def test_what_stands_at_several_slots_is_told_of_each(slots: Slots, ring: FakeRi
     sitter: Occupant = Sitter()
     for slot in (4, 6):
         slots.enter(sitter, slot)
-    ring.in_flight = {4, 6}
+    ring.unfinished = {4, 6}
     slots.begin_end()
     assert _draining.drain(slots, 0)
     assert sitter.told.count(("dispose", ECANCELED)) == 2  # type: ignore[attr-defined]
