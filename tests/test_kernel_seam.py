@@ -10,7 +10,8 @@ Outside of the table stay, and are no part of these programs after their traps:
 - what is done once, to set up: sockets made, bound and listening (trio's, `gain._listen`,
   `gain._unix_path`, `gain._came_to`), a probe of the kernel and of what it can do (csrc/probe.c,
   `gain._capabilities`), /proc and limits read (`_shortage`), CPUs and priorities
-  (`gain._placement`), a run's own eventfd made;
+  (`gain._placement`), a run's own eventfds made;
+- other threads' own: what they write to wake a run (`_bell`);
 - trio's own: its wakeup's socket pair, an FdStream's close(2), and what its sockets hand on to
   the standard library by the user's wish (bind, listen, getsockopt, getsockname, ...), also
   setsockopt of a value that is neither an int nor bytes;

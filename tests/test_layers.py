@@ -26,7 +26,7 @@ LAYERS = [
     {"_guest"},
     {"_slots"},
     {"_draining", "_operations", "_socket_arguments", "_statistics"},
-    {"_lines", "_polls", "_socket_operations"},
+    {"_bell", "_lines", "_polls", "_socket_operations"},
     {"_endpoints"},
     {"_io_manager"},
     {"_sockets"},

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from outcome import Error
 
-from uring_trio import _hot_parts
+from uring_trio import _bell, _hot_parts
 from uring_trio._draining import drain
 from uring_trio._endpoints import Endpoint, Endpoints
 from uring_trio._fast_ways import FAST
@@ -114,6 +114,7 @@ class UringIOManager:
         self._runner: Any = None
         self._last_statistics: Callable[[], IOStatistics] | None = None
         self._token: trio.lowlevel.TrioToken | None = None  # how other threads reach the run
+        self._bell: _bell.Bell | None = None  # how they wake it, if not by trio's sockets
         # No bound method: a cycle would keep the ring of a refused run for the collector.
         slots = Slots(Ring(sizes), _wake_before_run)
         self.ring = slots.ring
@@ -173,6 +174,7 @@ class UringIOManager:
             runner = run_context.runner
             self.when_closed(make_flat(runner))
             self._bind(runner)
+            self._bell = _bell.hang(self.slots, runner)
         if events == HOST_MUST_ENTER:
             self._batch = events = self._look()
         slots = self.slots
@@ -368,6 +370,8 @@ class UringIOManager:
             self._batch = 0
             slots.forget()
             self.polls.forget()
+            if self._bell is not None:
+                self._bell.close()
             self._end_run()
             while self._when_lost:
                 self._when_lost.pop()()
@@ -399,6 +403,8 @@ class UringIOManager:
         if not self.closed:
             self.slots.begin_end()
             self._end_run()
+            if self._bell is not None:
+                self._bell.abandon_in_child()
             self.slots.abandon_in_child()
 
     def __del__(self) -> None:

@@ -237,8 +237,9 @@ class Polls:
 
     def begin(self, fd: Any, events: int) -> Poll:
         """Begin to wait for POLLIN or POLLOUT of *fd*."""
-        # trio's own wakeup is a socket, and waited for again with each call from a thread:
-        # what is known to be pollable is not looked at, and a poll is used again.
+        # trio's own wakeup is a socket, and where there is no bell it is waited for again with
+        # each call from a thread: what is known to be pollable is not looked at, and a poll is
+        # used again.
         is_socket = type(fd) is socket.socket
         if not isinstance(fd, int):
             fd = fd.fileno()

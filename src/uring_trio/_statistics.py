@@ -22,7 +22,7 @@ class IOStatistics:
     Attributes:
       backend: ``"io_uring"``.
       tasks_waiting_read, tasks_waiting_write: tasks that sleep on I/O, by direction. trio's
-        own wakeup socket is always one that reads.
+        own task that other threads wake is always one that reads.
       in_flight: operations that the kernel has not finished.
       leases_out: receive buffers in our hands.
       enters: calls of io_uring_enter so far.

@@ -14,6 +14,7 @@ them is unknown to us, and its runs stay on trio's own manager (see `missing_nam
 | ``_core._traps.WaitTaskRescheduled`` | yield a prebuilt one: a task sleeps |
 | ``_socket._SocketType`` | rebind it, subclass it; ``._sock``, ``._resolve_address_nocp``, ``._did_shutdown_SHUT_WR`` |
 | ``SocketStream``, ``FdStream`` | replace methods; their conflict detectors (``_held``) and fd holder |
+| ``Runner.entry_queue``, ``.wakeup``, ``.lock`` | ring another bell than its socket pair (`Wakeup`) |
 | ``FdStream`` | two attributes of ours, ``_uring_endpoint``, ``_uring_bytes`` |
 
 Waking a task the documented way, ``reschedule(task, outcome.Value(x))``, costs 3.4 us;
@@ -172,6 +173,64 @@ def is_wakeup(fd: Any) -> bool:
     """Whether this is what trio itself waits on, so that other threads can wake the run."""
     wakeup = getattr(getattr(run_context.runner, "entry_queue", None), "wakeup", None)
     return wakeup is not None and getattr(wakeup, "wakeup_sock", None) is fd
+
+
+class Wakeup:
+    """What wakes a run, trio's pair of sockets: for threads somebody else may stand in its place.
+
+    All that wakes it holds the lock of the queue meanwhile.
+    """
+
+    def __init__(self, lock: Any, pair: Any) -> None:
+        self._lock = lock
+        self._pair = pair
+
+    @property
+    def has_signals(self) -> bool:
+        """Whether a byte comes with each signal."""
+        return self._pair.old_wakeup_fd is not None
+
+    @property
+    def signals_fd(self) -> int:
+        """Where it is read."""
+        return int(self._pair.wakeup_sock.fileno())
+
+    def drain(self) -> None:
+        """Read all such bytes."""
+        self._pair.drain()
+
+    def replace(self, ring: Callable[[], None], wait: Callable[[], Awaitable[None]]) -> None:
+        """Have the run be woken by *ring*, for which its task waits by *wait*."""
+        with self._lock:
+            vars(self._pair).update(zip(_REPLACED, (ring, wait), strict=True))
+
+    def give_back(self) -> None:
+        """Have it be woken by the pair again."""
+        with self._lock:
+            for name in _REPLACED:
+                vars(self._pair).pop(name, None)
+
+    def pass_lock(self) -> None:
+        """See what those have done who had the lock, and be seen by those who get it."""
+        with self._lock:
+            pass
+
+
+_REPLACED = ("wakeup_thread_and_signal_safe", "wait_woken")
+_WAKEUP_NAMES = (*_REPLACED, "wakeup_sock", "old_wakeup_fd", "drain")
+
+
+def wakeup_of(runner: Any) -> Wakeup | None:
+    """What wakes a run; None where this trio does it otherwise, or somebody else has a hand in it.
+
+    A run does without, so these names are not among those that a known trio has.
+    """
+    queue = getattr(runner, "entry_queue", None)
+    lock, pair = getattr(queue, "lock", None), getattr(queue, "wakeup", None)
+    if lock is None or not all(hasattr(pair, name) for name in _WAKEUP_NAMES):
+        return None
+    own = getattr(pair, "__dict__", dict.fromkeys(_REPLACED))
+    return None if any(name in own for name in _REPLACED) else Wakeup(lock, pair)
 
 
 def current_runner() -> Any:

@@ -227,7 +227,7 @@ def test_is_readable_is_right_while_operations_are_in_flight(backend: str, in_fl
                 nursery.start_soon(send)
             await wait_all_tasks_blocked(0.01)
             if backend == harness.RING:
-                expected = harness.INTERNAL_READERS + reading + writing
+                expected = harness.internal_polls() + reading + writing
                 assert harness.io_statistics().in_flight == expected
             assert not stream.get_extra_info("is_readable")
             peer.send(b"unasked")

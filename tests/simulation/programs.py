@@ -278,7 +278,7 @@ class SimulatedWorld(World):
     def unbalanced(self) -> list[str]:
         assert self.simulation is not None
         books, handed_over = self.simulation.books, self.simulation.handed_over_max
-        limits = {"buffers_out": 0, "in_flight": harness.INTERNAL_READERS}
+        limits = {"buffers_out": 0, "in_flight": harness.internal_polls()}
         limits["handed_over"] = handed_over
         return [f"the kernel's {name}" for name in limits if getattr(books, name) > limits[name]]
 
