@@ -348,7 +348,7 @@ async def awake() -> AsyncIterator[None]:
 
     async def ready() -> None:
         while True:
-            time.sleep(NAP_S)
+            time.sleep(NAP_S)  # noqa: ASYNC251 - what the thread waits for is this one
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:

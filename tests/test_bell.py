@@ -25,7 +25,7 @@ from marks import needs_ring
 from test_threads_fork import in_child
 from trio.testing import wait_all_tasks_blocked
 
-from uring_trio import _bell, _trio_private
+from uring_trio import _bell, _kernel, _trio_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -163,8 +163,13 @@ def test_many_that_ring_are_one_write() -> None:
         await wait_all_tasks_blocked()  # trio's own task has had its first step
         (fd,) = eventfds()
         before = count_of(fd)
-        for start in (0, 1000):
-            in_new_thread(lambda start=start: [calls.call(start + i) for i in range(1000)])
+
+        def call(first: int) -> None:
+            for i in range(1000):
+                calls.call(first + i)
+
+        for first in (0, 1000):
+            in_new_thread(functools.partial(call, first))
         assert count_of(fd) == before + 1
         await calls.all(*range(2000))
         calls.call("again")
@@ -504,7 +509,7 @@ def test_a_poll_that_ends_is_made_anew() -> None:
         first = self._tell.__name__ == "_tell" and not begun
         begun.append(first)
         ring = self._slots.ring
-        self._slot = self._slots.enter(self, ring.poll(self._fd, _bell.POLLIN, not first))
+        self._slot = self._slots.enter(self, ring.poll(self._fd, _kernel.POLLIN, not first))
 
     async def main() -> None:
         await hop()
