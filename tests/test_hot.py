@@ -404,6 +404,36 @@ async def test_the_first_of_a_connection_begins_as_in_python(what: str) -> None:
             case.leave()
 
 
+@in_c
+@pytest.mark.parametrize("what", ["receive", "send"])
+@pytest.mark.differential
+@pytest.mark.ring_only
+async def test_without_memory_for_the_first_it_is_pythons(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = _streams.REPLACEMENTS[trio.SocketStream][METHODS[what]]
+    line_kind = Receiver if what == "receive" else Sender
+    asked = []
+
+    def refuse(line: object) -> None:
+        asked.append(line)
+        raise MemoryError
+
+    stream, peer = await a_stream()
+    async with stream, peer:
+        case = Case(stream, 200)
+        case.receiver.spare = case.sender.spare = None
+        line = case.receiver if what == "receive" else case.sender
+        with monkeypatch.context() as patch:
+            patch.setattr(line_kind, "make_spare", refuse)
+            assert not begins(what, stream, arguments_of(what)[0])
+            coroutine = method(stream, arguments_of(what)[0])
+            assert coroutine.send(None) is line.current.trap
+        coroutine.close()
+        case.leave()
+    assert asked == [line, line]
+
+
 class Bytes(bytes):
     """Not exactly bytes."""
 

@@ -51,8 +51,8 @@ static struct operation *spare_of(PyObject *line, PyObject *line_kind, PyObject 
         return NULL;
     struct line *found = (struct line *)line;
     if (found->current != NULL && is_none(found->current) && found->spare != NULL &&
-        is_none(found->spare)) /* the first of a connection; the line has it in `spare` then */
-        Py_XDECREF(PyObject_CallMethodObjArgs(line, names.make_spare, NULL));
+        is_none(found->spare) && call_method(line, names.make_spare, NULL) < 0)
+        PyErr_Clear(); /* no memory for the first of a connection: Python finds it again */
     PyObject *spare = found->spare;
     bool plain = found->current != NULL && is_none(found->current) && spare != NULL &&
                  (PyObject *)Py_TYPE(spare) == kind && found->fileno != NULL &&

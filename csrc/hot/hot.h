@@ -170,9 +170,9 @@ extern struct known known;
 /* Names that are looked up. */
 struct names {
     PyObject *attend, *calls, *close, *complete, *data, *drop, *endpoint, *enter, *fd, *fit_buffers;
-    PyObject *intake, *look_at_more, *make_spare, *max_bytes, *on_read, *on_write, *outlet, *pinned, *raised;
-    PyObject *ready, *send, *send_next, *send_rest_of, *settle, *socket, *soon, *stash, *take_piece;
-    PyObject *task, *task_scheduled, *throw, *watch, *way;
+    PyObject *intake, *look_at_more, *make_spare, *max_bytes, *on_read, *on_write, *outlet, *pinned;
+    PyObject *raised, *ready, *send, *send_next, *send_rest_of, *settle, *socket, *soon, *stash;
+    PyObject *take_piece, *task, *task_scheduled, *throw, *watch, *way;
     PyObject *keep_input, *leaves, *serve_large, *sweep_dirty; /* private methods of a turn */
 };
 extern struct names names;
