@@ -357,18 +357,22 @@ def test_a_kernel_without_memory_for_a_moment_costs_none_of_ours() -> None:
 
 UNWAKEABLE = """
 import errno, time, trio, uring_trio
+from uring_trio._bell import LastingPoll
 from uring_trio._polls import Polls
 
 begin = Polls.begin
 
-def refuse(*args):  # the first: trio's own
+def refuse_bell(*args):
+    raise OSError(errno.ENOMEM, "no memory")
+
+def refuse(*args):  # the first: trio's own, where there is no bell
     Polls.begin = begin
     raise OSError(errno.ENOMEM, "no memory")
 
 async def main():
     await trio.to_thread.run_sync(time.sleep, 0.1)
 
-Polls.begin = refuse
+LastingPoll._begin, Polls.begin = refuse_bell, refuse
 try:
     uring_trio.run(main, backend="io_uring")
 except trio.TrioInternalError as exc:
