@@ -223,6 +223,21 @@ class Echo(gain.EventHandler):
         self._due.one()
 
 
+def by_plain_clients(clients: Sequence[stdlib_socket.socket], due: Due) -> Rounds:
+    """Rounds of a message of each client and its echo; none of them ever waits."""
+
+    async def rounds(count: int) -> None:
+        for _ in range(ECHOES * count):
+            due.expect_all()
+            for client in clients:
+                client.send(MESSAGE)
+            await due.wait()
+            for client in clients:
+                client.recv(4096)
+
+    return rounds
+
+
 @contextlib.asynccontextmanager
 async def gain_echo() -> AsyncIterator[Rounds]:
     """A callback server in this run; its clients are plain sockets, which never wait."""
@@ -236,16 +251,7 @@ async def gain_echo() -> AsyncIterator[Rounds]:
             clients = [clients_open.enter_context(connected(path)) for _ in range(PAIRS)]
             await due.wait()
 
-            async def rounds(count: int) -> None:
-                for _ in range(ECHOES * count):
-                    due.expect_all()
-                    for client in clients:
-                        client.send(MESSAGE)
-                    await due.wait()
-                    for client in clients:
-                        client.recv(4096)
-
-            yield rounds
+            yield by_plain_clients(clients, due)
             nursery.cancel_scope.cancel()
 
 
@@ -264,16 +270,7 @@ async def gain_datagrams() -> AsyncIterator[Rounds]:
                 client.setblocking(False)
                 client.connect(tuple(server.addresses()[0]))
 
-            async def rounds(count: int) -> None:
-                for _ in range(ECHOES * count):
-                    due.expect_all()
-                    for client in clients:
-                        client.send(MESSAGE)
-                    await due.wait()
-                    for client in clients:
-                        client.recv(4096)
-
-            yield rounds
+            yield by_plain_clients(clients, due)
         nursery.cancel_scope.cancel()
 
 

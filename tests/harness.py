@@ -170,6 +170,18 @@ async def assert_books_balance() -> None:
         await trio.lowlevel.checkpoint()
 
 
+class Canary:
+    """Counts how many of them are alive: in a frame, a field or a cycle of whoever holds it."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        Canary.alive += 1
+
+    def __del__(self) -> None:
+        Canary.alive -= 1
+
+
 def unbalanced() -> list[str]:
     """What is still open in the current run, apart from trio's own waiting reader."""
     statistics = io_statistics()

@@ -874,9 +874,16 @@ DOOR = [
     Mutation(
         "Who stands in the line is not overtaken by a datagram at once.",
         "src/uring_trio/_sockets.py",
-        "if self.takes_datagrams and sender.current is None:\n                    try:",
-        "if self.takes_datagrams:\n                    try:",
+        "if self.takes_datagrams and sender.current is None:\n                    to =",
+        "if self.takes_datagrams:\n                    to =",
         ("tests/test_datagrams_at_once.py::test_who_stands_in_the_line_is_not_overtaken",),
+    ),
+    Mutation(
+        "Who is cancelled before a datagram at once has its memory back.",
+        "src/uring_trio/_sockets.py",
+        "    except BaseException:\n        release()\n        raise",
+        "    except BaseException:\n        raise",
+        ("tests/test_datagrams_at_once.py::test_room_is_let_go_whatever_happens",),
     ),
     Mutation(
         "A cancel that meets a datagram leaves it in the socket.",

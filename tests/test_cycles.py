@@ -21,20 +21,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.differential
 
 
-class Canary:
-    """In a local variable of the user's: alive as long as his frame."""
-
-    alive = 0
-
-    def __init__(self) -> None:
-        Canary.alive += 1
-
-    def __del__(self) -> None:
-        Canary.alive -= 1
-
-
 async def cancelled_at_once(operation: Callable[[], Awaitable[object]]) -> None:
-    canary = Canary()
+    canary = harness.Canary()
     with trio.CancelScope() as scope:
         scope.cancel()
         await operation()
@@ -44,7 +32,7 @@ async def cancelled_at_once(operation: Callable[[], Awaitable[object]]) -> None:
 
 async def closed(operation: Callable[[], Awaitable[object]], sock: object) -> None:
     async def sleep() -> None:
-        canary = Canary()  # noqa: F841
+        canary = harness.Canary()  # noqa: F841
         with pytest.raises(trio.ClosedResourceError):
             await operation()
 
@@ -72,7 +60,7 @@ async def test_no_cycles() -> None:
                 await cancelled_at_once(operation)
                 if index != 1:  # a send does not sleep
                     await closed(operation, a.socket)
-                assert Canary.alive == 0, index
+                assert harness.Canary.alive == 0, index
         finally:
             gc.enable()
 

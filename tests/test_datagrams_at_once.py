@@ -21,7 +21,7 @@ from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tas
 from uring_trio import _beside
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from trio.socket import SocketType
 
@@ -269,7 +269,12 @@ async def test_room_is_let_go_whatever_happens(receive: str) -> None:
         await a.send(b"x")
         with trio.CancelScope() as scope:
             scope.cancel()
-            await getattr(b, receive)(argument)
+            try:
+                await getattr(b, receive)(argument)
+            except trio.Cancelled:  # whose traceback has all that the call had
+                buffer.append(0)  # BufferError: it is pinned
+                del buffer[10]
+                raise
         await getattr(b, receive)(argument)
         assert buffer[:1] == b"x"
         b.close()
@@ -492,21 +497,28 @@ async def test_a_socket_that_somebody_has_set_to_block(receive: Receive) -> None
         assert received == [b"late"]
 
 
+@contextlib.contextmanager
+def first_in_vain(errors: Iterable[int], *names: str) -> Iterator[None]:
+    """The first of these system calls fail like this, and no others."""
+    answers = [-error for error in errors]
+
+    def call(real: kernel_table.Call, *arguments: Any) -> int:
+        return answers.pop(0) if answers else int(real(*arguments))
+
+    with kernel_table.calls(**dict.fromkeys(names, call)):
+        yield
+    assert answers == []
+
+
 @only_on_the_ring
 @by_plain_calls
 @pytest.mark.parametrize("name", ["recv", "recvfrom"])
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EINTR])
 async def test_another_process_was_faster(name: str, error: int) -> None:
     """The first attempt finds nothing, and so does the one after the poll."""
-    answers = [-errno.EAGAIN, -error]
-
-    def in_vain(real: kernel_table.Call, *arguments: Any) -> int:
-        return answers.pop(0) if answers else int(real(*arguments))
-
-    with udp_pair() as (a, b), kernel_table.calls(recvfrom=in_vain):
+    with udp_pair() as (a, b), first_in_vain([errno.EAGAIN, error], "recvfrom"):
         await a.send(b"x")
         assert await RECEIVES[name](b, 10, 0) == b"x"
-    assert answers == []
     operations, plain_calls = made()
     by_ladder = error == errno.EAGAIN
     assert operations == ({"recvmsg": 1} if by_ladder else {})
@@ -518,15 +530,9 @@ async def test_another_process_was_faster(name: str, error: int) -> None:
 @each_receive
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EINTR])
 async def test_an_attempt_in_vain_is_an_operation(receive: Receive, error: int) -> None:
-    answers = [-error]
-
-    def in_vain(real: kernel_table.Call, *arguments: Any) -> int:
-        return answers.pop(0) if answers else int(real(*arguments))
-
-    with udp_pair() as (a, b), kernel_table.calls(recvfrom=in_vain, recvmsg=in_vain):
+    with udp_pair() as (a, b), first_in_vain([error], "recvfrom", "recvmsg"):
         await a.send(b"x")
         assert await receive(b, 10, 0) == b"x"
-    assert answers == []
 
 
 @only_on_the_ring
@@ -534,15 +540,9 @@ async def test_an_attempt_in_vain_is_an_operation(receive: Receive, error: int) 
 @pytest.mark.parametrize("name", SENDS)
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EINTR])
 async def test_a_send_in_vain_is_an_operation(name: str, error: int) -> None:
-    answers = [-error]
-
-    def in_vain(real: kernel_table.Call, *arguments: Any) -> int:
-        return answers.pop(0) if answers else int(real(*arguments))
-
-    with udp_pair() as (a, b), kernel_table.calls(sendto=in_vain, sendmsg=in_vain):
+    with udp_pair() as (a, b), first_in_vain([error], "sendto", "sendmsg"):
         assert await SENDS[name](a, b"x", b.getsockname()) == 1
         assert await b.recv(10) == b"x"
-    assert answers == []
     assert made() == ({"send" if name == "send" else "sendmsg": 1}, {"recv": 1})
 
 

@@ -19,6 +19,7 @@ import threading
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+import harness
 import pytest
 import trio
 from gain_engine import ScriptedEngine, steady_engine
@@ -37,7 +38,7 @@ from uring_trio._kernel import (
 )
 from uring_trio._slots import Slots
 from uring_trio.gain import _life, _ring
-from uring_trio.gain._conn import Conn, Handle
+from uring_trio.gain._conn import Conn, DatagramConn, Handle
 from uring_trio.gain._connection import Connection, Outlet
 from uring_trio.gain._halves import (
     PLAIN_INPUT,
@@ -64,7 +65,7 @@ pytestmark = [*ON_RING, in_c]
 
 METHODS = [
     (cls, name)
-    for cls in (Turn, Handle, Conn)
+    for cls in (Turn, Conn)
     for name, method in vars(cls).items()
     if hot is not None and type(method) is hot.Method
 ]
@@ -364,19 +365,25 @@ def test_a_bound_method_looks_and_is_called_as_in_python() -> None:
     take = conn.next
     assert take(2) == b"01"
     assert take(n=2) == b"23"
-    assert Handle.next(conn, 2) == b"45"
+    assert Conn.next(conn, 2) == b"45"
     assert Conn.read(conn, n=1) == b"6"
-    assert Handle.next(*(conn,), n=2) == b"78"
+    assert Conn.next(*(conn,), n=2) == b"78"
     for wrong in (
         lambda: conn.next(m=1),
         lambda: conn.next(1, n=1),
         lambda: conn.write(),
-        lambda: Handle.next(),  # type: ignore[call-arg]
+        lambda: Conn.next(),  # type: ignore[call-arg]
     ):
         with pytest.raises(TypeError):
             wrong()
     with pytest.raises(AttributeError):
-        Handle.next(object(), 1)  # type: ignore[arg-type]
+        Conn.next(object(), 1)  # type: ignore[arg-type]
+
+
+def test_a_datagram_has_pythons_methods() -> None:
+    for name in ("next", "read", "write"):
+        assert inspect.isfunction(getattr(DatagramConn, name))
+        assert type(vars(Conn)[name]) is hot.Method
 
 
 def test_a_handle_that_was_never_made_is_nobodys() -> None:
@@ -806,16 +813,6 @@ async def test_nothing_is_left_of_many_messages() -> None:
 FIELDS = [getattr(hot, name) for name in dir(hot) if name.endswith("Fields")]
 
 
-class Canary:
-    alive = 0
-
-    def __init__(self) -> None:
-        Canary.alive += 1
-
-    def __del__(self) -> None:
-        Canary.alive -= 1
-
-
 @pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)
 def test_fields_in_a_cycle_are_collected(kind: Any) -> None:
     heir: Any = type("Heir", (kind,), {"__slots__": ()})
@@ -825,13 +822,13 @@ def test_fields_in_a_cycle_are_collected(kind: Any) -> None:
     for name in names:
         thing = heir()
         try:
-            setattr(thing, name, [thing, Canary()])
+            setattr(thing, name, [thing, harness.Canary()])
         except TypeError:  # a number
             continue
         objects += 1
         del thing
     gc.collect()
-    assert Canary.alive == 0
+    assert harness.Canary.alive == 0
     assert objects or kind is hot.LifeFields
 
 

@@ -1139,28 +1139,20 @@ def test_operations_and_lines_in_a_cycle_are_collected(
     monkeypatch.setattr("uring_trio._operations.run_context", Task)
     from uring_trio._lines import Backlog
 
-    class Canary:
-        alive = 0
-
-        def __init__(self) -> None:
-            Canary.alive += 1
-
-        def __del__(self) -> None:
-            Canary.alive -= 1
-
+    class Number(harness.Canary):
         def __call__(self) -> int:
             return 1
 
     slots = Slots(Ring(), lambda *args: None)  # type: ignore[arg-type]
     line: Any = (Receiver if kind == "receive" else Sender)(
-        slots, Backlog(), Canary(), is_socket=True
+        slots, Backlog(), Number(), is_socket=True
     )
     operation = line.receive(1) if kind == "receive" else line.send(b"x", 0)
     slots.wake = operation.abort  # trap, abort, line, slots: and back
-    assert Canary.alive == 1
+    assert harness.Canary.alive == 1
     del line, operation, slots
     gc.collect()
-    assert Canary.alive == 0
+    assert harness.Canary.alive == 0
 
 
 # Not tuned: enough to tell what is lost once in each from what a process has anyway.

@@ -79,7 +79,7 @@ static PyObject *cut(const struct handle *handle, const struct inbound *inbound,
     return data;
 }
 
-PyObject *handle_next(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
+PyObject *conn_next(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
 {
     const struct handle *handle = (const struct handle *)self;
     Py_ssize_t size = size_asked(arguments, count);
@@ -98,7 +98,7 @@ PyObject *handle_next(PyObject *self, PyObject *const *arguments, Py_ssize_t cou
     return data;
 }
 
-PyObject *handle_read(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
+PyObject *conn_read(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
 {
     const struct handle *handle = (const struct handle *)self;
     Py_ssize_t size = size_asked(arguments, count);

@@ -243,8 +243,8 @@ PyObject *turn_sweep_ready(PyObject *self, PyObject *const *arguments, Py_ssize_
 PyObject *turn_sweep_dirty(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
 PyObject *turn_sweep_wrote(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
 PyObject *turn_send_now(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
-PyObject *handle_next(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
-PyObject *handle_read(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
+PyObject *conn_next(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
+PyObject *conn_read(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
 PyObject *conn_write(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
 
 static inline bool is_of(const PyObject *object, const PyObject *kind)

@@ -5,7 +5,8 @@
  * and calls the function for the rest, with the arguments as they came: the function does all of it
  * where there is no C. To whoever looks it is that function: its name, its words, its signature.
  *
- * Classes say that they want them (`quicken`), and are known by their names here.
+ * Classes say that they want them (`quicken`), and are known by their names here. One that inherits
+ * such a function gets it for itself: who else inherits it, as a datagram, has Python's alone.
  */
 #include "hot.h"
 
@@ -149,7 +150,7 @@ static const struct {
 } METHODS[] = {
     {"Turn", "_sweep_ready", turn_sweep_ready}, {"Turn", "_sweep_dirty", turn_sweep_dirty},
     {"Turn", "_sweep_wrote", turn_sweep_wrote}, {"Turn", "_send_now", turn_send_now},
-    {"Handle", "next", handle_next},            {"Handle", "read", handle_read},
+    {"Conn", "next", conn_next},                {"Conn", "read", conn_read},
     {"Conn", "write", conn_write},
 };
 

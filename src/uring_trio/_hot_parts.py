@@ -2,9 +2,9 @@
 
 A message of a stream, or of a callback server, costs some thousand instructions in the
 interpreter, most of them to look at fields and to store them. `_hot` (csrc/hot) does that in C for
-whatever is *plain*; what is not, it leaves to the Python that is here anyway. So there is one state and one set of rules: the *hot
-fields* of some classes lie in C structs, and the classes inherit them from here, whichever way it
-is. With Python alone they are slots like others.
+whatever is *plain*; what is not, it leaves to the Python that is here anyway. So there is one state
+and one set of rules: the *hot fields* of some classes lie in C structs, and the classes inherit
+them from here, whichever way it is. With Python alone they are slots like others.
 
 It is for speed alone, and may be missing: a compiler failed at it, CPython is a free-threaded one,
 which has no stable ABI, the platform has no engine either, or somebody does not want it
@@ -60,7 +60,7 @@ def refuse(reason: str) -> None:
 
 
 def quicker(cls: type[T]) -> type[T]:
-    """Have C do what is plain of those methods of a class that `_hot` has; see csrc/hot/method.c."""
+    """Have C do what is plain of those methods that `_hot` has; see csrc/hot/method.c."""
     if hot is not None:
         hot.quicken(cls)
     return cls

@@ -18,9 +18,9 @@ Never so where SO_RCVLOWAT is set: then a poll waits for so many bytes, while an
 so stock's receive, gives what is there at the call. A socket is asked for its mark at its
 first receive, and again after each setsockopt of the option through a trio socket or stream
 of this process. One that was accepted here is not asked if its listener has none, from which it
-would have it, and no mark was ever set in this process. A mark that is set past trio after that look (on the standard library's
-socket, or by another process) is not seen until the next one: asking each time would be a
-system call for each receive.
+would have it, and no mark was ever set in this process. A mark that is set past trio after that
+look, or after such an accept (on the standard library's socket, or by another process), is not
+seen until the next one: asking each time would be a system call for each receive.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ Records for oneself
 
 A batch is completed by one call for each record. Whoever has many records in a batch may
 *take* them instead (`taking`): it is given the whole batch before anybody else, and returns
-what is not its own. Where the hot paths are C the records stay where the engine has put them: it is
-given how many there are, marks its own, and returns the number again, or 0 if none is another's. It is a fast way and no other: each of its occupants has a `complete`
-that does the same, for records that come while nobody takes them. Who takes a last record
-empties the slot.
+what is not its own. Where the hot paths are C the records stay where the engine has put them:
+it is given how many there are, marks its own, and returns the number again, or 0 if none is
+another's. It is a fast way and no other: each of its occupants has a `complete` that does the
+same, for records that come while nobody takes them. Who takes a last record empties the slot.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -120,6 +121,26 @@ async def _end_plain_call(endpoint: Endpoint, opcode: str, answer: int) -> None:
     await trio.lowlevel.cancel_shielded_checkpoint()
     if answer < 0:
         checked(answer)
+
+
+async def _do_at_once(
+    endpoint: Endpoint, opcode: str, call: Callable[[], int], release: Callable[[], object]
+) -> int:
+    """A call that cannot wait, with memory that is let go unless the ring is to go on with it.
+
+    Returns:
+      Its answer: one of `REFUSED`, or no error.
+    """
+    try:
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except BaseException:
+        release()
+        raise
+    answer = int(call())
+    if answer not in REFUSED:
+        release()
+        await _end_plain_call(endpoint, opcode, answer)
+    return answer
 
 
 async def _perform(operation: Operation) -> Any:
@@ -267,16 +288,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         pinned, size, flags = found
         receiver = endpoint.receiver
         if self.takes_datagrams and receiver.current is None:
-            try:
-                await trio.lowlevel.checkpoint_if_cancelled()
-            except BaseException:
-                unpin(pinned)
-                raise
-            fd, name = self._sock.fileno(), scratch.name
-            count: int = try_recv_from(fd, pinned, size, flags, name.c)
+            call = partial(try_recv_from, self._sock.fileno(), pinned, size, flags, scratch.name.c)
+            count = await _do_at_once(endpoint, "recv", call, partial(unpin, pinned))
             if count not in REFUSED:
-                unpin(pinned)
-                await _end_plain_call(endpoint, "recv", count)
                 return count
             receiver.expect_wait()
         operation = ReceiveInto(receiver, pinned, size, flags)
@@ -304,7 +318,7 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 if self.takes_datagrams and endpoint.receiver.current is None:
                     return await self._receive(endpoint, "recvmsg", size, flags)
                 message = Message(data_size=size)
-                return await self._receive_by_ring(endpoint, message, flags, received_from)
+                return await self._receive_message(endpoint, message, flags, received_from)
         self._count_stock(endpoint)
         return await super().recvfrom(*args, **kwargs)
 
@@ -374,9 +388,8 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
                 await _end_plain_call(endpoint, "recvmsg", count)
                 return found
             receiver.expect_wait()
-        return await self._receive_by_ring(
-            endpoint, message, flags, convert, on_user_memory=on_user_memory
-        )
+        operation = ReceiveMessage(receiver, message, flags, convert, on_user_memory=on_user_memory)
+        return await _perform(receiver.submit(operation))
 
     async def _receive(self, endpoint: Endpoint, opcode: str, size: int, flags: int) -> Any:
         """A datagram, and of "recvmsg" who it is from: at once, or when there is one."""
@@ -391,19 +404,6 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             return found
         await _end_plain_call(endpoint, opcode, error)
         return found
-
-    async def _receive_by_ring(
-        self,
-        endpoint: Endpoint,
-        message: Message,
-        flags: int,
-        convert: Any,
-        *,
-        on_user_memory: bool = False,
-    ) -> Any:
-        receiver = endpoint.receiver
-        operation = ReceiveMessage(receiver, message, flags, convert, on_user_memory=on_user_memory)
-        return await _perform(receiver.submit(operation))
 
     # ---- send -------------------------------------------------------------------------
 
@@ -425,16 +425,10 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
             if pinned is not None:
                 sender = endpoint.sender
                 if self.takes_datagrams and sender.current is None:
-                    try:
-                        await trio.lowlevel.checkpoint_if_cancelled()
-                    except BaseException:
-                        unpin(pinned)
-                        raise
-                    sent = try_send_to(self._sock.fileno(), pinned, len(pinned), flags, b"", 0)
+                    to = self._sock.fileno(), pinned, len(pinned), flags, b"", 0
+                    call = partial(try_send_to, *to)
+                    sent = await _do_at_once(endpoint, "send", call, partial(unpin, pinned))
                     if sent not in REFUSED:
-                        if type(pinned) is not bytes:
-                            unpin(pinned)
-                        await _end_plain_call(endpoint, "send", sent)
                         return sent
                 operation = sender.send(pinned, flags)
                 value = await park(operation.trap)
@@ -507,15 +501,9 @@ class UringSocket(stock_socket_type):  # type: ignore[misc]
         sender = endpoint.sender
         flags = own_flags(flags) | MSG_NOSIGNAL
         if self.takes_datagrams and sender.current is None:
-            try:
-                await trio.lowlevel.checkpoint_if_cancelled()
-            except BaseException:
-                message.free()
-                raise
-            sent = try_sendmsg(self._sock.fileno(), message, flags)
+            call = partial(try_sendmsg, self._sock.fileno(), message, flags)
+            sent = await _do_at_once(endpoint, "sendmsg", call, message.free)
             if sent not in REFUSED:
-                message.free()
-                await _end_plain_call(endpoint, "sendmsg", sent)
                 return sent
         return await self._send_by_ring(endpoint, message, flags, *buffers)
 

@@ -93,7 +93,6 @@ def protected(cls: type[T]) -> type[T]:
     return cls
 
 
-@quicker
 @protected
 class Handle(HandleFields):
     """Input that is taken, and a socket with options; see `Conn` and `DatagramConn`.
